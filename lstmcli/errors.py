@@ -1,0 +1,40 @@
+"""What a user can get wrong or run into. Each kind carries the exit code of the command (sysexits.h where it has one).
+
+The text of an error says where (file, dataset, row), what was expected, what came, and what to do, in one line.
+"""
+
+
+class LstmcliError(Exception):
+    """Root of all expected failures; anything else that is raised is a bug."""
+
+    exit_code = 1
+
+
+class UsageError(LstmcliError):
+    """Options that contradict each other or that this version cannot honour."""
+
+    exit_code = 2
+
+
+class DataError(LstmcliError, ValueError):
+    """Input that is malformed, or that does not fit the model."""
+
+    exit_code = 65
+
+
+class MissingInputError(LstmcliError):
+    """An input file that does not exist or cannot be opened."""
+
+    exit_code = 66
+
+
+class OutputError(LstmcliError):
+    """An output that exists already or cannot be created."""
+
+    exit_code = 73
+
+
+class StorageError(LstmcliError):
+    """Reading or writing failed on the way: disk full, quota, device error, broken pipe."""
+
+    exit_code = 74
