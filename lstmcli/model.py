@@ -1,0 +1,275 @@
+"""What is computed: a tree of LSTM cells with their weights, the weights a new one starts with, and the model file.
+
+    Stack          layers from the bottom to the top, the outputs of one being the input of the next
+    Bidirectional  one tree forward and one backward over the same input, their outputs merged
+    Reverse        its inner tree from the last valid step to the first
+    Residual       its inner tree plus its input
+    Cell           the weights of one LSTM
+
+Axes: E input features, U units, P output width of a cell (its projection's width, or U). Gate blocks stand in the order
+i, f, g, o (input, forget, candidate, output) along 4*U.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lstmcli.errors import DataError, UsageError
+
+Floats = NDArray[np.floating]
+State = dict[str, Floats]
+
+MERGES = ("concat", "sum", "mean", "mul")
+
+
+class Model:
+    """A tree that can be called: arrays in, arrays out."""
+
+    kind: ClassVar[str]
+
+    @property
+    def input_size(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def output_size(self) -> int:
+        raise NotImplementedError
+
+    def children(self) -> dict[str, Model]:
+        """The trees right below, by the name of their level in a file."""
+        return {}
+
+    def cells(self) -> Iterator[tuple[str, Cell]]:
+        """All cells with their place in the state tree, such as "0" or "1/forward"; reverse and residual add no level."""
+        for name, child in self.children().items():
+            for path, cell in child.cells():
+                yield "/".join(part for part in (name if name != "inner" else "", path) if part), cell
+
+    def state_widths(self) -> dict[str, int]:
+        """Width of each state array: {"0/c": U, "0/h": P, ...}."""
+        return {f"{path}/{part}": width for path, cell in self.cells() for part, width in cell.widths().items()}
+
+    def parameters(self) -> int:
+        """How many numbers the weights are."""
+        return sum(weight.size for _, cell in self.cells() for weight in cell.weights().values())
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the weights, for a summary or a file's attributes."""
+        return {"kind": self.kind} | {name: child.config() for name, child in self.children().items()}
+
+    def __call__(
+        self,
+        x: ArrayLike,
+        lengths: ArrayLike | None = None,
+        initial_state: Mapping[str, ArrayLike] | None = None,
+        threads: int | None = None,
+    ) -> tuple[Floats, State]:
+        """Runs the model over a padded batch.
+
+        x (B, T, E) float16, float32 or float64; steps at t >= lengths[b] are never read. float64 is computed in float64,
+        all else in float32. lengths (B,) integers, 0 <= lengths[b] <= T; None: all T. initial_state: arrays (B, width) by
+        name as in the returned state; None: zeros. threads: at most so many; None: all CPUs this process may use.
+
+        Returns outputs (B, T, output_size), zeros past each length, and the state after each last valid step, such as
+        {"0/c": (B, U), "0/h": (B, P)}; the initial state where the length is 0. All new arrays; nothing given is written.
+        Raises DataError for arrays that do not fit.
+        """
+        from lstmcli.forward import run_padded
+
+        return run_padded(self, x, lengths, initial_state, threads)
+
+
+@dataclass(frozen=True, eq=False)
+class Cell(Model):
+    """One LSTM: the equations are in DESIGN, the plain case in kernel/tile.py.
+
+    input_kernel (E, 4*U), recurrent_kernel (P, 4*U), bias (4*U,) or None, peephole (3, U) with rows i, f, o or None,
+    projection (U, P) or None. `forget_bias` is added to the forget gate at run time, on top of `bias`.
+    """
+
+    kind: ClassVar[str] = "cell"
+    input_kernel: Floats
+    recurrent_kernel: Floats
+    bias: Floats | None = None
+    peephole: Floats | None = None
+    projection: Floats | None = None
+    activation: str = "tanh"
+    recurrent_activation: str = "sigmoid"
+    forget_bias: float = 0.0
+    cell_clip: float | None = None
+    projection_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.input_kernel.ndim != 2 or self.input_kernel.shape[1] % 4 or not self.input_kernel.shape[1]:
+            raise DataError(f"input_kernel: expected shape (input size, 4 * units), got {self.input_kernel.shape}")
+        expected = {
+            "recurrent_kernel": (self.output_size, 4 * self.units),
+            "bias": (4 * self.units,),
+            "peephole": (3, self.units),
+            "projection": (self.units, self.output_size),
+        }
+        for name, weight in self.weights().items():
+            if name in expected and weight.shape != expected[name]:
+                raise DataError(f"{name}: expected shape {expected[name]} for {self.units} units, got {weight.shape}")
+            if weight.dtype.kind != "f" or weight.dtype.itemsize > 8:
+                raise DataError(f"{name}: expected float16, float32 or float64, got {weight.dtype}")
+        for name in ("cell_clip", "projection_clip"):
+            clip = getattr(self, name)
+            if clip is not None and not clip > 0:
+                raise DataError(f"{name}: expected a number above 0, got {clip}")
+        if not math.isfinite(self.forget_bias):
+            raise DataError(f"forget_bias: expected a finite number, got {self.forget_bias}")
+
+    @property
+    def units(self) -> int:
+        return self.input_kernel.shape[1] // 4
+
+    @property
+    def input_size(self) -> int:
+        return len(self.input_kernel)
+
+    @property
+    def output_size(self) -> int:
+        if self.projection is None:
+            return self.units
+        return self.projection.shape[-1]
+
+    def cells(self) -> Iterator[tuple[str, Cell]]:
+        yield "", self
+
+    def widths(self) -> dict[str, int]:
+        return {"c": self.units, "h": self.output_size}
+
+    def weights(self) -> dict[str, Floats]:
+        """The arrays that are there, by their names in a model file."""
+        names = ("input_kernel", "recurrent_kernel", "bias", "peephole", "projection")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def config(self) -> dict[str, Any]:
+        names = ("units", "activation", "recurrent_activation", "forget_bias", "cell_clip", "projection_clip")
+        facts = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {"kind": self.kind, "input_size": self.input_size, "weights": list(self.weights()), **facts}
+
+
+@dataclass(frozen=True, eq=False)
+class Stack(Model):
+    kind: ClassVar[str] = "stack"
+    layers: tuple[Model, ...]
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise DataError("stack: expected at least one layer, got none")
+        for k, (below, above) in enumerate(zip(self.layers, self.layers[1:], strict=False)):
+            if below.output_size != above.input_size:
+                raise DataError(
+                    f"stack: layer {k} puts out {below.output_size} features, layer {k + 1} takes {above.input_size}"
+                )
+
+    @property
+    def input_size(self) -> int:
+        return self.layers[0].input_size
+
+    @property
+    def output_size(self) -> int:
+        return self.layers[-1].output_size
+
+    def children(self) -> dict[str, Model]:
+        return {str(k): layer for k, layer in enumerate(self.layers)}
+
+
+@dataclass(frozen=True, eq=False)
+class Bidirectional(Model):
+    kind: ClassVar[str] = "bidirectional"
+    forward: Model
+    backward: Model
+    merge: str = "concat"
+
+    def __post_init__(self) -> None:
+        if self.merge not in MERGES:
+            raise DataError(f"bidirectional: expected merge to be one of {', '.join(MERGES)}, got {self.merge!r}")
+        if self.forward.input_size != self.backward.input_size:
+            raise DataError(
+                f"bidirectional: forward takes {self.forward.input_size} features, backward {self.backward.input_size}"
+            )
+        if self.merge != "concat" and self.forward.output_size != self.backward.output_size:
+            raise DataError(
+                f"bidirectional: merge {self.merge!r} needs equal widths, "
+                f"got {self.forward.output_size} and {self.backward.output_size}"
+            )
+
+    @property
+    def input_size(self) -> int:
+        return self.forward.input_size
+
+    @property
+    def output_size(self) -> int:
+        return self.forward.output_size + (self.backward.output_size if self.merge == "concat" else 0)
+
+    def children(self) -> dict[str, Model]:
+        return {"forward": self.forward, "backward": self.backward}
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"merge": self.merge}
+
+
+@dataclass(frozen=True, eq=False)
+class Wrapper(Model):
+    """A tree around one other that has its input and output size."""
+
+    inner: Model
+
+    @property
+    def input_size(self) -> int:
+        return self.inner.input_size
+
+    @property
+    def output_size(self) -> int:
+        return self.inner.output_size
+
+    def children(self) -> dict[str, Model]:
+        return {"inner": self.inner}
+
+
+class Reverse(Wrapper):
+    kind: ClassVar[str] = "reverse"
+
+
+class Residual(Wrapper):
+    kind: ClassVar[str] = "residual"
+
+    def __post_init__(self) -> None:
+        if self.input_size != self.output_size:
+            raise DataError(f"residual: expected equal widths, got input {self.input_size}, output {self.output_size}")
+
+
+def as_root(model: Model) -> Model:
+    """A tree whose cells all have a name: a lone cell counts as a stack of one."""
+    return model if all(path for path, _ in model.cells()) else Stack((model,))
+
+
+def init_model(input_size: int, units: Sequence[int], seed: int = 0) -> Model:
+    """A stack of new cells with TensorFlow's initial weights, the same for a seed on any machine.
+
+    For each layer, bottom to top, one Glorot-uniform draw over the joint kernel (E + U, 4*U): uniform in +-limit, limit =
+    sqrt(6 / (E + U + 4*U)); zero bias; forget_bias 1 (tf.compat.v1.nn.rnn_cell.LSTMCell with no initializer). Weights are
+    float32 whatever they will be computed in. UsageError for sizes below 1 or a negative seed.
+    """
+    if input_size < 1 or not units or min(units) < 1 or seed < 0:
+        raise UsageError(f"expected sizes above 0 and a seed from 0 on, got input size {input_size}, units {units}, seed {seed}")
+    # PCG64's raw stream is the part of NumPy's generators that is promised never to change.
+    bits = np.random.PCG64(seed)
+    cells = []
+    for width in units:
+        shape = (input_size + width, 4 * width)
+        limit = math.sqrt(6 / sum(shape))
+        uniform = (bits.random_raw(math.prod(shape)) >> np.uint64(11)) * 2.0**-53
+        joint = ((2 * uniform - 1) * limit).astype(np.float32).reshape(shape)
+        cells.append(Cell(joint[:input_size], joint[input_size:], np.zeros(4 * width, np.float32), forget_bias=1.0))
+        input_size = width
+    return Stack(tuple(cells))
