@@ -140,6 +140,12 @@ class Forward:
         return threads, min(lanes, -(-len(lengths) // threads))
 
 
+def scratch_width(model: Model) -> int:
+    """How many floats a step of a block takes between the layers."""
+    hidden = [cell.units for _, cell in model.cells()][:-1]
+    return max(hidden[0::2], default=0) + max(hidden[1::2], default=0)
+
+
 def check_supported(model: Model) -> None:
     if not isinstance(model, Stack) or not all(isinstance(layer, Cell) for layer in model.layers):
         kinds = {type(node).kind for node in (model, *model.children().values())} - {"stack", "cell"}
@@ -147,7 +153,11 @@ def check_supported(model: Model) -> None:
     plain = Cell(np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32))
     for path, cell in model.cells():
         for name in ("peephole", "projection", "activation", "recurrent_activation", "cell_clip", "projection_clip"):
-            if (value := getattr(cell, name)) is not None and value is not getattr(plain, name) and value != getattr(plain, name):
+            if (
+                (value := getattr(cell, name)) is not None
+                and value is not getattr(plain, name)
+                and value != getattr(plain, name)
+            ):
                 shown = value if isinstance(value, str | float) else value.shape
                 raise UsageError(f"cell {path} has {name} {shown}; this version runs plain cells only")
 
@@ -211,7 +221,9 @@ def check_lengths(lengths: ArrayLike | None, batch: int, time: int) -> Integers:
         raise DataError(f"lengths: expected {batch} integers, got {given.dtype} {given.shape}")
     bad = np.flatnonzero((given < 0) | (given > time))
     if len(bad):
-        raise DataError(f"lengths, row {bad[0]}: expected 0 <= length <= {time}, got {given[bad[0]]}; {len(bad)} such rows in all")
+        raise DataError(
+            f"lengths, row {bad[0]}: expected 0 <= length <= {time}, got {given[bad[0]]}; {len(bad)} such rows in all"
+        )
     return given.astype(np.int64)
 
 

@@ -128,17 +128,17 @@ class Cell(Model):
 
     @property
     def units(self) -> int:
-        return self.input_kernel.shape[1] // 4
+        return int(self.input_kernel.shape[1]) // 4
 
     @property
     def input_size(self) -> int:
-        return len(self.input_kernel)
+        return int(self.input_kernel.shape[0])
 
     @property
     def output_size(self) -> int:
         if self.projection is None:
             return self.units
-        return self.projection.shape[-1]
+        return int(self.projection.shape[-1])
 
     def cells(self) -> Iterator[tuple[str, Cell]]:
         yield "", self
@@ -261,7 +261,9 @@ def init_model(input_size: int, units: Sequence[int], seed: int = 0) -> Model:
     float32 whatever they will be computed in. UsageError for sizes below 1 or a negative seed.
     """
     if input_size < 1 or not units or min(units) < 1 or seed < 0:
-        raise UsageError(f"expected sizes above 0 and a seed from 0 on, got input size {input_size}, units {units}, seed {seed}")
+        raise UsageError(
+            f"expected sizes above 0 and a seed from 0 on, got input size {input_size}, units {units}, seed {seed}"
+        )
     # PCG64's raw stream is the part of NumPy's generators that is promised never to change.
     bits = np.random.PCG64(seed)
     cells = []

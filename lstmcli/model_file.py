@@ -1,12 +1,13 @@
 """The model file, and the /model group of a result: a tree of groups whose leaves hold the weights of a cell.
 
-    /model       attribute kind = "stack" | "bidirectional" | "reverse" | "residual" | "cell"
-      stack: groups 0, 1, ...   bidirectional: groups forward, backward; attribute merge   residual, reverse: group inner
-      cell: datasets input_kernel (E, 4*U), recurrent_kernel (P, 4*U), and where present bias (4*U,), peephole (3, U),
-            projection (U, P); attributes units, activation, recurrent_activation, forget_bias, cell_clip,
-            projection_clip (where present), gate_order = "i,f,g,o"
+/model       attribute kind = "stack" | "bidirectional" | "reverse" | "residual" | "cell"
+  stack: groups 0, 1, ...   bidirectional: groups forward, backward; attribute merge   residual, reverse: group inner
+  cell: datasets input_kernel (E, 4*U), recurrent_kernel (P, 4*U), and where present bias (4*U,), peephole (3, U),
+        projection (U, P); attributes units, activation, recurrent_activation, forget_bias, cell_clip,
+        projection_clip (where present), gate_order = "i,f,g,o"
 """
 
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from lstmcli import hdf5
 from lstmcli.errors import DataError
 from lstmcli.model import Bidirectional, Cell, Model, Residual, Reverse, Stack, as_root
+from lstmcli.partial import Partial
 
 FORMAT, FORMAT_VERSION = "lstmcli-model", 1
 RESULT_FORMAT = "lstmcli-result"
@@ -51,6 +53,19 @@ def model_image(model: Model) -> bytes:
         write_model(file.create_group("model"), model)
         file.flush()
         return bytes(file.id.get_file_image())
+
+
+def save_model(model: Model, path: Path, overwrite: bool = False) -> None:
+    """Writes a model file, whole or not at all. OutputError, StorageError."""
+    image = model_image(model)
+    partial = Partial(path, overwrite)
+    try:
+        partial.reserve(len(image))
+        partial.write(image, 0)
+        partial.publish()
+    except BaseException:
+        partial.discard()
+        raise
 
 
 def load_model(path: str) -> Model:
@@ -105,10 +120,10 @@ def read_cell(group: Any) -> Cell:
     order = attribute(group, "gate_order", str, GATE_ORDER)
     if order != GATE_ORDER:
         raise DataError(f"expected gate_order {GATE_ORDER!r}, got {order!r}")
-    optional = {
+    optional: dict[str, Any] = {
         name: read_weight(group, name) for name in ("bias", "peephole", "projection") if hdf5.find(group, name) is not None
     }
-    clips = {name: attribute(group, name, float) for name in ("cell_clip", "projection_clip") if has(group, name)}
+    optional |= {name: attribute(group, name, float) for name in ("cell_clip", "projection_clip") if has(group, name)}
     cell = Cell(
         read_weight(group, "input_kernel"),
         read_weight(group, "recurrent_kernel"),
@@ -117,7 +132,6 @@ def read_cell(group: Any) -> Cell:
         # No default: TensorFlow's is 1, all others' is 0, and the wrong one gives wrong numbers without a sign of it.
         forget_bias=attribute(group, "forget_bias", float),
         **optional,
-        **clips,
     )
     if (units := attribute(group, "units", int, cell.units)) != cell.units:
         raise DataError(f"units is {units}, but input_kernel {cell.input_kernel.shape} has 4 * {cell.units} columns")

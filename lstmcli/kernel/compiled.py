@@ -2,7 +2,7 @@
 
 Numba compiles it; the object is kept in a private folder and loaded with llvmlite alone, so that a run whose kernel is
 cached imports nothing of Numba (0.05 s instead of 0.7 s). Native code is loaded only from a folder and a file that belong to
-the user and that nobody else can write. A cache that cannot be used, for whatever reason, costs one compilation and nothing else.
+the user and that nobody else can write. A cache that cannot be used, for whatever reason, costs a compilation and nothing else.
 """
 
 import ctypes
@@ -24,7 +24,9 @@ import llvmlite.binding as llvm
 from lstmcli.kernel.layout import Shape
 
 SOURCES = ("simd.py", "tile.py", "lanes.py", "layout.py", "compiled.py")
-PROTOTYPE = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p], *[ctypes.c_int64] * 6, *[ctypes.c_void_p, ctypes.c_int64])
+PROTOTYPE = ctypes.CFUNCTYPE(
+    None, *[ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p], *[ctypes.c_int64] * 6, *[ctypes.c_void_p, ctypes.c_int64]
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def is_private(status: os.stat_result, kind: Callable[[int], bool]) -> bool:
 def read(path: Path) -> tuple[str, bytes]:
     """Symbol and object of a cached kernel; ValueError when it is damaged or somebody else's."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file:
         if not is_private(os.fstat(descriptor), stat.S_ISREG):
             raise ValueError(f"{path}: not the user's own")
         head, code = file.readline(), file.read()
@@ -141,7 +143,7 @@ def write(path: Path, symbol: str, code: bytes) -> None:
     head = json.dumps({"symbol": symbol, "sha256": hashlib.sha256(code).hexdigest()}).encode()
     descriptor, temporary = tempfile.mkstemp(dir=path.parent)
     try:
-        with open(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(head + b"\n" + code)
         Path(temporary).replace(path)
     except OSError:

@@ -72,7 +72,18 @@ def tile_step(shape: Shape) -> Callable[..., None]:
     """The call of the tile for `rows` lanes from lane `first` on."""
 
     @intrinsic
-    def step(context: Any, rows: Any, panel: Any, bias: Any, table: Any, lanes: Any, first: Any, unit: Any, units: Any, inputs: Any) -> Any:
+    def step(
+        context: Any,
+        rows: Any,
+        panel: Any,
+        bias: Any,
+        table: Any,
+        lanes: Any,
+        first: Any,
+        unit: Any,
+        units: Any,
+        inputs: Any,
+    ) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             rows, panel, bias, table, lanes, first, unit, units, inputs = args
             columns = [

@@ -9,37 +9,49 @@ every vector width.
 from dataclasses import dataclass
 
 import llvmlite.ir as ir
+import numpy as np
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 POINTER = ir.IntType(8).as_pointer()
 
-# expm1(r) = r + r^2 * (EXPM1[0] + EXPM1[1]*r + ...) for |r| <= ln(2)/2: minimax in the relative error, which is
-# 1.3e-8 for float32 and 1.8e-17 for float64. LN2 is split so that n * LN2[0] + n * LN2[1] is n * ln(2) to twice the precision.
-# ROUND added to a number leaves its nearest integer in the low bits. From TANH_ONE on, tanh rounds to 1. Below -SIGMOID_ZERO
-# sigmoid is 0 (it would be smaller than the smallest normal number), and exp(SIGMOID_ZERO) is still finite.
+LOG2E = 1.442695040888963407
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Of exp, tanh and sigmoid for one type of float."""
+
+    expm1: tuple[float, ...]  # expm1(r) = r + r^2 * (expm1[0] + expm1[1] * r + ...), minimax for |r| <= ln(2) / 2
+    ln2: tuple[float, float]  # their sum is ln(2) to twice the precision
+    round: float  # added to a number, leaves its nearest integer in the low bits
+    mantissa: int  # bits
+    tanh_one: float  # from here on tanh rounds to 1
+    sigmoid_zero: float  # below -sigmoid_zero sigmoid would not be a normal number, and exp(sigmoid_zero) is still finite
+
+
 CONSTANTS = {
-    32: {
-        "EXPM1": (0.49999998152947942, 0.16666543571909439, 0.041667200071244319, 0.0083665272101687149, 0.0013882520285468624),
-        "LN2": (0.693147182464599609375, -1.904654290582768e-09),
-        "LOG2E": 1.442695040888963407,
-        "ROUND": 1.5 * 2**23,
-        "MANTISSA": 23,
-        "TANH_ONE": 10.0,
-        "SIGMOID_ZERO": 87.0,
-    },
-    64: {
-        "EXPM1": (
+    32: Constants(
+        # relative error of expm1: 1.3e-8
+        expm1=(0.49999998152947942, 0.16666543571909439, 0.041667200071244319, 0.0083665272101687149, 0.0013882520285468624),
+        ln2=(0.693147182464599609375, -1.904654290582768e-09),
+        round=1.5 * 2**23,
+        mantissa=23,
+        tanh_one=10.0,
+        sigmoid_zero=87.0,
+    ),
+    64: Constants(
+        # relative error of expm1: 1.8e-17
+        expm1=(
             0.50000000000000051844, 0.16666666666666589205, 0.041666666666576684765, 0.0083333333333895966515,
             0.001388888893158985372, 0.0001984126971893101181, 2.4801505241692915722e-05, 2.7557407582911947834e-06,
             2.7626051371844902462e-07, 2.5053773017569860395e-08,
         ),
-        "LN2": (0.693147180559945286226763982995180413, 2.319046813846299615494855e-17),
-        "LOG2E": 1.442695040888963407,
-        "ROUND": 1.5 * 2**52,
-        "MANTISSA": 52,
-        "TANH_ONE": 20.0,
-        "SIGMOID_ZERO": 708.0,
-    },
+        ln2=(0.693147180559945286226763982995180413, 2.319046813846299615494855e-17),
+        round=1.5 * 2**52,
+        mantissa=52,
+        tanh_one=20.0,
+        sigmoid_zero=708.0,
+    ),
 }  # fmt: skip
 
 
@@ -52,12 +64,12 @@ class Simd:
     width: int
 
     @property
-    def float(self) -> ir.Type:
+    def scalar(self) -> ir.Type:
         return ir.FloatType() if self.bits == 32 else ir.DoubleType()
 
     @property
     def vector(self) -> ir.VectorType:
-        return ir.VectorType(self.float, self.width)
+        return ir.VectorType(self.scalar, self.width)
 
     @property
     def integers(self) -> ir.VectorType:
@@ -68,10 +80,10 @@ class Simd:
 
     def at(self, base: ir.Value, index: ir.Value) -> ir.Value:
         """The address of float number `index` after `base`."""
-        return self.builder.gep(base, [index], source_etype=self.float)
+        return self.builder.gep(base, [index], source_etype=self.scalar)
 
     def broadcast(self, pointer: ir.Value) -> "Vector":
-        scalar = self.builder.load(pointer, align=self.bits // 8, typ=self.float)
+        scalar = self.builder.load(pointer, align=self.bits // 8, typ=self.scalar)
         one = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), scalar, ir.Constant(I32, 0))
         zeros = ir.Constant(ir.VectorType(I32, self.width), [0] * self.width)
         return Vector(self, self.builder.shuffle_vector(one, ir.Constant(self.vector, ir.Undefined), zeros))
@@ -82,7 +94,9 @@ class Simd:
     def first(self, count: ir.Value) -> ir.Value:
         """The mask of the first `count` floats."""
         numbers = ir.VectorType(I32, self.width)
-        one = self.builder.insert_element(ir.Constant(numbers, ir.Undefined), self.builder.trunc(count, I32), ir.Constant(I32, 0))
+        one = self.builder.insert_element(
+            ir.Constant(numbers, ir.Undefined), self.builder.trunc(count, I32), ir.Constant(I32, 0)
+        )
         counts = self.builder.shuffle_vector(one, ir.Constant(numbers, ir.Undefined), ir.Constant(numbers, [0] * self.width))
         return self.builder.icmp_unsigned("<", ir.Constant(numbers, list(range(self.width))), counts)
 
@@ -130,9 +144,7 @@ class Vector:
 
 def rounded(value: float, bits: int) -> float:
     """LLVM takes a float32 constant only if it is one exactly."""
-    import struct
-
-    return value if bits == 64 else struct.unpack("f", struct.pack("f", value))[0]
+    return value if bits == 64 else float(np.float32(value))
 
 
 def fma(x: Vector, y: Vector, z: Vector) -> Vector:
@@ -149,12 +161,12 @@ def if_less(x: Vector, y: Vector, then: Vector, other: Vector) -> Vector:
 def expm1_parts(x: Vector) -> tuple[Vector, Vector]:
     """(p, s) with exp(x) = s * (1 + p), s a power of two and |p| < 0.42, so that neither exp nor expm1 loses digits."""
     simd, builder, constants = x.simd, x.simd.builder, CONSTANTS[x.simd.bits]
-    magic = simd.constant(constants["ROUND"])
-    biased = fma(x, simd.constant(constants["LOG2E"]), magic)
+    magic = simd.constant(constants.round)
+    biased = fma(x, simd.constant(LOG2E), magic)
     n = biased - magic
-    r = fma(n, simd.constant(-constants["LN2"][0]), x)
-    r = fma(n, simd.constant(-constants["LN2"][1]), r)
-    *rest, last = constants["EXPM1"]
+    r = fma(n, simd.constant(-constants.ln2[0]), x)
+    r = fma(n, simd.constant(-constants.ln2[1]), r)
+    *rest, last = constants.expm1
     q = simd.constant(last)
     for coefficient in reversed(rest):
         q = fma(q, r, simd.constant(coefficient))
@@ -163,7 +175,7 @@ def expm1_parts(x: Vector) -> tuple[Vector, Vector]:
     def integers(value: int) -> ir.Constant:
         return ir.Constant(simd.integers, [value] * simd.width)
 
-    mantissa = constants["MANTISSA"]
+    mantissa = constants.mantissa
     exponent = builder.shl(builder.bitcast(biased.value, simd.integers), integers(mantissa))
     one = ((1 << (simd.bits - mantissa - 2)) - 1) << mantissa
     return p, Vector(simd, builder.bitcast(builder.add(exponent, integers(one)), simd.vector))
@@ -171,7 +183,7 @@ def expm1_parts(x: Vector) -> tuple[Vector, Vector]:
 
 def sigmoid(x: Vector) -> Vector:
     """1 / (1 + exp(-x)); at most 3 ULP off, 0 below -87 (float32) or -708 (float64)."""
-    limit = x.simd.constant(CONSTANTS[x.simd.bits]["SIGMOID_ZERO"])
+    limit = x.simd.constant(CONSTANTS[x.simd.bits].sigmoid_zero)
     one = x.simd.constant(1.0)
     y = if_less(limit, -x, limit, -x)
     p, s = expm1_parts(if_less(y, -limit, -limit, y))
@@ -180,7 +192,7 @@ def sigmoid(x: Vector) -> Vector:
 
 def tanh(x: Vector) -> Vector:
     """expm1(2x) / (expm1(2x) + 2) on |x|, with the sign of x; at most 3 ULP off, also near 0."""
-    limit = x.simd.constant(CONSTANTS[x.simd.bits]["TANH_ONE"])
+    limit = x.simd.constant(CONSTANTS[x.simd.bits].tanh_one)
     two = x.simd.constant(2.0)
     size = x.simd.same("llvm.fabs", x)
     size = if_less(limit, size, limit, size)

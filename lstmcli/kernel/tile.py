@@ -9,10 +9,13 @@ register from the bias to the activation; the size of the tile only chooses whic
 bit. Gates never touch memory.
 """
 
+import itertools
+
 import llvmlite.ir as ir
 
 from lstmcli.kernel.layout import GATES, Shape
-from lstmcli.kernel.simd import I32, I64, POINTER, Simd, Vector, fma, sigmoid, tanh
+from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, sigmoid, tanh
+
 
 def cell(i: Vector, f: Vector, g: Vector, o: Vector, c: Vector) -> tuple[Vector, Vector]:
     """The gates' sums and the old c to the new (c, h)."""
@@ -53,9 +56,9 @@ def define(module: ir.Module, shape: Shape, rows: int) -> ir.Function:
     sums, _ = products(simd, sums, weights, pointers(h), units)
 
     mask = simd.first(builder.sub(units, unit))
-    for gates, c_row, y_row in zip(sums, pointers(c), pointers(y), strict=True):
+    for (i, f, g, o), c_row, y_row in zip(sums, pointers(c), pointers(y), strict=True):
         old = simd.load_masked(simd.at(c_row, unit), mask)
-        new_c, new_h = cell(*gates, old)
+        new_c, new_h = cell(i, f, g, o, old)
         simd.store_masked(new_c, simd.at(c_row, unit), mask)
         simd.store_masked(new_h, simd.at(y_row, unit), mask)
     builder.ret_void()
@@ -94,7 +97,8 @@ def products(
         phi.add_incoming(step, loop)
     end.add_incoming(weights, before)
     end.add_incoming(next_weights, loop)
-    for old, run, new, out in zip(*(sum(table, []) for table in (sums, running, added, done)), strict=True):
+    flat = (itertools.chain.from_iterable(table) for table in (sums, running, added, done))
+    for old, run, new, out in zip(*flat, strict=True):
         run.add_incoming(old.value, before)
         run.add_incoming(new.value, loop)
         out.add_incoming(old.value, before)

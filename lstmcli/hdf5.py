@@ -1,0 +1,205 @@
+"""HDF5 files of other people, opened passively: such a file cannot make this program read another file or load code.
+
+Refused: external and soft links (a soft link inside the file too: it may lead through an external one), datasets in
+external storage, virtual datasets, and filters other than the four below. libhdf5 itself is trusted with the bytes.
+"""
+
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstmcli.errors import DataError, LstmcliError, MissingInputError, StorageError
+
+# libhdf5 reads this once, when h5py is first imported. '::' turns off its search for filter plugins, which are shared
+# libraries that it would load and run. h5py is imported inside functions because it takes a tenth of a second.
+os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
+
+FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
+
+
+class Entry(NamedTuple):
+    """A dataset of a file; shape and dtype are None where numpy has no equivalent."""
+
+    name: str
+    shape: tuple[int, ...] | None
+    dtype: np.dtype[Any] | None
+
+    def __str__(self) -> str:
+        return f"{shown(self.name)} {self.shape} {self.dtype}"
+
+
+def shown(name: str) -> str:
+    """`name` as it may reach a terminal: escaped and quoted if it holds control characters."""
+    return name if name.isprintable() else repr(name)
+
+
+def open_readable(path: str) -> int:
+    """A new file descriptor. MissingInputError: no such file, a directory, no permission."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MissingInputError(f"{shown(path)}: cannot be opened: {reason}") from error
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise MissingInputError(f"{shown(path)}: expected a file, got a directory")
+    return fd
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turns whatever h5py raises into StorageError (the system said no) or DataError (the file is bad)."""
+    try:
+        yield
+    except LstmcliError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        text = shown(" ".join(str(error).split()))
+        # h5py's types say little: a failed read(2) may come as a KeyError that has its errno in the text alone.
+        if failed := re.search(r"errno = ([1-9]\d*),.* offset = (\d+)", text):
+            reason = os.strerror(int(failed[1]))
+            raise StorageError(f"{where}: reading at byte {failed[2]} failed: {reason}") from error
+        if getattr(error, "errno", None) or re.search(r"errno = [1-9]", text):
+            raise StorageError(f"{where}: reading failed: {text}") from error
+        raise DataError(f"{where}: damaged, or not something this program reads; libhdf5 says: {text}") from error
+
+
+def open_file(path: str) -> Any:
+    """An h5py.File, read-only; close it, or use it as a context manager."""
+    import h5py
+
+    os.close(open_readable(path))
+    with reading(shown(path)):
+        return h5py.File(path, "r", locking="best-effort")
+
+
+def label(item: Any) -> str:
+    """`file::/name` of an h5py object, for messages."""
+    return f"{shown(item.file.filename)}::{shown(item.name)}"
+
+
+def entries(file: Any) -> list[Entry]:
+    """All datasets of an h5py.File or Group that hard links lead to, each object once."""
+    import h5py
+
+    found: list[Entry] = []
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            try:
+                dtype = item.dtype
+            except TypeError:
+                dtype = None
+            found.append(Entry(f"/{name}", item.shape, dtype))
+
+    with reading(label(file)):
+        file.visititems(visit)
+    return found
+
+
+def listed(found: list[Entry]) -> str:
+    """At most ten entries, for a message."""
+    more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+    return ", ".join(map(str, found[:10])) + more if found else "no dataset at all"
+
+
+def find(group: Any, name: str) -> Any:
+    """The group or dataset `name`, or None if there is none; DataError where a link on the way is not a hard link."""
+    import h5py
+
+    item = group
+    with reading(f"{label(group)}, object {shown(name)}"):
+        for part in filter(None, name.split("/")):
+            key = part.encode("utf-8", "surrogateescape")
+            if not isinstance(item, h5py.Group) or not item.id.links.exists(key):
+                return None
+            if item.id.links.get_info(key).type != h5py.h5l.TYPE_HARD:
+                raise DataError(
+                    f"{label(item)}: {shown(part)} is a soft or external link, which are not followed; "
+                    "name the dataset that it points to, or copy it into the file"
+                )
+            item = item[part]
+    return item
+
+
+def dataset(file: Any, name: str) -> Any:
+    """The h5py.Dataset `name` of a file or group, checked to hold its own data, readable without plugins."""
+    import h5py
+
+    item = find(file, name)
+    if not isinstance(item, h5py.Dataset):
+        got = "no such dataset" if item is None else f"expected a dataset, got a {type(item).__name__.lower()}"
+        where = f"{label(file).rstrip('/')}/{shown(name.lstrip('/'))}"
+        raise DataError(f"{where}: {got}; there is {listed(entries(file))}")
+    where = label(item)
+    with reading(where):
+        properties = item.id.get_create_plist()
+        if item.shape is None:
+            raise DataError(f"{where}: expected an array, got a dataset without a shape")
+        if item.is_virtual or properties.get_external_count():
+            raise DataError(f"{where}: its data lies in other files, which are not read; copy it into one file (h5repack)")
+        filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+        if unknown := sorted(set(filters) - set(FILTERS)):
+            raise DataError(
+                f"{where}: compressed with filter {unknown[0]}; expected {', '.join(FILTERS.values())}, "
+                "convert it with: h5repack -f GZIP=4"
+            )
+    return item
+
+
+def dtype_of(item: Any) -> np.dtype[Any]:
+    """dtype of a dataset whose stored bytes are exactly that; DataError for enums, bfloat16 and what h5py widens."""
+    import h5py
+
+    with reading(label(item)):
+        dtype: np.dtype[Any] = item.dtype
+        if not item.id.get_type().equal(h5py.h5t.py_create(dtype)):
+            raise DataError(f"{label(item)}: expected plain numbers of a numpy type, got a special type read as {dtype}")
+    return dtype
+
+
+def raw_offset(item: Any) -> int | None:
+    """Byte offset in the file of a contiguous dataset; None for other layouts. DataError if it was never written."""
+    import h5py
+
+    with reading(label(item)):
+        if item.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
+            return None
+        if item.size == 0:
+            return 0
+        # With a user block get_offset() is not None for a dataset that has no place yet; its storage size is 0 then.
+        if item.id.get_storage_size() == 0 or item.id.get_offset() is None:
+            raise DataError(f"{label(item)}: was never written; expected {item.shape} values, was its writer stopped?")
+        return int(item.id.get_offset())
+
+
+def written_chunks(item: Any) -> set[tuple[int, ...]] | None:
+    """First elements of the chunks that were written; None when all were, or the dataset has no chunks.
+
+    libhdf5 gives fill values for the others and says nothing, so a killed writer's file looks like zeros.
+    """
+    if item.chunks is None:
+        return None
+    found: set[tuple[int, ...]] = set()
+    with reading(label(item)):
+        grid = math.prod(-(-size // chunk) for size, chunk in zip(item.shape, item.chunks, strict=True))
+        if item.id.get_num_chunks() == grid:
+            return None
+        # Not get_chunk_info_by_coord: it walks through all the chunks for each question.
+        item.id.chunk_iter(lambda chunk: found.add(chunk.chunk_offset))
+    return found
+
+
+def read_array(item: Any) -> NDArray[Any]:
+    """A whole dataset, as stored. DataError if a part of it was never written. The caller has checked its size."""
+    if raw_offset(item) is None and (written := written_chunks(item)) is not None:
+        raise DataError(f"{label(item)}: only {len(written)} of its chunks were written; was its writer stopped?")
+    with reading(label(item)):
+        return np.asarray(item[()])

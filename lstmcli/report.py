@@ -1,0 +1,148 @@
+"""What people and programs see: summary, progress, model tree; as rich text or as JSON."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from lstmcli.hdf5 import shown
+from lstmcli.model import Cell
+from lstmcli.model import Model as ModelTree
+
+LOG_SECONDS = 10.0
+
+
+def console(stream: TextIO) -> Any:
+    from rich.console import Console
+
+    # In a pipe lines are as long as they are: nothing is wrapped or cut for programs that read them.
+    return Console(file=stream, width=None if stream.isatty() else 10_000, highlight=False, markup=False)
+
+
+def summary(facts: dict[str, Any], as_json: bool, stream: TextIO) -> None:
+    """The facts of a run as lines, or as one JSON object."""
+    if as_json:
+        print(json.dumps(facts), file=stream)
+        return
+    from rich.text import Text
+
+    out = console(stream)
+    for name, text in lines(facts):
+        out.print(Text(f"{name:9}", "bold") + Text(text), soft_wrap=True)
+
+
+def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    given, lengths, model = facts["input"], facts["lengths"], facts["model"]
+    yield "input", f"{shape(given['shape'])} {given['dtype']}  {shown(given['path'])}"
+    origin = f"  {shown(lengths['from'])}" if lengths["from"] else "  all full: no lengths given"
+    yield (
+        "lengths",
+        f"min {lengths['min']}, mean {lengths['mean']:.1f}, max {lengths['max']}; "
+        f"{facts['padding_fraction']:.1%} padding, skipped{origin}",
+    )
+    units = ", ".join(str(n) for n in model["units"])
+    yield "model", f"LSTM of {units} units, {model['parameters']:,} parameters  {shown(model['from'])}"
+    stored = "" if facts["outputs"]["stored"] else "  not stored"
+    yield "outputs", f"{shape(facts['outputs']['shape'])} {facts['outputs']['dtype']}{stored}"
+    for k, state in enumerate(facts["state"]):
+        yield "states" if k == 0 else "", f"{shape(state['shape'])} {state['dtype']}  {state['path']}"
+    threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+    if facts["dry_run"]:
+        yield "steps", f"{facts['valid_steps']:,} valid, {threads}; dry run: nothing computed or written"
+    else:
+        speed = f"{facts['seconds']:.3g} s, {facts['steps_per_second']:,} steps/s, {threads}"
+        yield "steps", f"{facts['valid_steps']:,} valid in {speed}"
+    yield (
+        "output",
+        "standard output; the model is not kept, its seed or file repeats it"
+        if facts["output"] == "-"
+        else shown(facts["output"]),
+    )
+    if facts["states"]:
+        yield "", shown(facts["states"])
+    elif facts["output"] == "-":
+        yield "", "the final states are not kept: --states FILE keeps them"
+
+
+def shape(sizes: list[int]) -> str:
+    return str(tuple(sizes))
+
+
+@contextmanager
+def progress(kind: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to call with (valid steps done since the last call, valid steps in all), from any thread."""
+    if kind == "auto":
+        kind = "bar" if sys.stderr and sys.stderr.isatty() else "log"
+    if kind == "bar":
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        text = TextColumn("{task.percentage:.0f} %  {task.completed:,} of {task.total:,} steps  {task.fields[speed]}")
+        with Progress(BarColumn(), text, TimeRemainingColumn(), console=console(sys.stderr), transient=True) as bar:
+            task = bar.add_task("", total=None, speed="")
+            began = time.monotonic()
+
+            def advance(steps: int, total: int) -> None:
+                done = bar.tasks[0].completed + steps
+                speed = f"{done / max(time.monotonic() - began, 1e-9):,.0f} steps/s"
+                bar.update(task, total=total, completed=done, speed=speed)
+
+            yield advance
+    elif kind == "log":
+        yield Log()
+    else:
+        yield lambda steps, total: None
+
+
+class Log:
+    """A line every LOG_SECONDS, none for short runs."""
+
+    def __init__(self) -> None:
+        self.done, self.began = 0, time.monotonic()
+        self.next = self.began + LOG_SECONDS
+
+    def __call__(self, steps: int, total: int) -> None:
+        self.done += steps
+        now = time.monotonic()
+        if now < self.next or not self.done:
+            return
+        self.next = now + LOG_SECONDS
+        speed = self.done / (now - self.began)
+        left = time.strftime("%H:%M:%S", time.gmtime((total - self.done) / speed))
+        print(
+            f"{self.done / total:.1%}  {self.done:,} of {total:,} steps  {speed:,.0f} steps/s  {left} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def model(tree: ModelTree, name: str, as_json: bool) -> None:
+    """A model's tree with shapes and parameter counts."""
+    if as_json:
+        facts = {"input_size": tree.input_size, "output_size": tree.output_size, "parameters": tree.parameters()}
+        print(json.dumps(facts | {"model": tree.config()}))
+        return
+    from rich.tree import Tree
+
+    title = f"{shown(name)}: {tree.input_size} features to {tree.output_size}, {tree.parameters():,} parameters"
+    root = Tree(title)
+    grow(root, tree)
+    console(sys.stdout).print(root)
+
+
+def grow(branch: Any, tree: ModelTree) -> None:
+    if isinstance(tree, Cell):
+        for name, weight in tree.weights().items():
+            branch.add(f"{name} {weight.shape} {weight.dtype}")
+        return
+    for name, child in tree.children().items():
+        merge = f", {child.merge}" if hasattr(child, "merge") else ""
+        branch_text = (
+            f"{name}: {child.kind}{merge}, {child.input_size} to {child.output_size}, {child.parameters():,} parameters"
+        )
+        if isinstance(child, Cell):
+            config = child.config()
+            options = ("activation", "recurrent_activation", "forget_bias", "cell_clip", "projection_clip")
+            branch_text += "".join(f", {option} {config[option]}" for option in options if option in config)
+        grow(branch.add(branch_text), child)

@@ -1,0 +1,305 @@
+"""One run: open, plan blocks, read ahead, compute, write behind, publish."""
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstmcli import __version__
+from lstmcli.errors import DataError, OutputError, UsageError
+from lstmcli.forward import MAX_LANES, Block, Forward, available_threads, check_supported, packed_starts, scratch_width
+from lstmcli.lengths import read_lengths
+from lstmcli.model import Floats, Model, State, init_model
+from lstmcli.model_file import load_model
+from lstmcli.partial import check_target
+from lstmcli.results import Arrays, Facts, Result, create_result
+from lstmcli.sources import Lengths, Source, open_source, split_spec
+
+Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole run
+
+PROGRAM_BYTES = 100_000_000  # what the program takes before it has read a row: interpreter, libraries, kernel
+BLOCK_BYTES = 64_000_000  # larger blocks gain nothing: lanes are full, and reading and writing already overlap the work
+TILE_ROWS = 6  # sequences that the kernel's tile takes at once
+SEQUENCE_BYTES = 256  # what is kept for each sequence of a block besides its states: where it lies, how long it is
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the options of `lstmcli run` say."""
+
+    input: str
+    lens: str | None = None
+    units: tuple[int, ...] | None = None
+    weights: str | None = None
+    seed: int = 0
+    output: str | None = None
+    states: str | None = None
+    save: frozenset[str] = frozenset({"outputs", "states"})
+    dtype: str = "float32"
+    threads: int | None = None
+    max_memory: int = 1_000_000_000
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Span:
+    """Steps start .. stop of the sequences first .. first + count; what is past a sequence's length is not in it."""
+
+    first: int
+    count: int
+    start: int
+    stop: int
+    last: bool  # no later span has steps of these sequences
+
+    def lengths(self, lengths: Lengths) -> Lengths:
+        return np.clip(lengths[self.first : self.first + self.count], self.start, self.stop) - self.start
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a block may hold."""
+
+    rows: int  # steps
+    sequences: int
+    fill: int  # sequences that keep all lanes busy: with fewer of them in a block, they are cut in time instead
+
+
+def run(job: Job, on_progress: Progress) -> dict[str, Any]:
+    """Runs the job and returns its facts, ready for JSON: input, lengths, model, outputs, state, output, seconds, ...
+
+    The result gets its name only when it is complete and on disk; after any failure nothing is left of it. LstmcliError.
+    """
+    targets = Targets.of(job)
+    for path in targets.all():
+        check_target(path, job.overwrite)
+    source = open_source(job.input)
+    try:
+        refuse_inputs(targets, job)
+        lengths, origin = read_lengths(job.lens, source)
+        model = read_model(job, source)
+        check_supported(model)
+        arrays = stored_arrays(job, model, source)
+        facts = describe(job, targets, source, lengths, origin, model)
+        if not job.dry_run:
+            attributes = {
+                "model_config": model.config(),
+                "options": {"dtype": job.dtype, "save": sorted(job.save)},
+                "versions": {"lstmcli": __version__},
+            }
+            began = time.perf_counter()
+            result = create_result(
+                targets.main, targets.states, targets.model, arrays, Facts(model, lengths, attributes), job.overwrite
+            )
+            try:
+                compute(job, source, lengths, model, result, on_progress)
+                source.finish()
+                result.publish()
+            except BaseException:
+                result.discard()
+                raise
+            facts["seconds"] = round(time.perf_counter() - began, 6)
+            facts["steps_per_second"] = round(facts["valid_steps"] / facts["seconds"])
+        return facts
+    finally:
+        source.close()
+
+
+def compute(job: Job, source: Source, lengths: Lengths, model: Model, result: Result, on_progress: Progress) -> None:
+    """Reads span k + 1 and stores span k - 1 while span k is computed, each in a thread of its own, on two buffers in turn."""
+    dtype, threads = np.dtype(job.dtype), job.threads or available_threads()
+    forward = Forward(model, dtype, threads)
+    widths = model.state_widths()
+    total = int(lengths.sum())
+    limits = block_limits(job, source, lengths, model, threads)
+    inputs, outputs = (
+        [np.empty((limits.rows, width), dtype) for _ in range(2)] for width in (model.input_size, model.output_size)
+    )
+
+    def read(span: Span, buffer: Floats) -> Block:
+        steps = span.lengths(lengths)
+        block = Block(buffer[: steps.sum()], packed_starts(steps), steps)
+        source.read(span.first, span.start, steps, block.rows)
+        return block
+
+    def store(span: Span, block: Block, state: State) -> None:
+        if field := result.fields.get("outputs"):
+            field.put_steps(span.first, span.start, block.lengths, block.rows)
+        for name, rows in state.items():
+            if span.last and (field := result.fields.get(f"state/{name}")):
+                field.put(span.first, rows)
+        on_progress(int(block.lengths.sum()), total)
+
+    state: State = {}
+    storing: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        buffers = itertools.cycle(zip(inputs, outputs, strict=True))
+        reading = (
+            (span, *pair, reader.submit(read, span, pair[0]))
+            for span, pair in zip(plan(lengths, limits, source.chunk), buffers, strict=False)
+        )
+        coming = next(reading, None)
+        while coming:
+            span, _, buffer, block_read = coming
+            block = block_read.result()
+            coming = next(reading, None)
+            if len(storing) == 2:
+                storing.popleft().result()
+            if span.start == 0:
+                state = {name: np.zeros((span.count, width), dtype) for name, width in widths.items()}
+            above = block.like(buffer[: len(block.rows)])
+            forward(block, above, state)
+            storing.append(writer.submit(store, span, above, state))
+        for stored in storing:
+            stored.result()
+
+
+def block_limits(job: Job, source: Source, lengths: Lengths, model: Model, threads: int) -> Limits:
+    """Sizes that keep within --max-memory, and no larger than is of use."""
+    size = np.dtype(job.dtype).itemsize
+    budget = max(job.max_memory - PROGRAM_BYTES - 2 * size * model.parameters(), job.max_memory // 4)
+    per_row = size * (2 * model.input_size + 2 * model.output_size + scratch_width(model))
+    per_sequence = 3 * size * sum(model.state_widths().values()) + SEQUENCE_BYTES
+    total = int(lengths.sum())
+    useful = max(BLOCK_BYTES // per_row, 2 * threads * MAX_LANES * total // max(1, len(lengths)))
+    in_order = source.sequential or job.output == "-"
+    return Limits(
+        rows=max(1, min(total, useful, budget * 9 // 10 // per_row)),
+        sequences=max(1, budget // 10 // per_sequence),
+        fill=1 if in_order else 2 * TILE_ROWS * threads,
+    )
+
+
+def plan(lengths: Lengths, limits: Limits, chunk: tuple[int, int]) -> Iterator[Span]:
+    """Cuts the batch into spans of whole sequences; where too few of them fit, into spans of steps of some sequences.
+
+    Cuts lie on the edges of the input's chunks where possible, so that no chunk is decoded twice.
+    """
+    ends = np.cumsum(lengths)
+    first, batch = 0, len(lengths)
+    while first < batch:
+        before = int(ends[first] - lengths[first])
+        fitting = int(np.searchsorted(ends, before + limits.rows, side="right")) - first
+        count = min(fitting, limits.sequences)
+        if count >= min(limits.fill, limits.sequences, batch - first):
+            aligned = (first + count) // chunk[0] * chunk[0] - first
+            if first + count < batch and aligned >= limits.fill:
+                count = aligned
+            yield Span(first, count, 0, int(lengths[first : first + count].max()), last=True)
+        else:
+            count = min(limits.fill, limits.rows, limits.sequences, batch - first)
+            width = limits.rows // count
+            if width > chunk[1]:
+                width -= width % chunk[1]
+            longest = int(lengths[first : first + count].max())
+            for start in range(0, longest, width):
+                yield Span(first, count, start, min(start + width, longest), last=start + width >= longest)
+        first += count
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The files that a job makes; None: not this one. `main` is None for standard output."""
+
+    main: Path | None
+    states: Path | None = None
+    model: Path | None = None
+
+    @classmethod
+    def of(cls, job: Job) -> "Targets":
+        """UsageError for names and options that do not go together."""
+        output = job.output or Path(split_spec(job.input)[0]).stem.replace("-", "stdin", job.input == "-") + ".lstm.h5"
+        suffix = "-" if output == "-" else Path(output).suffix
+        if suffix in (".h5", ".hdf5"):
+            if job.states:
+                raise UsageError(
+                    f"--states {job.states}: an HDF5 result holds the states itself; leave it out, or use --output NAME.npy"
+                )
+            return cls(Path(output))
+        if suffix not in (".npy", "-"):
+            raise UsageError(f"--output {output}: expected a name that ends in .h5, .hdf5 or .npy, or -")
+        if "outputs" not in job.save:
+            raise UsageError(f"--save {','.join(sorted(job.save))}: {output} holds the outputs alone; use --output NAME.h5")
+        if job.states and "states" not in job.save:
+            raise UsageError(f"--states {job.states}: --save leaves the states out")
+        if suffix == "-":
+            return cls(None, Path(job.states) if job.states else None)
+        path = Path(output)
+        states = Path(job.states) if job.states else path.with_suffix(".states.npz")
+        return cls(path, states if "states" in job.save else None, path.with_suffix(".model.h5"))
+
+    def all(self) -> list[Path]:
+        return [path for path in (self.main, self.states, self.model) if path]
+
+
+def refuse_inputs(targets: Targets, job: Job) -> None:
+    """OutputError where a file that would be replaced is also read, under whatever name."""
+    for target in targets.all():
+        for spec in (job.input, job.lens, job.weights):
+            path = Path(split_spec(spec)[0]) if spec else target
+            if spec and path.exists() and target.exists() and path.samefile(target):
+                raise OutputError(f"{target}: is also an input of this run; choose another --output")
+
+
+def read_model(job: Job, source: Source) -> Model:
+    features = source.shape[2]
+    if job.units is not None:
+        return init_model(features, job.units, job.seed)
+    assert job.weights is not None
+    model = load_model(job.weights)
+    if model.input_size != features:
+        raise DataError(
+            f"{job.weights}: the model takes {model.input_size} features, {source.name} {source.shape} has {features}"
+        )
+    return model
+
+
+def stored_arrays(job: Job, model: Model, source: Source) -> Arrays:
+    batch, time, _ = source.shape
+    dtype = np.dtype(job.dtype)
+    arrays: Arrays = {}
+    if "outputs" in job.save:
+        arrays["outputs"] = ((batch, time, model.output_size), dtype)
+    if "states" in job.save:
+        arrays |= {f"state/{name}": ((batch, width), dtype) for name, width in model.state_widths().items()}
+    return arrays
+
+
+def describe(job: Job, targets: Targets, source: Source, lengths: Lengths, origin: str | None, model: Model) -> dict[str, Any]:
+    batch, time, _ = source.shape
+    total, cells = int(lengths.sum()), [cell for _, cell in model.cells()]
+    return {
+        "input": {"path": source.name, "shape": list(source.shape), "dtype": source.dtype.name},
+        "lengths": {
+            "from": origin,
+            "min": int(lengths.min(initial=time)) if batch else 0,
+            "mean": total / batch if batch else 0.0,
+            "max": int(lengths.max(initial=0)),
+            "total": total,
+        },
+        "padding_fraction": 1 - total / (batch * time) if batch * time else 0.0,
+        "model": {
+            "from": job.weights or f"seed {job.seed}",
+            "layers": len(cells),
+            "units": [cell.units for cell in cells],
+            "parameters": model.parameters(),
+        },
+        "outputs": {"shape": [batch, time, model.output_size], "dtype": job.dtype, "stored": "outputs" in job.save},
+        "state": [
+            {"path": f"/state/{name}", "shape": [batch, width], "dtype": job.dtype}
+            for name, width in model.state_widths().items()
+        ],
+        "output": str(targets.main or "-"),
+        "states": str(targets.states) if targets.states else None,
+        "threads": job.threads or available_threads(),
+        "valid_steps": total,
+        "seconds": 0.0,
+        "steps_per_second": 0,
+        "dry_run": job.dry_run,
+    }

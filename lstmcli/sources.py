@@ -1,0 +1,438 @@
+"""Where arrays lie and how their valid rows are read: NPY files, HDF5 datasets, and an NPY stream in a pipe.
+
+Axes: N sequences, T steps (padded), E features. Only valid steps are read, so padding may hold anything; a pipe reads
+its padding too, because it cannot seek, and drops it. Nothing is mapped: a mapped file that shrinks kills the process.
+"""
+
+import ast
+import math
+import os
+import re
+import stat
+import struct
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstmcli import hdf5
+from lstmcli.errors import DataError, MissingInputError, StorageError
+from lstmcli.hdf5 import shown
+
+NPY_MAGIC = b"\x93NUMPY"
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+HEADER_LIMIT = 64 << 10  # bytes of an NPY header
+STAGING = 1 << 20  # bytes read at a time where values must be converted or moved
+
+Lengths = NDArray[np.int64]
+Rows = NDArray[np.float32] | NDArray[np.float64]
+
+
+class Bytes(Protocol):
+    """Bytes that can be fetched by their position."""
+
+    def fetch(self, view: memoryview, offset: int) -> None:
+        """Fills `view` with the bytes at `offset`. DataError: they end too early. StorageError: the read failed."""
+
+    def finish(self) -> None:
+        """DataError if these are not, or no longer, the bytes that the header announced."""
+
+
+class FileBytes:
+    """A regular file, in any order. `fd` stays the caller's."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.fd, self.name = fd, name
+        self.opened = os.fstat(fd)
+
+    def fetch(self, view: memoryview, offset: int) -> None:
+        while view:
+            try:
+                count = os.preadv(self.fd, [view], offset)
+            except OSError as error:
+                raise StorageError(f"{self.name}: reading at byte {offset} failed: {error.strerror}") from error
+            if count == 0:
+                raise DataError(
+                    f"{self.name}: ended at byte {offset}, had {self.opened.st_size} bytes when opened; "
+                    "it was cut while it was read"
+                )
+            view, offset = view[count:], offset + count
+
+    def finish(self) -> None:
+        now = os.fstat(self.fd)
+        if (now.st_size, now.st_mtime_ns) != (self.opened.st_size, self.opened.st_mtime_ns):
+            raise DataError(f"{self.name}: was changed while it was read; run again when nothing writes to it")
+
+
+class PipeBytes:
+    """A stream, from its start to its end. `fd` stays the caller's."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.fd, self.name = fd, name
+        self.at = 0
+        self.size: int | None = None  # known after the header
+        self.skipped = memoryview(bytearray(64 << 10))
+
+    def read(self, view: memoryview) -> int:
+        try:
+            count = os.readv(self.fd, [view])
+        except OSError as error:
+            raise StorageError(f"{self.name}: reading at byte {self.at} failed: {error.strerror}") from error
+        self.at += count
+        return count
+
+    def fill(self, view: memoryview) -> None:
+        while view:
+            count = self.read(view)
+            if count == 0:
+                expected = "its header" if self.size is None else f"{self.size} bytes"
+                raise DataError(f"{self.name}: the stream ended after {self.at} bytes, expected {expected}")
+            view = view[count:]
+
+    def fetch(self, view: memoryview, offset: int) -> None:
+        if offset < self.at:
+            raise ValueError(f"{self.name}: asked for byte {offset} of a stream after byte {self.at}")
+        while offset > self.at:
+            self.fill(self.skipped[: offset - self.at])
+        self.fill(view)
+
+    def finish(self) -> None:
+        assert self.size is not None
+        self.fetch(memoryview(b""), self.size)
+        if self.read(self.skipped[:1]):
+            raise DataError(f"{self.name}: more bytes follow after the {self.size} that the header announces")
+
+
+class Source:
+    """A padded (N, T, E) array of floats in a file or a pipe, read by valid rows only."""
+
+    name: str  # for messages and the summary: "x.h5::/embeddings", "x.npy", "-"
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]  # as stored: float16, 32 or 64 of either byte order
+    chunk: tuple[int, int] = (1, 1)  # (sequences, steps) that are best read together
+    sequential: bool = False  # a pipe: blocks in order, each sequence whole or in pieces in order of time
+    dataset: Any = None  # the h5py.Dataset behind it, if there is one
+
+    def __init__(self, data: Bytes, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], stored: int) -> None:
+        """Checks shape and dtype; `stored` is the number of bytes that really lie in the file."""
+        if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
+            hint = "; convert it with: x.astype('float32')" if dtype.kind in "biu" else ""
+            raise DataError(f"{name}: expected float16, float32 or float64, got {dtype}{hint}")
+        if len(shape) != 3:
+            raise DataError(f"{name}: expected shape (sequences, steps, features), got {shape}")
+        # Whoever holds N lengths needs 8 N bytes, so a small file must not be able to declare any N.
+        declared = max(math.prod(shape) * dtype.itemsize, 8 * shape[0])
+        if declared > 4 << 30 and declared > 1000 * stored:
+            raise DataError(f"{name}: declares shape {shape}, but holds only {stored} bytes of data")
+        self.data, self.name, self.dtype = data, name, dtype
+        self.shape = (shape[0], shape[1], shape[2])
+        self._close: Callable[[], None]
+
+    def read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
+        """Packs steps start .. start + lengths[s] of the sequences first, first + 1, ... one after another into `rows`.
+
+        lengths  (n,)               int64           in   start + lengths[s] <= T
+        rows     (sum(lengths), E)  float32 or 64   out  C-contiguous, native byte order; written in full
+
+        DataError: the file ends early, is damaged, a chunk was never written, or a value does not fit float32.
+        StorageError: the system could not read.
+        """
+        if not rows.size:
+            return
+        try:
+            with np.errstate(over="raise", invalid="ignore"):
+                self._read(first, start, lengths, rows)
+        except FloatingPointError as error:
+            raise DataError(
+                f"{self.name}, sequences {first} to {first + len(lengths) - 1}: a value is too large for {rows.dtype}; "
+                "compute in float64, or rescale the input"
+            ) from error
+
+    def _read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """After the last read: DataError if the file changed meanwhile, or if a pipe holds too little or too much."""
+        self.data.finish()
+
+    def close(self) -> None:
+        self._close()
+
+
+class CArray(Source):
+    """Values in C order, at `offset` in a file or a pipe."""
+
+    def __init__(self, data: Bytes, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> None:
+        super().__init__(data, name, shape, dtype, math.prod(shape) * dtype.itemsize)
+        self.offset = offset
+        self.staging = np.empty(STAGING // dtype.itemsize, dtype)
+
+    def _read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
+        width = self.shape[2]
+        flat, at = rows.reshape(-1), 0
+        target = flat.view(np.uint8).data
+        for begin, end in self._runs(first, start, lengths):
+            count = (end - begin) * width
+            offset = self.offset + begin * width * self.dtype.itemsize
+            if self.dtype == rows.dtype:
+                self.data.fetch(target[at * flat.itemsize : (at + count) * flat.itemsize], offset)
+            else:
+                self._convert(flat[at : at + count], offset)
+            at += count
+
+    def _runs(self, first: int, start: int, lengths: Lengths) -> Iterator[tuple[int, int]]:
+        """Rows of the (N * T, E) array to read; sequences without padding between them come as one run."""
+        used = np.flatnonzero(lengths)
+        begins = (first + used) * self.shape[1] + start
+        ends = begins + lengths[used]
+        cuts = np.flatnonzero(begins[1:] != ends[:-1]) + 1
+        return zip(begins[np.r_[0, cuts]].tolist(), ends[np.r_[cuts - 1, -1]].tolist(), strict=True)
+
+    def _convert(self, target: Rows, offset: int) -> None:
+        """target  (n,)  out"""
+        for at in range(0, len(target), len(self.staging)):
+            part = self.staging[: len(target) - at]
+            self.data.fetch(part.view(np.uint8).data, offset + at * self.dtype.itemsize)
+            target[at : at + len(part)] = part
+
+
+class FortranArray(Source):
+    """Values in Fortran order at `offset` in a file: the batch axis is the contiguous one."""
+
+    def __init__(self, data: Bytes, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> None:
+        super().__init__(data, name, shape, dtype, math.prod(shape) * dtype.itemsize)
+        self.offset = offset
+        self.staging = np.empty(STAGING // dtype.itemsize, dtype)
+
+    def _read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
+        begins = np.cumsum(lengths) - lengths
+        for low in range(0, len(lengths), len(self.staging)):
+            part = slice(low, low + len(self.staging))
+            self._read_columns(first + low, start, lengths[part], begins[part], rows)
+
+    def _read_columns(self, first: int, start: int, lengths: Lengths, begins: Lengths, rows: Rows) -> None:
+        """Like _read, for few enough sequences that one step of one feature fits the staging buffer."""
+        count, longest = len(lengths), int(lengths.max())
+        steps = len(self.staging) // count
+        for low in range(0, longest, steps):
+            time = np.arange(low, min(low + steps, longest))[:, None]
+            valid = time < lengths
+            places = (begins + time)[valid]
+            part = self.staging[: valid.size].reshape(valid.shape)
+            for feature in range(self.shape[2]):
+                self._fetch(part, first, start + low, feature)
+                rows[places, feature] = part[valid]
+
+    def _fetch(self, part: NDArray[Any], first: int, start: int, feature: int) -> None:
+        """part  (steps, sequences)  out  one feature, from sequence `first` and step `start` on"""
+        batch, total, _ = self.shape
+        for step in [part] if len(part[0]) == batch else part:
+            offset = self.offset + ((feature * total + start) * batch + first) * self.dtype.itemsize
+            self.data.fetch(step.reshape(-1).view(np.uint8).data, offset)
+            start += 1
+
+
+class ChunkedArray(Source):
+    """An HDF5 dataset that libhdf5 must decode. A chunk is decoded at most once in a read, and only for valid steps."""
+
+    def __init__(self, data: Bytes, name: str, dataset: Any, dtype: np.dtype[Any]) -> None:
+        super().__init__(data, name, dataset.shape, dtype, dataset.id.get_storage_size())
+        self.dataset, self.space = dataset, dataset.id.get_space()
+        self.written = hdf5.written_chunks(dataset)
+        extents = zip(dataset.chunks or dataset.shape, dataset.shape, strict=True)
+        self.extent = tuple(max(1, min(extent, size)) for extent, size in extents)
+        self.chunk = self.extent[:2]
+        self.staging = np.empty(0, dtype)
+
+    def _read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
+        begins = np.cumsum(lengths) - lengths
+        for low, high in self._cuts(0, first, first + len(lengths)):
+            group = slice(low - first, high - first)
+            for since, until in self._cuts(1, start, start + int(lengths[group].max())):
+                counts = np.clip(lengths[group] + (start - since), 0, until - since)
+                places = begins[group] + (since - start)
+                for left, right in self._cuts(2, 0, self.shape[2]):
+                    part = self._decode((low, since, left), (high - low, until - since, right - left))
+                    for values, place, count in zip(part, places.tolist(), counts.tolist(), strict=True):
+                        rows[place : place + count, left:right] = values[:count]
+
+    def _cuts(self, axis: int, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """begin .. end, cut where chunks end."""
+        extent = self.extent[axis]
+        inner = range((begin // extent + 1) * extent, end, extent)
+        return pairwise([begin, *inner, end]) if begin < end else iter(())
+
+    def _decode(self, begin: tuple[int, int, int], count: tuple[int, int, int]) -> NDArray[Any]:
+        """Part of one chunk, in memory that the next call reuses."""
+        import h5py
+
+        corner = tuple(at // extent * extent for at, extent in zip(begin, self.extent, strict=True))
+        where = f"{self.name}, chunk at {corner}"
+        if self.written is not None and corner not in self.written:
+            raise DataError(f"{where}: was never written, but holds valid steps; was its writer stopped?")
+        if not self.staging.size:
+            self.staging = np.empty(math.prod(self.extent), self.dtype)
+        part = self.staging[: math.prod(count)].reshape(count)
+        with hdf5.reading(where):
+            self.space.select_hyperslab(begin, count)
+            self.dataset.id.read(h5py.h5s.create_simple(count), self.space, part)
+        return part
+
+
+def open_source(spec: str) -> Source:
+    """Opens the input that `spec` names: a path (NPY or HDF5, told by its first bytes), `file.h5::/dataset`, or `-`.
+
+    MissingInputError: no such file. DataError: not an array that can be read; the message says what is there.
+    """
+    path, dataset = split_spec(spec)
+    with ExitStack() as stack:
+        fd = _stdin() if path == "-" else hdf5.open_readable(path)
+        stack.callback(os.close, fd)
+        if stat.S_ISREG(os.fstat(fd).st_mode) and path != "-":
+            if is_hdf5(fd, shown(path)):
+                file = stack.enter_context(hdf5.open_file(path))
+                source = _open_dataset(file, dataset)
+            else:
+                source = _open_npy(FileBytes(fd, shown(path)), shown(path))
+        else:
+            source = _open_npy(PipeBytes(fd, shown(path)), shown(path))
+        if dataset is not None and source.dataset is None:
+            raise DataError(f"{source.name}: dataset {shown(dataset)} is named, but this is not an HDF5 file")
+        source._close = stack.pop_all().close
+    return source
+
+
+def split_spec(spec: str) -> tuple[str, str | None]:
+    """(path, dataset) of `path`, `path::/dataset` or `path:/dataset`; an existing file named like that comes first."""
+    if not os.path.lexists(spec):
+        path, mark, name = spec.rpartition("::")
+        if mark:
+            return path, "/" + name.lstrip("/")
+        path, mark, name = spec.rpartition(":/")
+        if mark and Path(path).is_file():
+            return path, "/" + name.lstrip("/")
+    return spec, None
+
+
+def is_hdf5(fd: int, name: str) -> bool:
+    """Whether a regular file has the HDF5 signature at byte 0, 512, 1024, 2048, ..."""
+    data, at, begin = FileBytes(fd, name), 0, bytearray(len(HDF5_MAGIC))
+    while at + len(begin) <= data.opened.st_size:
+        data.fetch(memoryview(begin), at)
+        if begin == HDF5_MAGIC:
+            return True
+        at = max(512, 2 * at)
+    return False
+
+
+def npy_header(fetch: Callable[[memoryview, int], None], name: str) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
+    """(dtype, whether in Fortran order, shape, offset of the values) of an NPY file of version 1, 2 or 3.
+
+    fetch: as Bytes.fetch
+
+    DataError: not NPY, a header that is too long or no plain dict, objects, records, a shape that is none.
+    """
+
+    def take(offset: int, count: int) -> bytes:
+        taken = bytearray(count)
+        fetch(memoryview(taken), offset)
+        return bytes(taken)
+
+    magic = take(0, len(NPY_MAGIC))
+    if magic != NPY_MAGIC:
+        raise DataError(f"{name}: expected NPY or HDF5 (HDF5 not in a pipe), got a file that begins with {magic!r}")
+    version = take(6, 2)[0]
+    if version not in (1, 2, 3):
+        raise DataError(f"{name}: expected NPY version 1, 2 or 3, got {version}")
+    layout = "<H" if version == 1 else "<I"
+    begin = 8 + struct.calcsize(layout)
+    (length,) = struct.unpack(layout, take(8, begin - 8))
+    if length > HEADER_LIMIT:
+        raise DataError(f"{name}: expected an NPY header of at most {HEADER_LIMIT} bytes, got {length}")
+    text = take(begin, length)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # the parser warns of odd literals, on stderr
+            tree = ast.parse(text.decode("utf-8" if version == 3 else "latin-1").strip(), mode="eval").body
+        header = ast.literal_eval(tree)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise DataError(f"{name}: damaged NPY header: {shown(str(error))[:200]}") from error
+    # Three keys in the text as well: literal_eval() lets the last of two equal keys win.
+    if not isinstance(tree, ast.Dict) or len(tree.keys) != 3 or set(header) != {"descr", "fortran_order", "shape"}:
+        raise DataError(f"{name}: damaged NPY header: expected the keys descr, fortran_order and shape")
+    return _npy_dtype(header["descr"], name), *_npy_layout(header, name), begin + length
+
+
+def _npy_dtype(descr: object, name: str) -> np.dtype[Any]:
+    if not (isinstance(descr, str) and re.fullmatch(r"[<>|=]?[biufcSUV]\d{1,4}", descr)):
+        what = shown(str(descr))[:100]
+        raise DataError(f"{name}: expected an array of numbers, got {what}; objects and records are never read")
+    try:
+        return np.dtype(descr)
+    except TypeError as error:
+        raise DataError(f"{name}: expected an array of numbers, got {descr}") from error
+
+
+def _npy_layout(header: dict[str, object], name: str) -> tuple[bool, tuple[int, ...]]:
+    fortran, shape = header["fortran_order"], header["shape"]
+    if not isinstance(fortran, bool):
+        raise DataError(f"{name}: damaged NPY header: fortran_order is {shown(str(fortran))[:100]}")
+    if not isinstance(shape, tuple) or not all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
+        raise DataError(f"{name}: damaged NPY header: shape is {shown(str(shape))[:100]}")
+    return fortran, shape
+
+
+def _stdin() -> int:
+    try:
+        return os.dup(0)
+    except OSError as error:
+        raise MissingInputError("-: standard input is closed") from error
+
+
+def _open_npy(data: FileBytes | PipeBytes, name: str) -> Source:
+    dtype, fortran, shape, offset = npy_header(data.fetch, name)
+    size = offset + math.prod(shape) * dtype.itemsize
+    if isinstance(data, PipeBytes):
+        data.size = size
+        if fortran:
+            raise DataError(
+                f"{name}: is in Fortran order, so every sequence is spread over the whole stream; "
+                "write it with np.save(..., np.ascontiguousarray(x)), or give a file"
+            )
+    elif size != data.opened.st_size:
+        raise DataError(f"{name}: expected {size} bytes for shape {shape} of {dtype}, got {data.opened.st_size}")
+    source = (FortranArray if fortran else CArray)(data, name, shape, dtype, offset)
+    source.sequential = isinstance(data, PipeBytes)
+    return source
+
+
+def _open_dataset(file: Any, name: str | None) -> Source:
+    dataset = hdf5.dataset(file, name or _only_candidate(file))
+    where = hdf5.label(dataset)
+    dtype, offset = hdf5.dtype_of(dataset), hdf5.raw_offset(dataset)
+    data = FileBytes(file.id.get_vfd_handle(), where)
+    if offset is None:
+        return ChunkedArray(data, where, dataset, dtype)
+    if offset + dataset.nbytes > data.opened.st_size:
+        raise DataError(f"{where}: ends at byte {offset + dataset.nbytes}, the file at {data.opened.st_size}; it was cut")
+    source = CArray(data, where, dataset.shape, dtype, offset)
+    source.dataset = dataset
+    return source
+
+
+def _only_candidate(file: Any) -> str:
+    """Name of the only float dataset of rank 3."""
+    found = hdf5.entries(file)
+    fitting = [e for e in found if e.dtype is not None and e.dtype.kind == "f" and e.shape and len(e.shape) == 3]
+    if len(fitting) != 1:
+        path = shown(file.filename)
+        example = shown(fitting[0].name) if fitting else "/dataset"
+        raise DataError(
+            f"{path}: expected one float dataset of rank 3, found {len(fitting)}: {hdf5.listed(fitting or found)}; "
+            f"name the one to read: {path}::{example}"
+        )
+    return fitting[0].name
