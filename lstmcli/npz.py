@@ -30,7 +30,7 @@ class Npz(Partial):
         self.end = 0
         headers = {}
         for name, (shape, dtype) in arrays.items():
-            headers[name] = npy_header(shape, dtype)
+            headers[name] = header_of(shape, dtype)
             size = len(headers[name]) + math.prod(shape) * dtype.itemsize
             member = f"{name}.npy".encode()
             start = self.end + len(local_header(member, size, 0))
@@ -80,7 +80,7 @@ def local_header(member: bytes, size: int, checksum: int) -> bytes:
     return fixed + member + struct.pack("<2H2Q", 1, 16, size, size)
 
 
-def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+def header_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": shape})
     return header.getvalue()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lstmcli.model import Floats, Model
 from lstmcli.model_file import FORMAT_VERSION, RESULT_FORMAT, model_image, write_model
-from lstmcli.npz import Npz, npy_header
+from lstmcli.npz import Npz, header_of
 from lstmcli.partial import Bytes, Partial, Stream
 
 Arrays = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shapes and dtypes by name
@@ -178,7 +178,7 @@ def create_npy(
     outputs: Store = Stream() if path is None else Partial(path, overwrite)
     stores.append(outputs)
     shape, dtype = arrays["outputs"]
-    header = npy_header(shape, dtype)
+    header = header_of(shape, dtype)
     outputs.reserve(len(header) + math.prod(shape) * dtype.itemsize)
     outputs.write(header, 0)
     fields = {"outputs": Field(outputs, len(header), shape, dtype)}
