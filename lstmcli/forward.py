@@ -1,17 +1,14 @@
 """A model over blocks of sequences: one kernel call per cell and thread."""
 
-import os
-from collections.abc import Mapping
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from lstmcli.errors import DataError, UsageError
+from lstmcli.errors import UsageError
 from lstmcli.kernel import compiled
 from lstmcli.kernel.layout import pack
 from lstmcli.model import Cell, Floats, Model, Stack, State
@@ -58,7 +55,7 @@ class Layer:
 
 
 class Forward:
-    """A model ready to run: kernel loaded, weights packed, threads at hand. Not for two calls at once.
+    """A model ready to run: kernel loaded, weights packed, threads at hand. May be called from several threads at once.
 
     UsageError if the model has a part that the kernel does not run.
     """
@@ -77,7 +74,7 @@ class Forward:
             for path, cell in model.cells()
         ]
         self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
-        self.scratch: dict[int, Floats] = {}
+        self.scratch = threading.local()
 
     def __call__(self, block: Block, outputs: Block, state: State) -> None:
         """Runs all sequences of `block` through the model.
@@ -98,10 +95,12 @@ class Forward:
 
     def between(self, k: int, block: Block, units: int) -> Floats:
         """Rows for the outputs of layer k, which only layer k + 1 reads; reused by the layers and calls that follow."""
-        size = int(block.lengths.sum()) * units
-        if k % 2 not in self.scratch or self.scratch[k % 2].size < size:
-            self.scratch[k % 2] = np.empty(size, self.dtype)
-        return self.scratch[k % 2][:size].reshape(-1, units)
+        size, name = int(block.lengths.sum()) * units, f"layers{k % 2}"
+        rows: Floats | None = getattr(self.scratch, name, None)
+        if rows is None or rows.size < size:
+            rows = np.empty(size, self.dtype)
+            setattr(self.scratch, name, rows)
+        return rows[:size].reshape(-1, units)
 
     def run_layer(self, layer: Layer, block: Block, outputs: Block, state: State, order: Integers) -> None:
         h, c = state[f"{layer.path}/h"], state[f"{layer.path}/c"]
@@ -146,96 +145,25 @@ def scratch_width(model: Model) -> int:
     return max(hidden[0::2], default=0) + max(hidden[1::2], default=0)
 
 
-def check_supported(model: Model) -> None:
-    if not isinstance(model, Stack) or not all(isinstance(layer, Cell) for layer in model.layers):
-        kinds = {type(node).kind for node in (model, *model.children().values())} - {"stack", "cell"}
-        raise UsageError(f"the model has a {kinds.pop() if kinds else 'nested stack'}; this version runs stacks of plain cells")
-    plain = Cell(np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32))
-    for path, cell in model.cells():
-        for name in ("peephole", "projection", "activation", "recurrent_activation", "cell_clip", "projection_clip"):
-            if (
-                (value := getattr(cell, name)) is not None
-                and value is not getattr(plain, name)
-                and value != getattr(plain, name)
-            ):
-                shown = value if isinstance(value, str | float) else value.shape
-                raise UsageError(f"cell {path} has {name} {shown}; this version runs plain cells only")
+# The options of a cell that the kernel runs, and their values there.
+PLAIN = {
+    "peephole": None,
+    "projection": None,
+    "activation": "tanh",
+    "recurrent_activation": "sigmoid",
+    "cell_clip": None,
+    "projection_clip": None,
+}
 
 
-def available_threads() -> int:
-    """The CPUs that this process may use: its affinity, the quota of its control group, SLURM_CPUS_PER_TASK."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = [affinity, cgroup_cpus()]
-    if (slurm := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
-        limits.append(int(slurm))
-    return max(1, min(limits))
-
-
-def cgroup_cpus() -> int:
-    """The quota of this process's control group in whole CPUs; a large number where there is none."""
-    unlimited = 1 << 20
-    try:
-        group = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip()
-        quota, period = Path(f"/sys/fs/cgroup{group}/cpu.max").read_text().split()
-        return unlimited if quota == "max" else max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        return unlimited
-
-
-_ready: WeakKeyDictionary[Model, dict[tuple[str, int], Forward]] = WeakKeyDictionary()
-
-
-def run_padded(
-    model: Model,
-    x: ArrayLike,
-    lengths: ArrayLike | None,
-    initial_state: Mapping[str, ArrayLike] | None,
-    threads: int | None,
-) -> tuple[Floats, State]:
-    """Model.__call__: checks its arguments and runs the padded arrays as blocks, without a copy where x is as needed."""
-    x = np.asarray(x)
-    if x.ndim != 3 or x.dtype.kind != "f" or x.dtype.itemsize > 8 or x.shape[2] != model.input_size:
-        raise DataError(f"x: expected float16, float32 or float64 (batch, time, {model.input_size}), got {x.dtype} {x.shape}")
-    dtype = np.dtype(np.float64 if x.dtype.itemsize == 8 else np.float32)
-    batch, time, _ = x.shape
-    threads = available_threads() if threads is None else threads
-    if threads < 1:
-        raise UsageError(f"threads: expected 1 or more, got {threads}")
-    ready = _ready.setdefault(model, {})
-    if (forward := ready.get((dtype.str, threads))) is None:
-        forward = ready[dtype.str, threads] = Forward(model, dtype, threads)
-    steps = check_lengths(lengths, batch, time)
-    state = start_state(model, batch, dtype, initial_state)
-    outputs = np.zeros((batch, time, model.output_size), dtype)
-    starts = np.arange(batch, dtype=np.int64) * time
-    rows = np.ascontiguousarray(x, dtype).reshape(batch * time, -1)
-    forward(Block(rows, starts, steps), Block(outputs.reshape(batch * time, -1), starts, steps), state)
-    return outputs, state
-
-
-def check_lengths(lengths: ArrayLike | None, batch: int, time: int) -> Integers:
-    if lengths is None:
-        return np.full(batch, time, np.int64)
-    given = np.asarray(lengths)
-    if given.shape != (batch,) or given.dtype.kind not in "iu":
-        raise DataError(f"lengths: expected {batch} integers, got {given.dtype} {given.shape}")
-    bad = np.flatnonzero((given < 0) | (given > time))
-    if len(bad):
-        raise DataError(
-            f"lengths, row {bad[0]}: expected 0 <= length <= {time}, got {given[bad[0]]}; {len(bad)} such rows in all"
-        )
-    return given.astype(np.int64)
-
-
-def start_state(model: Model, batch: int, dtype: np.dtype[Any], given: Mapping[str, ArrayLike] | None) -> State:
-    """The initial state as new arrays: a copy of what is given, or zeros."""
-    widths = model.state_widths()
-    if given is None:
-        return {name: np.zeros((batch, width), dtype) for name, width in widths.items()}
-    if set(given) != set(widths):
-        raise DataError(f"initial_state: expected {', '.join(widths)}, got {', '.join(given) or 'nothing'}")
-    state = {name: np.array(given[name], dtype, order="C") for name in widths}
-    for name, width in widths.items():
-        if state[name].shape != (batch, width):
-            raise DataError(f"initial_state, {name}: expected shape {(batch, width)}, got {state[name].shape}")
-    return state
+def check_supported(model: Model, path: str = "model") -> None:
+    """UsageError for the first part of the tree that the kernel does not run."""
+    if not isinstance(model, Stack | Cell):
+        raise UsageError(f"{path} is of kind {model.kind}, which this version does not run; it runs stacks of plain cells")
+    for name, child in model.children().items():
+        check_supported(child, f"{path}/{name}")
+    for name, plain in PLAIN.items() if isinstance(model, Cell) else ():
+        value = getattr(model, name)
+        if value is not None and (plain is None or value != plain):
+            shown = f"of shape {value.shape}" if isinstance(value, np.ndarray) else value
+            raise UsageError(f"{path} has {name} {shown}, which this version does not run; it runs stacks of plain cells")

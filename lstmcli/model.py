@@ -80,7 +80,7 @@ class Model:
         {"0/c": (B, U), "0/h": (B, P)}; the initial state where the length is 0. All new arrays; nothing given is written.
         Raises DataError for arrays that do not fit.
         """
-        from lstmcli.forward import run_padded
+        from lstmcli.padded import run_padded
 
         return run_padded(self, x, lengths, initial_state, threads)
 

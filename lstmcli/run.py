@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from lstmcli import __version__
+from lstmcli.cpus import available_threads
 from lstmcli.errors import DataError, OutputError, UsageError
-from lstmcli.forward import MAX_LANES, Block, Forward, available_threads, check_supported, packed_starts, scratch_width
+from lstmcli.forward import MAX_LANES, Block, Forward, check_supported, packed_starts, scratch_width
 from lstmcli.lengths import read_lengths
 from lstmcli.model import Floats, Model, State, init_model
 from lstmcli.model_file import load_model

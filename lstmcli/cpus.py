@@ -1,0 +1,42 @@
+"""How many CPUs this process may use."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def available_threads() -> int:
+    """The least of the CPUs of its affinity, the quota of its control groups, and SLURM_CPUS_PER_TASK; at least 1."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return max(1, min([affinity, *quotas(), *([int(slurm)] if slurm.isdigit() else [])]))
+
+
+def quotas() -> Iterator[int]:
+    """Whole CPUs that the control groups of this process allow, version 1 and 2; a group is limited by those above it too."""
+    try:
+        memberships = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for membership in memberships:
+        _, controllers, group = membership.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = CGROUPS / controllers.split(",")[0] if controllers else CGROUPS
+        path = PurePosixPath(group.lstrip("/"))
+        for folder in (path, *path.parents):
+            yield from quota(mount / folder)
+
+
+def quota(folder: Path) -> Iterator[int]:
+    try:
+        if (limit := folder / "cpu.max").exists():
+            allowed, period = limit.read_text().split()
+        else:
+            allowed, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        if allowed not in ("max", "-1"):
+            yield int(allowed) // int(period)
+    except (OSError, ValueError):
+        return  # no such group in this container

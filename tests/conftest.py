@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import files
+import naive
+import numpy as np
+import pytest
+from command import succeed
+from hypothesis import settings
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=100)
+settings.load_profile("repeatable")
+
+SAMPLE_DATA = Path(__file__).parent.parent / "sample_data"
+
+
+@pytest.fixture(scope="session")
+def sample_x() -> Path:
+    return SAMPLE_DATA / "x.h5"
+
+
+@pytest.fixture(scope="session")
+def sample_lens() -> Path:
+    return SAMPLE_DATA / "lens.npy"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch with clean padding, a model, and what the command made of them: the result that others must repeat."""
+
+    folder: Path
+    x: np.ndarray  # (N, T, E) float32
+    lengths: np.ndarray  # (N,) int64
+    model: naive.Stack
+    outputs: np.ndarray
+    state: files.Arrays
+
+    @property
+    def x_npy(self) -> Path:
+        return self.folder / "x.npy"
+
+    @property
+    def lens_npy(self) -> Path:
+        return self.folder / "lens.npy"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "model.h5"
+
+    @property
+    def result(self) -> tuple[np.ndarray, files.Arrays]:
+        return self.outputs, self.state
+
+
+@pytest.fixture(scope="session")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """13 sequences of 0 to 17 steps of 20 features through layers of 21 and 5 units: no size is a round number."""
+    folder = tmp_path_factory.mktemp("case")
+    rng = np.random.default_rng(1)
+    lengths = np.array([17, 3, 0, 9, 17, 1, 12, 5, 16, 2, 0, 8, 11])
+    x = rng.normal(size=(13, 17, 20)).astype(np.float32)
+    x[files.padding(x.shape, lengths)] = 0
+    model = files.random_model(20, [21, 5])
+    files.write_npy(folder / "x.npy", x)
+    files.write_npy(folder / "lens.npy", lengths)
+    files.write_model(folder / "model.h5", model)
+    succeed(
+        *("run", "--input", "x.npy", "--lens", "lens.npy", "--weights", "model.h5", "--output", "result.h5"),
+        *("--threads", 1, "--quiet"),
+        cwd=folder,
+    )
+    outputs, state = files.read_result(folder / "result.h5")
+    assert outputs is not None
+    want, want_state = naive.run(model, x, lengths)
+    assert np.abs(outputs - want).max() <= 1e-6
+    assert all(np.abs(state[path] - value).max() <= 1e-6 for path, value in want_state.items())
+    return Case(folder, x, lengths, model, outputs, state)

@@ -1,0 +1,83 @@
+"""The same bits on every CPU: the kernel compiled for others, against a stored hash."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import llvmlite.binding as llvm
+import pytest
+
+# One hash for all CPUs. A change of it changes what users get: it needs a reason and a line in the changelog.
+HASH = "af67c62cf9820fa744324f94ed7fb9067aba8b24d39158261001726da7bb90a5"
+
+PROGRAM = """
+import hashlib, sys
+import numpy as np
+import lstmcli
+digest = hashlib.sha256()
+bits = np.random.PCG64(5)
+x = (bits.random_raw(40 * 23 * 21) >> np.uint64(11)).reshape(40, 23, 21) * 2.0**-51 - 2
+lengths = (bits.random_raw(40) % np.uint64(24)).astype(np.int64)
+model = lstmcli.init_model(21, [35, 7], seed=3)
+for dtype in ("float32", "float64"):
+    outputs, state = model(x.astype(dtype), lengths, threads=2)
+    for array in (outputs, *(state[name] for name in sorted(state))):
+        digest.update(array.tobytes())
+print(digest.hexdigest(), "numba" in sys.modules)
+"""
+
+AVX2 = "+sse4.2,+avx,+avx2,+fma"
+AVX512 = f"{AVX2},+avx512f,+avx512dq,+avx512bw,+avx512vl"
+TARGETS = {"generic": "", "haswell": AVX2, "skylake-avx512": AVX512, "znver4": AVX512}
+
+
+def run(environment, cache):
+    env = os.environ | environment | {"LSTMCLI_CACHE_DIR": str(cache)}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """A cache with the kernels of this CPU."""
+    cache = tmp_path_factory.mktemp("warm") / "cache"
+    assert run({}, cache) == [HASH, "True"]
+    return cache
+
+
+def test_a_cached_kernel_needs_no_numba(warm):
+    assert run({}, warm) == [HASH, "False"]
+    assert len(list(warm.iterdir())) == 2  # float32, float64
+
+
+@pytest.mark.parametrize("cpu", TARGETS)
+def test_other_cpus_give_the_same_bits(cpu, tmp_path):
+    needed = {feature[1:] for feature in TARGETS[cpu].split(",") if feature}
+    if missing := {name for name in needed if not llvm.get_host_cpu_features().get(name)}:
+        pytest.skip(f"this CPU cannot run code for {cpu}: it lacks {', '.join(sorted(missing))}")
+    assert run({"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": TARGETS[cpu]}, tmp_path)[0] == HASH
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "foreign", "link"])
+def test_a_bad_cache_costs_a_compilation_and_nothing_else(damage, warm, tmp_path):
+    cache = shutil.copytree(warm, tmp_path / "cache")
+    for path in cache.iterdir():
+        content = path.read_bytes()
+        if damage == "link":
+            path.rename(tmp_path / path.name)
+            path.symlink_to(tmp_path / path.name)
+        elif damage == "foreign":
+            path.chmod(0o666)
+        else:
+            path.write_bytes({"empty": b"", "cut": content[:-1], "flipped": content[:-9] + b"x" + content[-8:]}[damage])
+    assert run({}, cache) == [HASH, "True"]
+    assert run({}, cache) == [HASH, "False"]  # replaced by a good one
+
+
+def test_a_cache_that_others_can_write_is_not_used(tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    assert run({}, cache) == [HASH, "True"]
+    assert list(cache.iterdir()) == []
