@@ -6,6 +6,7 @@ import sys
 from typing import Any, ClassVar
 
 import click
+from click.utils import PacifyFlushWrapper
 
 from lstmcli import __version__
 from lstmcli.errors import LstmcliError, StorageError
@@ -85,6 +86,10 @@ def main() -> None:
     """Entry point. Ends the process with the exit code of what happened."""
     try:
         sys.exit(lstmcli.main(standalone_mode=False))
+    except SystemExit:
+        if isinstance(sys.stdout, PacifyFlushWrapper):  # click met a broken pipe while it printed help
+            sys.exit(BROKEN_PIPE)
+        raise
     except click.ClickException as error:
         hint = ""
         if isinstance(error, click.UsageError) and error.ctx:

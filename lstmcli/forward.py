@@ -1,7 +1,7 @@
 """A model over blocks of sequences: one kernel call per cell and thread."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +124,10 @@ class Forward:
             )  # fmt: skip
 
         others = [self.pool.submit(run, thread) for thread in range(1, threads)] if self.pool else []
-        run(0)
+        try:
+            run(0)
+        finally:  # also when the user interrupts: the others still write into these arrays
+            wait(others)
         for other in others:
             other.result()
 
@@ -162,8 +165,12 @@ def check_supported(model: Model, path: str = "model") -> None:
         raise UsageError(f"{path} is of kind {model.kind}, which this version does not run; it runs stacks of plain cells")
     for name, child in model.children().items():
         check_supported(child, f"{path}/{name}")
-    for name, plain in PLAIN.items() if isinstance(model, Cell) else ():
-        value = getattr(model, name)
-        if value is not None and (plain is None or value != plain):
-            shown = f"of shape {value.shape}" if isinstance(value, np.ndarray) else value
-            raise UsageError(f"{path} has {name} {shown}, which this version does not run; it runs stacks of plain cells")
+    if not isinstance(model, Cell):
+        return
+    found = {name: getattr(model, name) for name in PLAIN}
+    found = {
+        name: value for name, value in found.items() if value is not None and (PLAIN[name] is None or value != PLAIN[name])
+    }
+    if found:
+        shown = ", ".join(f"{k} {v.shape if isinstance(v, np.ndarray) else v}" for k, v in found.items())
+        raise UsageError(f"{path} has {shown}, which this version does not run; it runs stacks of plain cells")

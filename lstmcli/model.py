@@ -236,10 +236,12 @@ class Wrapper(Model):
         return {"inner": self.inner}
 
 
+@dataclass(frozen=True, eq=False)
 class Reverse(Wrapper):
     kind: ClassVar[str] = "reverse"
 
 
+@dataclass(frozen=True, eq=False)
 class Residual(Wrapper):
     kind: ClassVar[str] = "residual"
 

@@ -162,6 +162,7 @@ def attribute(group: Any, name: str, kind: type[Value], default: Value | None = 
         return default
     with hdf5.reading(where):
         value = group.attrs[name]
+        value = value.decode() if isinstance(value, bytes) else value  # a C program's string of fixed length
     accepted = {str: str, int: int | np.integer, float: int | float | np.integer | np.floating}[kind]
     if not isinstance(value, accepted):
         raise DataError(f"{where}: expected {kind.__name__}, got {value!r}")

@@ -22,7 +22,7 @@ class Partial:
 
     def __init__(self, path: Path, overwrite: bool) -> None:
         """OutputError: OUT or OUT.partial is there and may not be replaced, or cannot be created."""
-        self.path, self.overwrite = path, overwrite
+        self.path, self.overwrite, self.published = path, overwrite, False
         self.name = path.with_name(path.name + ".partial")
         check_target(path, overwrite)
         self.fd = self._claim()
@@ -105,10 +105,15 @@ class Partial:
         except OSError as error:
             raise storage_error(self.path, error) from error
         os.close(self.fd)
+        self.published = True
 
     def discard(self) -> None:
-        self.name.unlink(missing_ok=True)
-        os.close(self.fd)
+        """Removes the partial file; after publish(), the file itself if it was new."""
+        if not self.published:
+            self.name.unlink(missing_ok=True)
+            os.close(self.fd)
+        elif not self.overwrite:
+            self.path.unlink(missing_ok=True)
 
 
 class Stream:

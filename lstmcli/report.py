@@ -21,16 +21,25 @@ def console(stream: TextIO) -> Any:
     return Console(file=stream, width=None if stream.isatty() else 10_000, highlight=False, markup=False)
 
 
-def summary(facts: dict[str, Any], as_json: bool, stream: TextIO) -> None:
-    """The facts of a run as lines, or as one JSON object."""
+def summary(facts: dict[str, Any], as_json: bool, stream: TextIO | None) -> None:
+    """The facts of a run as lines, or as one JSON object. stream: None when it was closed before the program began."""
+    if stream is None:
+        return
     if as_json:
         print(json.dumps(facts), file=stream)
         return
     from rich.text import Text
 
+    show(stream, *(Text(f"{name:9}", "bold") + Text(text) for name, text in lines(facts)))
+
+
+def show(stream: TextIO, *renderables: Any) -> None:
     out = console(stream)
-    for name, text in lines(facts):
-        out.print(Text(f"{name:9}", "bold") + Text(text), soft_wrap=True)
+    with out.capture() as captured:
+        for renderable in renderables:
+            out.print(renderable, soft_wrap=True)
+    # Not by rich, which ends the program with code 1 when the reader of a pipe is gone.
+    stream.write(captured.get())
 
 
 def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -80,13 +89,13 @@ def progress(kind: str) -> Iterator[Callable[[int, int], None]]:
 
         text = TextColumn("{task.percentage:.0f} %  {task.completed:,} of {task.total:,} steps  {task.fields[speed]}")
         with Progress(BarColumn(), text, TimeRemainingColumn(), console=console(sys.stderr), transient=True) as bar:
-            task = bar.add_task("", total=None, speed="")
+            task = bar.add_task("", total=1, speed="", visible=False)
             began = time.monotonic()
 
             def advance(steps: int, total: int) -> None:
                 done = bar.tasks[0].completed + steps
                 speed = f"{done / max(time.monotonic() - began, 1e-9):,.0f} steps/s"
-                bar.update(task, total=total, completed=done, speed=speed)
+                bar.update(task, total=total, completed=done, speed=speed, visible=True)
 
             yield advance
     elif kind == "log":
@@ -119,30 +128,28 @@ class Log:
 
 def model(tree: ModelTree, name: str, as_json: bool) -> None:
     """A model's tree with shapes and parameter counts."""
-    if as_json:
+    if as_json and sys.stdout:
         facts = {"input_size": tree.input_size, "output_size": tree.output_size, "parameters": tree.parameters()}
         print(json.dumps(facts | {"model": tree.config()}))
         return
     from rich.tree import Tree
 
-    title = f"{shown(name)}: {tree.input_size} features to {tree.output_size}, {tree.parameters():,} parameters"
-    root = Tree(title)
-    grow(root, tree)
-    console(sys.stdout).print(root)
+    if sys.stdout:
+        root = Tree(label(shown(name), tree))
+        grow(root, tree)
+        show(sys.stdout, root)
+
+
+def label(name: str, tree: ModelTree) -> str:
+    config = tree.config()
+    options = ("merge", "activation", "recurrent_activation", "forget_bias", "cell_clip", "projection_clip")
+    chosen = "".join(f", {option} {config[option]}" for option in options if option in config)
+    return f"{name}: {tree.kind}, {tree.input_size} to {tree.output_size}, {tree.parameters():,} parameters{chosen}"
 
 
 def grow(branch: Any, tree: ModelTree) -> None:
     if isinstance(tree, Cell):
         for name, weight in tree.weights().items():
             branch.add(f"{name} {weight.shape} {weight.dtype}")
-        return
     for name, child in tree.children().items():
-        merge = f", {child.merge}" if hasattr(child, "merge") else ""
-        branch_text = (
-            f"{name}: {child.kind}{merge}, {child.input_size} to {child.output_size}, {child.parameters():,} parameters"
-        )
-        if isinstance(child, Cell):
-            config = child.config()
-            options = ("activation", "recurrent_activation", "forget_bias", "cell_clip", "projection_clip")
-            branch_text += "".join(f", {option} {config[option]}" for option in options if option in config)
-        grow(branch.add(branch_text), child)
+        grow(branch.add(label(name, child)), child)

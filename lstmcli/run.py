@@ -15,6 +15,7 @@ from lstmcli import __version__
 from lstmcli.cpus import available_threads
 from lstmcli.errors import DataError, OutputError, UsageError
 from lstmcli.forward import MAX_LANES, Block, Forward, check_supported, packed_starts, scratch_width
+from lstmcli.hdf5 import shown
 from lstmcli.lengths import read_lengths
 from lstmcli.model import Floats, Model, State, init_model
 from lstmcli.model_file import load_model
@@ -26,6 +27,7 @@ Progress = Callable[[int, int], None]  # called with the valid steps done since 
 
 PROGRAM_BYTES = 100_000_000  # what the program takes before it has read a row: interpreter, libraries, kernel
 BLOCK_BYTES = 64_000_000  # larger blocks gain nothing: lanes are full, and reading and writing already overlap the work
+BLOCK_FLOPS = 50_000_000_000  # per thread: about a second, so that progress shows and an interrupt is soon heeded
 TILE_ROWS = 6  # sequences that the kernel's tile takes at once
 SEQUENCE_BYTES = 256  # what is kept for each sequence of a block besides its states: where it lies, how long it is
 
@@ -85,7 +87,7 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
         refuse_inputs(targets, job)
         lengths, origin = read_lengths(job.lens, source)
         model = read_model(job, source)
-        check_supported(model)
+        check_supported(model, f"{shown(job.weights)}::/model" if job.weights else "model")
         arrays = stored_arrays(job, model, source)
         facts = describe(job, targets, source, lengths, origin, model)
         if not job.dry_run:
@@ -167,11 +169,12 @@ def block_limits(job: Job, source: Source, lengths: Lengths, model: Model, threa
     budget = max(job.max_memory - PROGRAM_BYTES - 2 * size * model.parameters(), job.max_memory // 4)
     per_row = size * (2 * model.input_size + 2 * model.output_size + scratch_width(model))
     per_sequence = 3 * size * sum(model.state_widths().values()) + SEQUENCE_BYTES
+    flops = sum(8 * cell.units * (cell.input_size + cell.units) for _, cell in model.cells())
     total = int(lengths.sum())
     useful = max(BLOCK_BYTES // per_row, 2 * threads * MAX_LANES * total // max(1, len(lengths)))
     in_order = source.sequential or job.output == "-"
     return Limits(
-        rows=max(1, min(total, useful, budget * 9 // 10 // per_row)),
+        rows=max(1, min(total, useful, BLOCK_FLOPS * threads // flops, budget * 9 // 10 // per_row)),
         sequences=max(1, budget // 10 // per_sequence),
         fill=1 if in_order else 2 * TILE_ROWS * threads,
     )
