@@ -6,7 +6,6 @@ import sys
 from typing import Any, ClassVar
 
 import click
-from click.utils import PacifyFlushWrapper
 
 from lstmcli import __version__
 from lstmcli.errors import LstmcliError, StorageError
@@ -84,10 +83,11 @@ def _is_stdout_full(error: OSError) -> bool:
 
 def main() -> None:
     """Entry point. Ends the process with the exit code of what happened."""
+    stdout = sys.stdout
     try:
         sys.exit(lstmcli.main(standalone_mode=False))
     except SystemExit:
-        if isinstance(sys.stdout, PacifyFlushWrapper):  # click met a broken pipe while it printed help
+        if sys.stdout is not stdout:  # click met a broken pipe while it printed help, and wrapped it
             sys.exit(BROKEN_PIPE)
         raise
     except click.ClickException as error:
