@@ -1,27 +1,34 @@
 """A model over blocks of sequences: one kernel call per cell and thread."""
 
+import ctypes
+import struct
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.errors import UsageError
 from lstmcli.kernel import compiled
-from lstmcli.kernel.layout import pack
+from lstmcli.kernel.layout import JOB_WORDS, NEVER_WAIT, SYNC_WORDS, Shape, pack, scratch_words
 from lstmcli.model import Cell, Floats, Model, Stack, State
 
 Integers = NDArray[np.int64]
 
-COLUMNS = 6  # of the kernel's table of work, see kernel/lanes.py
 MAX_LANES = 48  # per thread: a panel of weights is read once for all of them, and their rows of x and h stay in the cache
-THREAD_FLOPS = 1e7  # less work than this (0.1 ms) is not worth waking another thread
+MIN_LANES = 6  # with fewer the tile is not full, and the input products of AHEAD steps are computed at once
+AHEAD = 24
+THREAD_FLOPS = 5e6  # less work than this (50 us) is not worth waking another thread
+FEW = 64  # values that Python adds up faster than NumPy
+JOB = struct.Struct(f"{JOB_WORDS}q")
+SHARED_BYTES = 1 << 20  # weights beyond this leave the second-level cache of a core
+SHARED_FLOPS = 2e5  # a step of less work than this (2 us) is not worth waiting for each other
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """Sequences without their padding: sequence s is rows[starts[s] : starts[s] + lengths[s]].
 
     rows (R, features) C-contiguous; starts, lengths (n,) int64. Sequences do not overlap. A padded array (n, T, features)
@@ -45,13 +52,23 @@ def packed_starts(lengths: Integers) -> Integers:
 
 @dataclass(frozen=True)
 class Layer:
-    """A cell ready for the kernel: its weights packed, and the path of its state."""
+    """A cell ready for the kernel: its weights packed, and the names of its state."""
 
-    path: str
+    h: str
+    c: str
     inputs: int
     units: int
     panels: Floats
     biases: Floats
+    count: int  # of panels
+    panels_at: int
+    biases_at: int
+
+    @classmethod
+    def of(cls, path: str, cell: Cell, shape: Shape) -> "Layer":
+        panels, biases = pack(cell.input_kernel, cell.recurrent_kernel, cell.bias, cell.forget_bias, shape)
+        sizes = (cell.input_size, cell.units)
+        return cls(f"{path}/h", f"{path}/c", *sizes, panels, biases, len(panels), address(panels), address(biases))
 
 
 class Forward:
@@ -64,17 +81,11 @@ class Forward:
         check_supported(model)
         self.kernel = compiled.load(dtype.itemsize * 8)
         self.dtype, self.threads = dtype, threads
-        self.layers = [
-            Layer(
-                path,
-                cell.input_size,
-                cell.units,
-                *pack(cell.input_kernel, cell.recurrent_kernel, cell.bias, cell.forget_bias, self.kernel.shape),
-            )
-            for path, cell in model.cells()
-        ]
+        self.widths, self.input_size, self.output_size = model.state_widths(), model.input_size, model.output_size
+        self.layers = [Layer.of(path, cell, self.kernel.shape) for path, cell in model.cells()]
         self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
         self.scratch = threading.local()
+        self.gang = threading.Lock()
 
     def __call__(self, block: Block, outputs: Block, state: State) -> None:
         """Runs all sequences of `block` through the model.
@@ -84,62 +95,92 @@ class Forward:
         state    in/out  C-contiguous arrays (n, width): before, the initial state; after, the one after the last step,
                          unchanged where the length is 0
         """
-        order = np.argsort(-block.lengths, kind="stable")
-        order = order[: np.count_nonzero(block.lengths)]
-        if not len(order):
+        if len(block.lengths) <= FEW:
+            values = block.lengths.tolist()
+            steps, longest, count = sum(values), max(values, default=0), len(values) - values.count(0)
+        else:
+            steps, longest = int(block.lengths.sum()), int(block.lengths.max())
+            count = int(np.count_nonzero(block.lengths))
+        if not longest:
             return
+        order = (-block.lengths).argsort(kind="stable")[:count]  # longest first, so that the lanes end together
+        last = len(self.layers) - 1
         for k, layer in enumerate(self.layers):
-            above = outputs if k == len(self.layers) - 1 else block.like(self.between(k, block, layer.units))
-            self.run_layer(layer, block, above, state, order)
+            above = outputs if k == last else block.like(self.between(k, steps, layer.units))
+            self.run_layer(layer, block, above, state, order, steps, longest)
             block = above
 
-    def between(self, k: int, block: Block, units: int) -> Floats:
+    def between(self, k: int, steps: int, units: int) -> Floats:
         """Rows for the outputs of layer k, which only layer k + 1 reads; reused by the layers and calls that follow."""
-        size, name = int(block.lengths.sum()) * units, f"layers{k % 2}"
+        size, name = steps * units, f"layers{k % 2}"
         rows: Floats | None = getattr(self.scratch, name, None)
         if rows is None or rows.size < size:
             rows = np.empty(size, self.dtype)
             setattr(self.scratch, name, rows)
         return rows[:size].reshape(-1, units)
 
-    def run_layer(self, layer: Layer, block: Block, outputs: Block, state: State, order: Integers) -> None:
-        h, c = state[f"{layer.path}/h"], state[f"{layer.path}/c"]
-        lengths = block.lengths[order]
+    def run_layer(
+        self, layer: Layer, block: Block, outputs: Block, state: State, order: Integers, steps: int, longest: int
+    ) -> None:
+        threads, share, lanes, ahead = self.schedule(layer, len(order), steps, longest)
         size = self.dtype.itemsize
-        work = np.empty((len(order), COLUMNS), np.int64)
-        work[:, 0] = block.rows.ctypes.data + block.starts[order] * (layer.inputs * size)
-        work[:, 1] = h.ctypes.data + order * (layer.units * size)
-        work[:, 2] = c.ctypes.data + order * (layer.units * size)
-        work[:, 3] = outputs.rows.ctypes.data + outputs.starts[order] * (layer.units * size)
-        work[:, 4] = lengths
-        work[:, 5] = work[:, 1]
-        threads, lanes = self.share(layer, lengths)
-        taken = np.zeros(1, np.int64)
-        tables = np.empty((threads, COLUMNS, lanes), np.int64)
-
-        def run(thread: int) -> None:
-            self.kernel.call(
-                work.ctypes.data, len(work), taken.ctypes.data, layer.panels.ctypes.data, layer.biases.ctypes.data,
-                layer.inputs, layer.units, layer.inputs * size, layer.units * size, tables[thread].ctypes.data, lanes,
-            )  # fmt: skip
-
-        others = [self.pool.submit(run, thread) for thread in range(1, threads)] if self.pool else []
-        try:
-            run(0)
-        finally:  # also when the user interrupts: the others still write into these arrays
-            wait(others)
+        each = scratch_words(lanes, ahead, layer.biases)
+        work = np.empty(JOB_WORDS + SYNC_WORDS + each * threads, np.int64)
+        job_at = address(work)
+        sync_at = job_at + 8 * JOB_WORDS
+        JOB.pack_into(
+            *(work, 0),
+            *(address(block.rows), address(block.starts), layer.inputs * size),
+            *(address(outputs.rows), address(outputs.starts), layer.units * size),
+            *(address(state[layer.h]), address(state[layer.c]), address(block.lengths), address(order), len(order)),
+            *(layer.panels_at, layer.biases_at, layer.inputs, layer.units),
+            *(lanes, ahead, threads if share else 1, sync_at, sync_at + 8 * SYNC_WORDS, 8 * each),
+        )
+        work[JOB_WORDS : JOB_WORDS + SYNC_WORDS] = 0
+        call = self.kernel.call
+        if threads == 1 or not self.pool:
+            call(job_at, 0)
+            return
+        # Threads that share steps wait for each other: two such calls at once could each hold threads that the other needs.
+        with self.gang if share else nullcontext():
+            others: list[Future[None]] = []
+            try:
+                others += (self.pool.submit(call, job_at, thread) for thread in range(1, threads))
+                call(job_at, 0)
+            finally:  # also when the user interrupts: the others still write into these arrays
+                if len(others) < threads - 1:
+                    work[JOB_WORDS + SYNC_WORDS - 1] = NEVER_WAIT
+                wait(others)
         for other in others:
             other.result()
 
-    def share(self, layer: Layer, lengths: Integers) -> tuple[int, int]:
-        """How many threads, and how many lanes for each: so many that the lanes end together, with the tile full till then."""
-        steps = int(lengths.sum())
-        flops = 8 * layer.units * (layer.inputs + layer.units) * steps
-        threads = max(1, min(self.threads, len(lengths), int(flops / THREAD_FLOPS)))
+    def schedule(self, layer: Layer, count: int, steps: int, longest: int) -> tuple[int, bool, int, int]:
+        """How many threads, whether they share each step, the lanes of each, and the steps of input products in advance.
+
+        So many lanes that they end together, with the tile full till then. Which of all this is chosen changes no bit.
+        """
+        flops = 8 * layer.units * (layer.inputs + layer.units)
+        threads = min(self.threads, int(flops * steps / THREAD_FLOPS) + 1)
         rows = self.kernel.shape.rows
-        lanes = -(-steps // int(lengths[0])) / threads
-        lanes = min(MAX_LANES, rows * int(np.ceil(lanes / rows)))
-        return threads, min(lanes, -(-len(lengths) // threads))
+        lanes = -(-steps // longest)
+        lanes = min(count, MAX_LANES * threads, -(-lanes // rows) * rows)
+        share = False
+        if threads > 1:
+            few = lanes < rows * threads or (layer.panels.nbytes > SHARED_BYTES and lanes < MAX_LANES)
+            share = few and flops * lanes > SHARED_FLOPS and layer.count >= threads
+        if share:
+            lanes = min(lanes, MAX_LANES)
+        else:
+            threads = min(threads, count)
+            lanes = -(-lanes // threads)
+        return threads, share, lanes, AHEAD if lanes < MIN_LANES and longest > 1 else 0
+
+
+def address(array: NDArray[Any], of: Any = ctypes.addressof, view: Any = ctypes.c_char.from_buffer) -> int:
+    try:
+        return of(view(array))  # type: ignore[no-any-return]  # NumPy's own ways take five times as long
+    except (TypeError, ValueError):  # read-only, or empty
+        return array.ctypes.data
 
 
 def scratch_width(model: Model) -> int:

@@ -12,8 +12,9 @@ i, f, g, o (input, forget, candidate, output) along 4*U.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,6 +27,13 @@ Floats = NDArray[np.floating]
 State = dict[str, Floats]
 
 MERGES = ("concat", "sum", "mean", "mul")
+
+
+@functools.cache  # an import statement takes a microsecond even when there is nothing left to import
+def runner() -> Callable[..., tuple[Floats, State]]:
+    from lstmcli.padded import run_padded
+
+    return run_padded
 
 
 class Model:
@@ -80,9 +88,7 @@ class Model:
         {"0/c": (B, U), "0/h": (B, P)}; the initial state where the length is 0. All new arrays; nothing given is written.
         Raises DataError for arrays that do not fit.
         """
-        from lstmcli.padded import run_padded
-
-        return run_padded(self, x, lengths, initial_state, threads)
+        return runner()(self, x, lengths, initial_state, threads)
 
 
 @dataclass(frozen=True, eq=False)

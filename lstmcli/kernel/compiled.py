@@ -24,9 +24,7 @@ import llvmlite.binding as llvm
 from lstmcli.kernel.layout import Shape
 
 SOURCES = ("simd.py", "tile.py", "lanes.py", "layout.py", "compiled.py")
-PROTOTYPE = ctypes.CFUNCTYPE(
-    None, *[ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p], *[ctypes.c_int64] * 6, *[ctypes.c_void_p, ctypes.c_int64]
-)
+PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,20 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from lstmcli.kernel import tile
-from lstmcli.kernel.layout import GATES, Shape
+from lstmcli.kernel.layout import GATES, Column, Job, Shape
 from lstmcli.kernel.simd import I64, POINTER
 
 ADDRESSES = types.CPointer(types.int64)
+SIGNATURE = types.void(ADDRESSES, types.int64)
+SPINS = 2000  # some microseconds; a thread that waits longer lets others run, perhaps just the one it waits for
 
-# Columns of `work`, one row a sequence: the addresses of its first input row, of h and c (which hold the initial state and
-# receive the final one), of its first output row, and its length (> 0).
-# The lanes' table holds the same columns for the running sequences, h being the previous output, and the length what is left.
-X, H, C, Y, LEFT, FINAL_H, COLUMNS = range(7)
+# Numba takes global integers for constants.
+X, H, C, Y, BIAS, SUMS, HOME, FINAL_H, LEFT, READY = (int(column) for column in Column)
+COLUMNS = len(Column)
+(
+    X_AT, X_STARTS_AT, X_STEP, Y_AT, Y_STARTS_AT, Y_STEP, H_AT, C_AT, LENGTHS_AT, ORDER_AT, COUNT, PANELS_AT, BIASES_AT,
+    INPUTS, UNITS, LANES, AHEAD, SHARERS, SYNC_AT, SCRATCH_AT, SCRATCH_STEP,
+) = (int(field) for field in Job)  # fmt: skip
 
 
 @intrinsic
@@ -47,6 +52,16 @@ def put(context: Any, array: types.Type, index: types.Type, value: types.Type) -
 
 
 @intrinsic
+def at(context: Any, address: types.Type) -> Any:
+    """The array of int64 at an address."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.inttoptr(args[0], context.get_value_type(ADDRESSES))
+
+    return ADDRESSES(types.int64), emit
+
+
+@intrinsic
 def take_next(context: Any, counter: types.Type) -> Any:
     """counter[0]++, so that threads never take the same sequence."""
 
@@ -54,6 +69,39 @@ def take_next(context: Any, counter: types.Type) -> Any:
         return builder.atomic_rmw("add", args[0], ir.Constant(I64, 1), "monotonic")
 
     return types.int64(ADDRESSES), emit
+
+
+@intrinsic
+def meet(context: Any, arrived: types.Type, expected: types.Type) -> Any:
+    """arrived[0]++, then waits until it is `expected` or more. What the others wrote before they came is then visible."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        arrived, expected = args
+        builder.atomic_rmw("add", arrived, ir.Constant(I64, 1), "acq_rel")
+        before = builder.block
+        wait, spin, rest, after = (builder.append_basic_block() for _ in range(4))
+        builder.branch(wait)
+        builder.position_at_end(wait)
+        spins = builder.phi(I64)
+        value = builder.load_atomic(arrived, "acquire", 8, typ=I64)
+        builder.cbranch(builder.icmp_signed(">=", value, expected), after, spin)
+        builder.position_at_end(spin)
+        if "x86" in builder.module.triple:
+            builder.call(
+                cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"), []
+            )
+        more = builder.add(spins, ir.Constant(I64, 1))
+        builder.cbranch(builder.icmp_signed("<", more, ir.Constant(I64, SPINS)), wait, rest)
+        builder.position_at_end(rest)
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        builder.branch(wait)
+        for value, block in [(ir.Constant(I64, 0), before), (more, spin), (more, rest)]:
+            spins.add_incoming(value, block)
+        builder.position_at_end(after)
+        return context.get_dummy_value()
+
+    return types.none(ADDRESSES, types.int64), emit
 
 
 @intrinsic
@@ -68,105 +116,135 @@ def copy(context: Any, target: types.Type, source: types.Type, size: types.Type)
     return types.none(types.int64, types.int64, types.int64), emit
 
 
-def tile_step(shape: Shape) -> Callable[..., None]:
-    """The call of the tile for `rows` lanes from lane `first` on."""
+def tile_call(shape: Shape) -> Callable[..., None]:
+    """The call of the tile of `rows` lanes from lane `first` on, with the arguments of tile.define."""
 
     @intrinsic
-    def step(
-        context: Any,
-        rows: Any,
-        panel: Any,
-        bias: Any,
-        table: Any,
-        lanes: Any,
-        first: Any,
-        unit: Any,
-        units: Any,
-        inputs: Any,
-    ) -> Any:
+    def call(context, rows, weights, table, lanes, first, inputs, recurrent, unit, units, resume, pause):  # type: ignore[no-untyped-def]  # fmt: skip
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            rows, panel, bias, table, lanes, first, unit, units, inputs = args
-            columns = [
-                builder.gep(table, [builder.add(builder.mul(ir.Constant(I64, column), lanes), first)], source_etype=I64)
-                for column in (X, H, C, Y)
-            ]
-            values = [builder.inttoptr(a, POINTER) for a in (panel, bias)]
-            values += [builder.bitcast(a, POINTER) for a in columns]
+            rows, weights, table, lanes, first, *numbers, resume, pause = args
+            values = [builder.inttoptr(weights, POINTER), builder.gep(table, [first], source_etype=I64), lanes, *numbers]
+            values += [builder.icmp_signed("!=", flag, ir.Constant(I64, 0)) for flag in (resume, pause)]
             after = builder.append_basic_block()
             switch = builder.switch(rows, after)
             for count in range(1, shape.rows + 1):
                 block = builder.append_basic_block()
                 switch.add_case(ir.Constant(I64, count), block)
                 builder.position_at_end(block)
-                builder.call(tile.define(builder.module, shape, count), [*values, unit, units, inputs])
+                builder.call(tile.define(builder.module, shape, count), values)
                 builder.branch(after)
             builder.position_at_end(after)
             return context.get_dummy_value()
 
-        integers = [types.int64] * 3
-        return types.none(types.int64, *integers[:2], ADDRESSES, *integers[:2], *integers), emit
+        return types.none(types.int64, types.int64, ADDRESSES, *[types.int64] * 8), emit
 
-    return step
-
-
-SIGNATURE = types.void(ADDRESSES, types.int64, ADDRESSES, *[types.int64] * 6, ADDRESSES, types.int64)
+    return call
 
 
 def define(shape: Shape) -> Callable[..., None]:
     """The kernel for one tile shape, to be compiled with SIGNATURE."""
-    step = tile_step(shape)
+    tile_of = tile_call(shape)
     width, rows, size = shape.width, shape.rows, shape.bits // 8
-    panel_row, bias_row = GATES * width * size, GATES * width * size
+    row_bytes = GATES * width * size  # of a panel
 
-    def lstm(work, count, taken, panels, biases, inputs, units, x_step, y_step, table, lanes):  # type: ignore[no-untyped-def]
-        """One LSTM layer over the sequences of `work` that no other thread takes.
+    def lstm(job, thread):  # type: ignore[no-untyped-def]
+        """One LSTM layer over the sequences of `job` (see layout.Job), as thread number `thread` of those that call it.
 
-        work     (count, COLUMNS) int64                            in      longest first
-        taken    (1,) int64                                        in/out  how many sequences are taken, by all threads
-        panels   (ceil(units/width), inputs + units, GATES, width) in      layout.pack; address
-        biases   (ceil(units/width), GATES, width)                 in      address
-        x_step   bytes from a step's input to the next one's; negative runs a sequence backwards
-        y_step   bytes from a step's output to the next one's
-        table    (COLUMNS, lanes) int64                            scratch
+        Threads take whole sequences, or, where SHARERS > 1, they run all sequences together, each for its part of the units.
         """
-        active, room = 0, lanes
+        inputs, units, lanes, ahead = get(job, INPUTS), get(job, UNITS), get(job, LANES), get(job, AHEAD)
+        count, sharers = get(job, COUNT), get(job, SHARERS)
+        order, lengths = at(get(job, ORDER_AT)), at(get(job, LENGTHS_AT))
+        x_starts, y_starts = at(get(job, X_STARTS_AT)), at(get(job, Y_STARTS_AT))
+        x_step, y_step, biases = get(job, X_STEP), get(job, Y_STEP), get(job, BIASES_AT)
+        scratch = get(job, SCRATCH_AT) + thread * get(job, SCRATCH_STEP)
+        table = at(scratch)
+        coming = at(scratch + 8 * COLUMNS * lanes)  # as the table, for the steps that are computed in advance
+        sums = scratch + 8 * COLUMNS * (lanes + ahead)
+        products = inputs + units
+        panels = (units + width - 1) // width
+        first_panel, end_panel = 0, panels
+        if sharers > 1:
+            first_panel, end_panel = panels * thread // sharers, panels * (thread + 1) // sharers
+        step_sums = panels * row_bytes
+        for lane in range(lanes):
+            put(table, HOME * lanes + lane, sums + lane * ahead * step_sums)
+
+        active, room, taken, steps = 0, lanes, 0, 0
         while True:
+            # Empty lanes take the next sequences.
             while active < room:
-                sequence = take_next(taken)
-                if sequence >= count:
+                turn = taken
+                taken += 1
+                if sharers == 1:
+                    turn = take_next(at(get(job, SYNC_AT)))
+                if turn >= count:
                     room = 0
                     break
-                for column in range(COLUMNS):
-                    put(table, column * lanes + active, get(work, sequence * COLUMNS + column))
+                sequence = get(order, turn)
+                state = sequence * units * size
+                put(table, X * lanes + active, get(job, X_AT) + get(x_starts, sequence) * x_step)
+                put(table, H * lanes + active, get(job, H_AT) + state)
+                put(table, C * lanes + active, get(job, C_AT) + state)
+                put(table, Y * lanes + active, get(job, Y_AT) + get(y_starts, sequence) * y_step)
+                put(table, BIAS * lanes + active, biases)
+                put(table, SUMS * lanes + active, get(table, HOME * lanes + active))
+                put(table, FINAL_H * lanes + active, get(job, H_AT) + state)
+                put(table, LEFT * lanes + active, get(lengths, sequence))
+                put(table, READY * lanes + active, 0)
                 active += 1
             if active == 0:
                 break
 
-            panel, bias, unit = panels, biases, 0
-            while unit < units:
-                first = 0
-                while first < active:
-                    here = active - first
-                    step(here if here < rows else rows, panel, bias, table, lanes, first, unit, units, inputs)
-                    first += rows
-                panel += (inputs + units) * panel_row
-                bias += bias_row
-                unit += width
+            # With too few lanes to fill the tile: the input products of each lane's next steps, as rows of one tile.
+            for lane in range(active if ahead > 0 else 0):
+                if get(table, READY * lanes + lane) > 0:
+                    continue
+                home, left = get(table, HOME * lanes + lane), get(table, LEFT * lanes + lane)
+                ready = left if left < ahead else ahead
+                for k in range(ready):
+                    put(coming, X * ahead + k, get(table, X * lanes + lane) + k * x_step)
+                    put(coming, BIAS * ahead + k, biases)
+                    put(coming, SUMS * ahead + k, home + k * step_sums)
+                for panel in range(first_panel, end_panel):
+                    weights, unit = get(job, PANELS_AT) + panel * products * row_bytes, panel * width
+                    for first in range(0, ready, rows):
+                        here = ready - first if ready - first < rows else rows
+                        tile_of(here, weights, coming, ahead, first, inputs, 0, unit, units, 0, 1)
+                put(table, SUMS * lanes + lane, home)
+                put(table, READY * lanes + lane, ready)
 
+            # One step of all lanes.
+            done = inputs if ahead > 0 else 0
+            for panel in range(first_panel, end_panel):
+                weights, unit = get(job, PANELS_AT) + (panel * products + done) * row_bytes, panel * width
+                for first in range(0, active, rows):
+                    here = active - first if active - first < rows else rows
+                    tile_of(here, weights, table, lanes, first, inputs - done, units, unit, units, 1 if ahead > 0 else 0, 0)
+
+            # The step is over.
+            if sharers > 1:
+                steps += 1
+                meet(at(get(job, SYNC_AT) + 64), steps * sharers)
             lane = 0
             while lane < active:
-                y = get(table, Y * lanes + lane)
-                left = get(table, LEFT * lanes + lane) - 1
-                if left == 0:
-                    copy(get(table, FINAL_H * lanes + lane), y, units * size)
-                    active -= 1
-                    for column in range(COLUMNS):
-                        put(table, column * lanes + lane, get(table, column * lanes + active))
+                y, left = get(table, Y * lanes + lane), get(table, LEFT * lanes + lane) - 1
+                if left > 0:
+                    put(table, X * lanes + lane, get(table, X * lanes + lane) + x_step)
+                    put(table, H * lanes + lane, y)
+                    put(table, Y * lanes + lane, y + y_step)
+                    put(table, LEFT * lanes + lane, left)
+                    put(table, READY * lanes + lane, get(table, READY * lanes + lane) - 1)
+                    put(table, SUMS * lanes + lane, get(table, SUMS * lanes + lane) + step_sums)
+                    lane += 1
                     continue
-                put(table, X * lanes + lane, get(table, X * lanes + lane) + x_step)
-                put(table, H * lanes + lane, y)
-                put(table, Y * lanes + lane, y + y_step)
-                put(table, LEFT * lanes + lane, left)
-                lane += 1
+                own = first_panel * width * size
+                end = end_panel * width if end_panel * width < units else units
+                copy(get(table, FINAL_H * lanes + lane) + own, y + own, end * size - own)
+                active -= 1
+                home = get(table, HOME * lanes + lane)
+                for column in range(COLUMNS):
+                    put(table, column * lanes + lane, get(table, column * lanes + active))
+                put(table, HOME * lanes + active, home)
 
     return lstm

@@ -1,6 +1,7 @@
-"""Weights packed for the tile: one forward stream of memory for each panel of units."""
+"""What Python and the kernel agree on: the order of the packed weights, and the tables that the kernel is called with."""
 
 from dataclasses import dataclass
+from enum import IntEnum, auto
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,70 @@ class Shape:
     @property
     def dtype(self) -> np.dtype:
         return np.dtype(f"f{self.bits // 8}")
+
+
+class Start(IntEnum):
+    """Counts from 0."""
+
+    @staticmethod
+    def _generate_next_value_(name: str, start: int, count: int, last_values: list[int]) -> int:
+        return count
+
+
+class Job(Start):
+    """The int64 numbers that one layer's kernel call gets; ..._AT are addresses, ..._STEP are bytes."""
+
+    X_AT = auto()  # rows of the input
+    X_STARTS_AT = auto()  # (n,) int64, the first row of each sequence
+    X_STEP = auto()  # from a step's row to the next one's
+    Y_AT = auto()  # rows of the outputs, which are written
+    Y_STARTS_AT = auto()
+    Y_STEP = auto()
+    H_AT = auto()  # (n, units), before: the initial state; after: the final one
+    C_AT = auto()
+    LENGTHS_AT = auto()  # (n,) int64
+    ORDER_AT = auto()  # (COUNT,) int64, the sequences to run, in the order in which lanes take them; all of length > 0
+    COUNT = auto()
+    PANELS_AT = auto()  # as pack() makes them
+    BIASES_AT = auto()
+    INPUTS = auto()
+    UNITS = auto()
+    LANES = auto()  # of each thread
+    AHEAD = auto()  # steps whose input products are computed in advance; 0: none, input and recurrent products are one pass
+    SHARERS = auto()  # threads that share each step, each with a part of the units; 1: each takes whole sequences
+    SYNC_AT = (
+        auto()
+    )  # (SYNC_WORDS,) int64, zeros: first how many sequences were taken, last how often a thread has ended a step
+    SCRATCH_AT = auto()  # (threads, SCRATCH_STEP) bytes
+    SCRATCH_STEP = auto()
+
+
+SYNC_WORDS = 9  # its two numbers, the first and the last, do not share a cache line
+NEVER_WAIT = 1 << 62  # in place of the last: threads do not wait for the others, and the results are worthless
+
+
+class Column(Start):
+    """A thread's table of lanes: one column of int64 each, for the running sequence of every lane."""
+
+    X = auto()  # address of the step's input
+    H = auto()  # of the previous output
+    C = auto()  # of the sequence's c
+    Y = auto()  # of the step's output
+    BIAS = auto()  # of the biases
+    SUMS = auto()  # of the step's paused sums
+    HOME = auto()  # of the lane's place for paused sums
+    FINAL_H = auto()  # where h goes in the end
+    LEFT = auto()  # steps, this one included
+    READY = auto()  # steps whose input products are computed, this one included
+
+
+JOB_WORDS = len(Job)
+TABLE_WORDS = len(Column)
+
+
+def scratch_words(lanes: int, ahead: int, biases: Floats) -> int:
+    """What one thread needs: its table of lanes, one for the steps that it computes in advance, and the paused sums."""
+    return TABLE_WORDS * (lanes + ahead) + (lanes * ahead * biases.nbytes // 8 if ahead else 0) + 8
 
 
 def pack(

@@ -12,7 +12,7 @@ import llvmlite.ir as ir
 import numpy as np
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
-POINTER = ir.IntType(8).as_pointer()
+POINTER = ir.PointerType()
 
 LOG2E = 1.442695040888963407
 
@@ -90,6 +90,9 @@ class Simd:
 
     def load(self, pointer: ir.Value) -> "Vector":
         return Vector(self, self.builder.load(pointer, align=self.bits // 8, typ=self.vector))
+
+    def store(self, value: "Vector", pointer: ir.Value) -> None:
+        self.builder.store(value.value, pointer, align=self.bits // 8)
 
     def first(self, count: ir.Value) -> ir.Value:
         """The mask of the first `count` floats."""

@@ -5,16 +5,18 @@
 
 (Hochreiter & Schmidhuber 1997; Gers et al. 2000; `forget_bias` is in bf here.) A gate is one fixed chain: its bias, then a
 fused multiply-add for each input feature, then for each unit of h. The chain of every (sequence, unit, gate) stays in a
-register from the bias to the activation; the size of the tile only chooses which chains run side by side, so it changes no
-bit. Gates never touch memory.
+register over the loop, and goes from it straight into the activation. A chain may also pause: its sum is stored as it is and
+taken up again later, which changes no bit; nor does the size of the tile, which only chooses which chains run side by side.
 """
 
 import itertools
 
 import llvmlite.ir as ir
 
-from lstmcli.kernel.layout import GATES, Shape
+from lstmcli.kernel.layout import GATES, Column, Shape
 from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, sigmoid, tanh
+
+BOOLEAN = ir.IntType(1)
 
 
 def cell(i: Vector, f: Vector, g: Vector, o: Vector, c: Vector) -> tuple[Vector, Vector]:
@@ -24,43 +26,58 @@ def cell(i: Vector, f: Vector, g: Vector, o: Vector, c: Vector) -> tuple[Vector,
 
 
 def define(module: ir.Module, shape: Shape, rows: int) -> ir.Function:
-    """Adds to `module` the tile of `rows` sequences, rows <= shape.rows:
+    """The function in `module` that is the tile of `rows` lanes, rows <= shape.rows:
 
-    tile(panel, bias, x, h, c, y, unit, units, inputs)
+    tile(weights, table, lanes, inputs, recurrent, unit, units, resume, pause)
 
-    panel   (inputs + units, GATES, width)  in   the weights of units unit .. unit + width, zero past the last unit
-    bias    (GATES, width)                  in
-    x       (rows,) addresses of (inputs,)  in   the step's input
-    h       (rows,) addresses of (units,)   in   the previous step's output
-    c       (rows,) addresses of (units,)   in/out
-    y       (rows,) addresses of (units,)   out  the step's output; must not overlap h
+    weights          (inputs + recurrent, GATES, width)  in  of the units unit .. unit + width, zero past the last unit
+    table            (COLUMNS, lanes) addresses          in  from the tile's first lane on; they point to
+        BIAS         (panels, GATES, width)              in      where a chain begins
+        SUMS         (panels, GATES, width)              in/out  where it pauses
+        X            (inputs,)                           in      the step's input
+        H            (recurrent,)                        in      the previous step's output
+        C            (units,)                            in/out
+        Y            (units,)                            out     the step's output; must not overlap H
+    resume, pause    whether the chains go on from SUMS, and whether they stop there; a chain that does not ends in C and Y
     """
     name = f"lstm_tile_f{shape.bits}x{shape.width}_{rows}"
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER] * 6 + [I64] * 3), name)
+    if name in module.globals:
+        return module.globals[name]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, POINTER, *[I64] * 5, BOOLEAN, BOOLEAN]), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
-    panel, bias, x, h, c, y, unit, units, inputs = function.args
+    weights, table, lanes, inputs, recurrent, unit, units, resume, pause = function.args
     builder = ir.IRBuilder(function.append_basic_block())
     simd = Simd(builder, shape.bits, shape.width)
 
-    def pointers(table: ir.Value) -> list[ir.Value]:
-        slots = [builder.gep(table, [ir.Constant(I64, row)], source_etype=I64) for row in range(rows)]
-        return [builder.load(slot, typ=POINTER) for slot in slots]
+    def addresses(column: int, offset: ir.Value) -> list[ir.Value]:
+        """The column's addresses, `offset` floats on."""
+        first = builder.mul(ir.Constant(I64, column), lanes)
+        slots = [builder.gep(table, [builder.add(first, ir.Constant(I64, row))], source_etype=I64) for row in range(rows)]
+        return [simd.at(builder.load(slot, typ=POINTER), offset) for slot in slots]
 
     def gate(base: ir.Value, number: int) -> ir.Value:
         return simd.at(base, ir.Constant(I64, number * shape.width))
 
-    biases = [simd.load(gate(bias, number)) for number in range(GATES)]
-    sums = [list(biases) for _ in range(rows)]
-    sums, weights = products(simd, sums, panel, pointers(x), inputs)
-    sums, _ = products(simd, sums, weights, pointers(h), units)
+    panel = builder.mul(unit, ir.Constant(I64, GATES))
+    paused, biases = addresses(Column.SUMS, panel), addresses(Column.BIAS, panel)
+    begin = [builder.select(resume, *pair) for pair in zip(paused, biases, strict=True)]
+    sums = [[simd.load(gate(row, number)) for number in range(GATES)] for row in begin]
+    start = ir.Constant(I64, 0)
+    sums, weights = products(simd, sums, weights, addresses(Column.X, start), inputs)
+    sums, _ = products(simd, sums, weights, addresses(Column.H, start), recurrent)
 
-    mask = simd.first(builder.sub(units, unit))
-    for (i, f, g, o), c_row, y_row in zip(sums, pointers(c), pointers(y), strict=True):
-        old = simd.load_masked(simd.at(c_row, unit), mask)
-        new_c, new_h = cell(i, f, g, o, old)
-        simd.store_masked(new_c, simd.at(c_row, unit), mask)
-        simd.store_masked(new_h, simd.at(y_row, unit), mask)
+    with builder.if_else(pause) as (then, otherwise):
+        with then:
+            for gates, row in zip(sums, paused, strict=True):
+                for number, value in enumerate(gates):
+                    simd.store(value, gate(row, number))
+        with otherwise:
+            mask = simd.first(builder.sub(units, unit))
+            for (i, f, g, o), c_row, y_row in zip(sums, addresses(Column.C, unit), addresses(Column.Y, unit), strict=True):
+                c, h = cell(i, f, g, o, simd.load_masked(c_row, mask))
+                simd.store_masked(c, c_row, mask)
+                simd.store_masked(h, y_row, mask)
     builder.ret_void()
     return function
 
@@ -92,11 +109,9 @@ def products(
     builder.position_at_end(after)
     end = builder.phi(POINTER)
     done = [[builder.phi(simd.vector) for _ in gates] for gates in sums]
-    for phi, start, step in [(k, ir.Constant(I64, 0), next_k), (here, weights, next_weights)]:
+    for phi, start, step in [(k, ir.Constant(I64, 0), next_k), (here, weights, next_weights), (end, weights, next_weights)]:
         phi.add_incoming(start, before)
         phi.add_incoming(step, loop)
-    end.add_incoming(weights, before)
-    end.add_incoming(next_weights, loop)
     flat = (itertools.chain.from_iterable(table) for table in (sums, running, added, done))
     for old, run, new, out in zip(*flat, strict=True):
         run.add_incoming(old.value, before)
