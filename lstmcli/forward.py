@@ -1,10 +1,9 @@
 """A model over blocks of sequences: one kernel call per cell and thread."""
 
 import ctypes
+import functools
 import struct
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,13 +12,15 @@ from numpy.typing import NDArray
 
 from lstmcli.errors import UsageError
 from lstmcli.kernel import compiled
-from lstmcli.kernel.layout import JOB_WORDS, NEVER_WAIT, SYNC_WORDS, Shape, pack, scratch_words
+from lstmcli.kernel.layout import JOB_WORDS, SYNC_WORDS, Shape, pack, scratch_words
 from lstmcli.model import Cell, Floats, Model, Stack, State
+from lstmcli.team import team
 
 Integers = NDArray[np.int64]
 
 MAX_LANES = 48  # per thread: a panel of weights is read once for all of them, and their rows of x and h stay in the cache
-MIN_LANES = 6  # with fewer the tile is not full, and the input products of AHEAD steps are computed at once
+MIN_LANES = 6  # with fewer the tile is not full, and the input products of AHEAD steps are computed at once,
+STREAMED_BYTES = 16 << 20  # as with weights beyond this, which no cache holds from step to step: half are then read only once
 AHEAD = 24
 THREAD_FLOPS = 5e6  # less work than this (50 us) is not worth waking another thread
 FEW = 64  # values that Python adds up faster than NumPy
@@ -72,7 +73,7 @@ class Layer:
 
 
 class Forward:
-    """A model ready to run: kernel loaded, weights packed, threads at hand. May be called from several threads at once.
+    """A model ready to run: kernel loaded, weights packed. May be called from several threads at once.
 
     UsageError if the model has a part that the kernel does not run.
     """
@@ -83,9 +84,7 @@ class Forward:
         self.dtype, self.threads = dtype, threads
         self.widths, self.input_size, self.output_size = model.state_widths(), model.input_size, model.output_size
         self.layers = [Layer.of(path, cell, self.kernel.shape) for path, cell in model.cells()]
-        self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
         self.scratch = threading.local()
-        self.gang = threading.Lock()
 
     def __call__(self, block: Block, outputs: Block, state: State) -> None:
         """Runs all sequences of `block` through the model.
@@ -129,30 +128,19 @@ class Forward:
         job_at = address(work)
         sync_at = job_at + 8 * JOB_WORDS
         JOB.pack_into(
-            *(work, 0),
+            work.data,
+            0,
             *(address(block.rows), address(block.starts), layer.inputs * size),
             *(address(outputs.rows), address(outputs.starts), layer.units * size),
             *(address(state[layer.h]), address(state[layer.c]), address(block.lengths), address(order), len(order)),
             *(layer.panels_at, layer.biases_at, layer.inputs, layer.units),
-            *(lanes, ahead, threads if share else 1, sync_at, sync_at + 8 * SYNC_WORDS, 8 * each),
+            *(lanes, ahead, threads, threads if share else 1, sync_at, sync_at + 8 * SYNC_WORDS, 8 * each),
         )
         work[JOB_WORDS : JOB_WORDS + SYNC_WORDS] = 0
-        call = self.kernel.call
-        if threads == 1 or not self.pool:
-            call(job_at, 0)
-            return
-        # Threads that share steps wait for each other: two such calls at once could each hold threads that the other needs.
-        with self.gang if share else nullcontext():
-            others: list[Future[None]] = []
-            try:
-                others += (self.pool.submit(call, job_at, thread) for thread in range(1, threads))
-                call(job_at, 0)
-            finally:  # also when the user interrupts: the others still write into these arrays
-                if len(others) < threads - 1:
-                    work[JOB_WORDS + SYNC_WORDS - 1] = NEVER_WAIT
-                wait(others)
-        for other in others:
-            other.result()
+        if threads == 1:
+            self.kernel.call(job_at, 0)
+        else:
+            team().run(functools.partial(self.kernel.call, job_at), threads, (work, block, outputs, state, order, layer))
 
     def schedule(self, layer: Layer, count: int, steps: int, longest: int) -> tuple[int, bool, int, int]:
         """How many threads, whether they share each step, the lanes of each, and the steps of input products in advance.
@@ -173,7 +161,7 @@ class Forward:
         else:
             threads = min(threads, count)
             lanes = -(-lanes // threads)
-        return threads, share, lanes, AHEAD if lanes < MIN_LANES and longest > 1 else 0
+        return threads, share, lanes, AHEAD if lanes < MIN_LANES or layer.panels.nbytes > STREAMED_BYTES else 0
 
 
 def address(array: NDArray[Any], of: Any = ctypes.addressof, view: Any = ctypes.c_char.from_buffer) -> int:

@@ -43,7 +43,7 @@ def run_padded(
     width = forward.output_size
     outputs = np.zeros((batch, time, width), dtype)
     starts = padded_starts(batch, time)
-    rows = np.ascontiguousarray(x, dtype).reshape(batch * time, features)
+    rows: Any = np.ascontiguousarray(x, dtype).reshape(batch * time, features)
     forward(Block(rows, starts, steps), Block(outputs.reshape(batch * time, width), starts, steps), state)
     return outputs, state
 

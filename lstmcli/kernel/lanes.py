@@ -26,7 +26,7 @@ X, H, C, Y, BIAS, SUMS, HOME, FINAL_H, LEFT, READY = (int(column) for column in 
 COLUMNS = len(Column)
 (
     X_AT, X_STARTS_AT, X_STEP, Y_AT, Y_STARTS_AT, Y_STEP, H_AT, C_AT, LENGTHS_AT, ORDER_AT, COUNT, PANELS_AT, BIASES_AT,
-    INPUTS, UNITS, LANES, AHEAD, SHARERS, SYNC_AT, SCRATCH_AT, SCRATCH_STEP,
+    INPUTS, UNITS, LANES, AHEAD, THREADS, SHARERS, SYNC_AT, SCRATCH_AT, SCRATCH_STEP,
 ) = (int(field) for field in Job)  # fmt: skip
 
 
@@ -73,14 +73,17 @@ def take_next(context: Any, counter: types.Type) -> Any:
 
 @intrinsic
 def meet(context: Any, arrived: types.Type, expected: types.Type) -> Any:
-    """arrived[0]++, then waits until it is `expected` or more. What the others wrote before they came is then visible."""
+    """arrived[0]++, then waits until it is `expected` or more. What the others wrote before they came is then visible.
+
+    It is not read again by who is not to wait: the others may be through by then, and its memory gone.
+    """
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         arrived, expected = args
-        builder.atomic_rmw("add", arrived, ir.Constant(I64, 1), "acq_rel")
+        others = builder.atomic_rmw("add", arrived, ir.Constant(I64, 1), "acq_rel")
         before = builder.block
         wait, spin, rest, after = (builder.append_basic_block() for _ in range(4))
-        builder.branch(wait)
+        builder.cbranch(builder.icmp_signed(">=", builder.add(others, ir.Constant(I64, 1)), expected), after, wait)
         builder.position_at_end(wait)
         spins = builder.phi(I64)
         value = builder.load_atomic(arrived, "acquire", 8, typ=I64)
@@ -102,6 +105,16 @@ def meet(context: Any, arrived: types.Type, expected: types.Type) -> Any:
         return context.get_dummy_value()
 
     return types.none(ADDRESSES, types.int64), emit
+
+
+@intrinsic
+def min_of(context: Any, a: types.Type, b: types.Type) -> Any:
+    """The smaller one; Numba's own min() brings in code that needs the interpreter."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.select(builder.icmp_signed("<", *args), *args)
+
+    return types.int64(types.int64, types.int64), emit
 
 
 @intrinsic
@@ -159,8 +172,9 @@ def define(shape: Shape) -> Callable[..., None]:
         x_step, y_step, biases = get(job, X_STEP), get(job, Y_STEP), get(job, BIASES_AT)
         scratch = get(job, SCRATCH_AT) + thread * get(job, SCRATCH_STEP)
         table = at(scratch)
-        coming = at(scratch + 8 * COLUMNS * lanes)  # as the table, for the steps that are computed in advance
-        sums = scratch + 8 * COLUMNS * (lanes + ahead)
+        slots = lanes * ahead
+        coming = at(scratch + 8 * COLUMNS * lanes)  # a table as well, for the steps whose input products are computed now
+        sums = scratch + 8 * COLUMNS * (lanes + slots)
         products = inputs + units
         panels = (units + width - 1) // width
         first_panel, end_panel = 0, panels
@@ -196,35 +210,48 @@ def define(shape: Shape) -> Callable[..., None]:
             if active == 0:
                 break
 
-            # With too few lanes to fill the tile: the input products of each lane's next steps, as rows of one tile.
+            # The input products of some steps at once: rows of one tile are then not only lanes, but also steps of a lane.
+            coming_rows = 0
             for lane in range(active if ahead > 0 else 0):
                 if get(table, READY * lanes + lane) > 0:
                     continue
-                home, left = get(table, HOME * lanes + lane), get(table, LEFT * lanes + lane)
-                ready = left if left < ahead else ahead
+                # Up to the next multiple of `ahead`, so that all lanes come to their end together.
+                home, ready = get(table, HOME * lanes + lane), get(table, LEFT * lanes + lane)
+                ready = min_of(ready, ahead - steps % ahead)
                 for k in range(ready):
-                    put(coming, X * ahead + k, get(table, X * lanes + lane) + k * x_step)
-                    put(coming, BIAS * ahead + k, biases)
-                    put(coming, SUMS * ahead + k, home + k * step_sums)
-                for panel in range(first_panel, end_panel):
-                    weights, unit = get(job, PANELS_AT) + panel * products * row_bytes, panel * width
-                    for first in range(0, ready, rows):
-                        here = ready - first if ready - first < rows else rows
-                        tile_of(here, weights, coming, ahead, first, inputs, 0, unit, units, 0, 1)
+                    put(coming, X * slots + coming_rows, get(table, X * lanes + lane) + k * x_step)
+                    put(coming, BIAS * slots + coming_rows, biases)
+                    put(coming, SUMS * slots + coming_rows, home + k * step_sums)
+                    coming_rows += 1
                 put(table, SUMS * lanes + lane, home)
                 put(table, READY * lanes + lane, ready)
+            for panel in range(first_panel, end_panel if coming_rows > 0 else 0):
+                weights, unit = get(job, PANELS_AT) + panel * products * row_bytes, panel * width
+                for first in range(0, coming_rows, rows):
+                    tile_of(min_of(rows, coming_rows - first), weights, coming, slots, first, inputs, 0, unit, units, 0, 1)
 
             # One step of all lanes.
             done = inputs if ahead > 0 else 0
             for panel in range(first_panel, end_panel):
                 weights, unit = get(job, PANELS_AT) + (panel * products + done) * row_bytes, panel * width
                 for first in range(0, active, rows):
-                    here = active - first if active - first < rows else rows
-                    tile_of(here, weights, table, lanes, first, inputs - done, units, unit, units, 1 if ahead > 0 else 0, 0)
+                    tile_of(
+                        min_of(rows, active - first),
+                        weights,
+                        table,
+                        lanes,
+                        first,
+                        inputs - done,
+                        units,
+                        unit,
+                        units,
+                        1 if ahead > 0 else 0,
+                        0,
+                    )
 
             # The step is over.
+            steps += 1
             if sharers > 1:
-                steps += 1
                 meet(at(get(job, SYNC_AT) + 64), steps * sharers)
             lane = 0
             while lane < active:
@@ -239,12 +266,15 @@ def define(shape: Shape) -> Callable[..., None]:
                     lane += 1
                     continue
                 own = first_panel * width * size
-                end = end_panel * width if end_panel * width < units else units
-                copy(get(table, FINAL_H * lanes + lane) + own, y + own, end * size - own)
+                copy(get(table, FINAL_H * lanes + lane) + own, y + own, min_of(end_panel * width, units) * size - own)
                 active -= 1
                 home = get(table, HOME * lanes + lane)
                 for column in range(COLUMNS):
                     put(table, column * lanes + lane, get(table, column * lanes + active))
                 put(table, HOME * lanes + active, home)
+
+        # Thread 0, whose caller owns all the memory, is the last to go.
+        if get(job, THREADS) > 1:
+            meet(at(get(job, SYNC_AT) + 128), get(job, THREADS) if thread == 0 else 0)
 
     return lstm

@@ -51,16 +51,14 @@ class Job(Start):
     UNITS = auto()
     LANES = auto()  # of each thread
     AHEAD = auto()  # steps whose input products are computed in advance; 0: none, input and recurrent products are one pass
+    THREADS = auto()  # that run the job; the call of thread 0 ends when all are done
     SHARERS = auto()  # threads that share each step, each with a part of the units; 1: each takes whole sequences
-    SYNC_AT = (
-        auto()
-    )  # (SYNC_WORDS,) int64, zeros: first how many sequences were taken, last how often a thread has ended a step
+    SYNC_AT = auto()  # (SYNC_WORDS,) int64, zeros: counters of sequences that were taken, of steps ended, of threads done
     SCRATCH_AT = auto()  # (threads, SCRATCH_STEP) bytes
     SCRATCH_STEP = auto()
 
 
-SYNC_WORDS = 9  # its two numbers, the first and the last, do not share a cache line
-NEVER_WAIT = 1 << 62  # in place of the last: threads do not wait for the others, and the results are worthless
+SYNC_WORDS = 24  # three counters that share no cache line
 
 
 class Column(Start):
@@ -83,8 +81,8 @@ TABLE_WORDS = len(Column)
 
 
 def scratch_words(lanes: int, ahead: int, biases: Floats) -> int:
-    """What one thread needs: its table of lanes, one for the steps that it computes in advance, and the paused sums."""
-    return TABLE_WORDS * (lanes + ahead) + (lanes * ahead * biases.nbytes // 8 if ahead else 0) + 8
+    """What one thread needs: its table of lanes, one for the steps that it computes in advance, and their paused sums."""
+    return TABLE_WORDS * lanes + (lanes * ahead * (TABLE_WORDS + biases.nbytes // 8) if ahead else 0) + 8
 
 
 def pack(
