@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
 import click
@@ -38,7 +39,7 @@ class Size(click.ParamType[Any]):
     }
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?I?)B?", value.upper())
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([KMGT]?I?)B?", value.upper())
         if not match or match[2] not in self.units or not (size := int(float(match[1]) * self.units[match[2]])):
             self.fail(f"expected a size such as 500MB, 1.5GB or 2GiB; got {value!r}", param, ctx)
         return size
@@ -60,36 +61,38 @@ class Names(click.ParamType[Any]):
 class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            result = super().invoke(ctx)
-            if sys.stdout:
-                sys.stdout.flush()
-            return result
+            return super().invoke(ctx)
         except BrokenPipeError:
             # Whoever read our output has seen enough. Quiet; and nothing more may be flushed when Python ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             ctx.exit(BROKEN_PIPE)
-        except OSError as error:
-            if sys.stdout is None or not _is_stdout_full(error):
-                raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            raise StorageError(f"standard output: writing failed: {error.strerror}") from error
-
-
-def _is_stdout_full(error: OSError) -> bool:
-    import errno
-
-    return error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT) and error.filename is None
 
 
 def main() -> None:
     """Entry point. Ends the process with the exit code of what happened."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: no file of ours may take its number, and with it what is printed
+            os.open(os.devnull, os.O_RDWR)
+    # libhdf5 shall not search for filter plugins, which are libraries that it would run; it reads this when it is loaded.
+    os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     stdout = sys.stdout
     try:
-        sys.exit(lstmcli.main(standalone_mode=False))
+        code = lstmcli.main(standalone_mode=False) or 0
+        for stream in (sys.stdout, sys.stderr):
+            if stream:
+                stream.flush()
+        # Everything is on disk. Taking LLVM and the interpreter apart in order would take longer than a small run.
+        os._exit(code)
     except SystemExit:
         if sys.stdout is not stdout:  # click met a broken pipe while it printed help, and wrapped it
             sys.exit(BROKEN_PIPE)
         raise
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(2)
     except click.ClickException as error:
         hint = ""
         if isinstance(error, click.UsageError) and error.ctx:
@@ -97,12 +100,15 @@ def main() -> None:
         fail(error.format_message() + hint, error.exit_code)
     except LstmcliError as error:
         fail(str(error), error.exit_code)
+    except MemoryError:
+        fail("out of memory; a smaller --max-memory or a smaller model takes less", 1)
     except (KeyboardInterrupt, click.Abort):
         fail("interrupted", 130)
 
 
 def fail(message: str, code: int) -> None:
-    print(f"lstmcli: {' '.join(message.split())}", file=sys.stderr)
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    print(f"lstmcli: {line}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -129,9 +135,7 @@ def lstmcli() -> None:
 )
 @click.option("-u", "--units", type=IntegerList(), help="Units of each layer, bottom to top, with new weights from --seed.")
 @click.option("-w", "--weights", metavar="FILE", help="Model file, or the result of an earlier run, instead of --units.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same weights, on any machine."
-)
+@click.option("--seed", type=click.IntRange(min=0), help="Of the new weights: the same on any machine.  [default: 0]")
 @click.option(
     "-o",
     "--output",
@@ -186,12 +190,19 @@ def run(as_json: bool, quiet: bool, progress: str, **options: Any) -> None:
     make-embeddings | lstmcli run -i - -l lens.npy -w model.h5 -o - | use-outputs
     """
     from lstmcli import report
+    from lstmcli.kernel import compiled
     from lstmcli.run import Job
     from lstmcli.run import run as run_job
 
     if (options["units"] is None) == (options["weights"] is None):
         raise click.UsageError("expected either --units, for new weights, or --weights FILE")
-    job = Job(**options)
+    if options["weights"] is not None and options["seed"] is not None:
+        raise click.UsageError("--seed is for the new weights of --units, not for --weights")
+    if options["output"] == "-" and sys.stdout and sys.stdout.isatty():
+        raise click.UsageError("--output -: expected a pipe or a file to write binary data to, got a terminal")
+    if not quiet and not compiled.is_cached(64 if options["dtype"] == "float64" else 32):
+        report.note("compiling the kernel for this CPU, once")
+    job = Job(**options | {"seed": options["seed"] or 0})
     with report.progress("none" if quiet else progress) as on_progress:
         facts = run_job(job, on_progress)
     if not quiet:
@@ -213,8 +224,6 @@ def model() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def init(input_size: int, units: tuple[int, ...], seed: int, output: str, overwrite: bool) -> None:
     """Make a model file with TensorFlow's initial weights: Glorot-uniform kernels, zero bias, forget_bias 1."""
-    from pathlib import Path
-
     from lstmcli import report
     from lstmcli.model import init_model
     from lstmcli.model_file import save_model
@@ -233,3 +242,40 @@ def show(file: str, as_json: bool) -> None:
     from lstmcli.model_file import load_model
 
     report.model(load_model(file), file, as_json)
+
+
+@lstmcli.command(short_help="Show versions, CPU, threads and the cache of kernels.")
+@click.option("--warmup", is_flag=True, help="Compile the kernels that are not in the cache, for images and cluster nodes.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the lines.")
+def env(warmup: bool, as_json: bool) -> None:
+    """Show what this installation runs on: versions, CPU, threads, and which kernels are in the cache."""
+    from lstmcli import report
+    from lstmcli.environment import describe, warm_up
+
+    if warmup:
+        warm_up()
+    report.facts(describe(), as_json)
+
+
+@lstmcli.command(short_help="Compare with PyTorch, ONNX Runtime and OpenVINO on your shapes.")
+@click.option("--batch", type=click.IntRange(min=1), help="Sequences.  [default: 64]")
+@click.option("--time", type=click.IntRange(min=1), help="Steps of the longest one.  [default: 100]")
+@click.option("--embed", type=click.IntRange(min=1), help="Features of a step.  [default: 128]")
+@click.option("--units", type=click.IntRange(min=1), help="Units of the one layer.  [default: 128]")
+@click.option("--fill", type=click.FloatRange(0, 1, min_open=True), help="Part that is not padding.  [default: 0.5]")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of every contender.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def bench(threads: int, as_json: bool, **shape: Any) -> None:
+    """Compare with whatever of PyTorch, ONNX Runtime and OpenVINO is installed, and with NumPy's matrix product.
+
+    From a padded array in memory to a padded array. Peers run the batch in one call, and sorted and cut into trimmed buckets.
+    With no shape given, a table of shapes from small to large.
+    """
+    # BLAS and OpenMP read these when NumPy is imported.
+    os.environ |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
+    from lstmcli import report
+    from lstmcli.bench import CASES, Case, measure
+
+    chosen = {name: value for name, value in shape.items() if value is not None}
+    cases = (Case(**chosen),) if chosen else CASES
+    report.bench(((case, measure(case, threads)) for case in cases), threads, as_json)

@@ -11,7 +11,7 @@ def available_threads() -> int:
     """The least of the CPUs of its affinity, the quota of its control groups, and SLURM_CPUS_PER_TASK; at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return max(1, min([affinity, *quotas(), *([int(slurm)] if slurm.isdigit() else [])]))
+    return max(1, min([affinity, *quotas(), *([int(slurm)] if slurm.isdecimal() else [])]))
 
 
 def quotas() -> Iterator[int]:

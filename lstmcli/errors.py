@@ -38,3 +38,8 @@ class StorageError(LstmcliError):
     """Reading or writing failed on the way: disk full, quota, device error, broken pipe."""
 
     exit_code = 74
+
+
+def shown(name: str) -> str:
+    """`name` as it may reach a terminal: escaped and quoted if it holds control characters."""
+    return name if name.isprintable() else repr(name)

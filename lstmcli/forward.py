@@ -65,6 +65,11 @@ class Layer:
     panels_at: int
     biases_at: int
 
+    @property
+    def flops(self) -> int:
+        """Of one step of one sequence."""
+        return 8 * self.units * (self.inputs + self.units)
+
     @classmethod
     def of(cls, path: str, cell: Cell, shape: Shape) -> "Layer":
         panels, biases = pack(cell.input_kernel, cell.recurrent_kernel, cell.bias, cell.forget_bias, shape)
@@ -83,7 +88,11 @@ class Forward:
         self.kernel = compiled.load(dtype.itemsize * 8)
         self.dtype, self.threads = dtype, threads
         self.widths, self.input_size, self.output_size = model.state_widths(), model.input_size, model.output_size
+        hidden = [cell.units for _, cell in model.cells()][:-1]
+        self.scratch_width = max(hidden[0::2], default=0) + max(hidden[1::2], default=0)  # floats a step between the layers
         self.layers = [Layer.of(path, cell, self.kernel.shape) for path, cell in model.cells()]
+        self.flops = sum(layer.flops for layer in self.layers)
+        self.weight_bytes = 2 * sum(layer.panels.nbytes for layer in self.layers)  # the model's own and the packed ones
         self.scratch = threading.local()
 
     def __call__(self, block: Block, outputs: Block, state: State) -> None:
@@ -147,7 +156,7 @@ class Forward:
 
         So many lanes that they end together, with the tile full till then. Which of all this is chosen changes no bit.
         """
-        flops = 8 * layer.units * (layer.inputs + layer.units)
+        flops = layer.flops
         threads = min(self.threads, int(flops * steps / THREAD_FLOPS) + 1)
         rows = self.kernel.shape.rows
         lanes = -(-steps // longest)
@@ -169,12 +178,6 @@ def address(array: NDArray[Any], of: Any = ctypes.addressof, view: Any = ctypes.
         return of(view(array))  # type: ignore[no-any-return]  # NumPy's own ways take five times as long
     except (TypeError, ValueError):  # read-only, or empty
         return array.ctypes.data
-
-
-def scratch_width(model: Model) -> int:
-    """How many floats a step of a block takes between the layers."""
-    hidden = [cell.units for _, cell in model.cells()][:-1]
-    return max(hidden[0::2], default=0) + max(hidden[1::2], default=0)
 
 
 # The options of a cell that the kernel runs, and their values there.

@@ -4,6 +4,7 @@ Refused: external and soft links (a soft link inside the file too: it may lead t
 external storage, virtual datasets, and filters other than the four below. libhdf5 itself is trusted with the bytes.
 """
 
+import errno
 import math
 import os
 import re
@@ -15,11 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.errors import DataError, LstmcliError, MissingInputError, StorageError
+from lstmcli.errors import DataError, LstmcliError, MissingInputError, StorageError, shown
 
-# libhdf5 reads this once, when h5py is first imported. '::' turns off its search for filter plugins, which are shared
-# libraries that it would load and run. h5py is imported inside functions because it takes a tenth of a second.
-os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
+# h5py is imported inside functions because it takes a tenth of a second.
 
 FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 
@@ -33,11 +32,6 @@ class Entry(NamedTuple):
 
     def __str__(self) -> str:
         return f"{shown(self.name)} {self.shape} {self.dtype}"
-
-
-def shown(name: str) -> str:
-    """`name` as it may reach a terminal: escaped and quoted if it holds control characters."""
-    return name if name.isprintable() else repr(name)
 
 
 def open_readable(path: str) -> int:
@@ -63,12 +57,21 @@ def reading(where: str) -> Iterator[None]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         text = shown(" ".join(str(error).split()))
         # h5py's types say little: a failed read(2) may come as a KeyError that has its errno in the text alone.
+        if locked := re.search(r"unable to lock file, errno = (\d+)", text):
+            raise StorageError(f"{where}: {lock_advice(int(locked[1]))}") from error
         if failed := re.search(r"errno = ([1-9]\d*),.* offset = (\d+)", text):
             reason = os.strerror(int(failed[1]))
             raise StorageError(f"{where}: reading at byte {failed[2]} failed: {reason}") from error
         if getattr(error, "errno", None) or re.search(r"errno = [1-9]", text):
             raise StorageError(f"{where}: reading failed: {text}") from error
         raise DataError(f"{where}: damaged, or not something this program reads; libhdf5 says: {text}") from error
+
+
+def lock_advice(number: int) -> str:
+    """What to do after libhdf5 was refused its lock with this errno."""
+    if number in (errno.EAGAIN, errno.EACCES):
+        return "another program is writing it; run again when that has ended"
+    return f"its file system gives no lock (errno {number}); if nothing writes it, set HDF5_USE_FILE_LOCKING=FALSE"
 
 
 def open_file(path: str) -> Any:

@@ -1,5 +1,6 @@
 """The lengths of the sequences: found, read and checked before any work."""
 
+import codecs
 import os
 import posixpath
 import re
@@ -10,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli import hdf5
-from lstmcli.errors import DataError, StorageError
-from lstmcli.hdf5 import shown
+from lstmcli.errors import DataError, StorageError, UsageError, shown
 from lstmcli.sources import HEADER_LIMIT, NPY_MAGIC, Lengths, Source, is_hdf5, npy_header, split_spec
 
 NAMES = ("lengths", "lens", "sequence_length")
@@ -22,7 +22,7 @@ def read_lengths(spec: str | None, source: Source) -> tuple[Lengths, str | None]
 
     spec: an NPY file, a text with one integer a line, `file.h5::/dataset`, `none`; or None to take the dataset
     `lengths`, `lens` or `sequence_length` beside an HDF5 input (or in the root of its file) if there is one.
-    DataError: anything but N integers in 0 .. T. MissingInputError: no such file.
+    DataError: anything but N integers in 0 .. T. MissingInputError: no such file. UsageError: `-`.
     """
     batch, steps, _ = source.shape
     try:
@@ -48,6 +48,8 @@ def _beside(source: Source) -> tuple[NDArray[Any], str] | None:
 
 
 def _named(spec: str, batch: int) -> tuple[NDArray[Any], str]:
+    if spec == "-":
+        raise UsageError("--lens -: only --input may be -; give a file, or /dev/stdin")
     path, dataset = split_spec(spec)
     with os.fdopen(hdf5.open_readable(path), "rb") as file:
         name = shown(path)
@@ -106,7 +108,7 @@ def _from_npy(content: bytes, batch: int, name: str) -> NDArray[Any]:
 
 
 def _from_text(content: bytes, batch: int, name: str) -> NDArray[np.int64]:
-    lines = content.rstrip().splitlines()
+    lines = content.removeprefix(codecs.BOM_UTF8).rstrip().splitlines()
     for number, line in enumerate(lines, 1):
         if not re.fullmatch(rb"\s*[+-]?\d{1,18}\s*", line):
             got = shown(line[:40].decode("utf-8", "backslashreplace"))

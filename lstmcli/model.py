@@ -1,4 +1,4 @@
-"""What is computed: a tree of LSTM cells with their weights, the weights a new one starts with, and the model file.
+"""What is computed: a tree of LSTM cells with their weights, and the weights a new one starts with.
 
     Stack          layers from the bottom to the top, the outputs of one being the input of the next
     Bidirectional  one tree forward and one backward over the same input, their outputs merged
@@ -16,6 +16,8 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import index
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +29,9 @@ Floats = NDArray[np.floating]
 State = dict[str, Floats]
 
 MERGES = ("concat", "sum", "mean", "mul")
+CELL_OPTIONS = ("activation", "recurrent_activation", "forget_bias", "cell_clip", "projection_clip")
+MAX_PARAMETERS = 1 << 33
+PIECE = 1 << 20  # values drawn at a time
 
 
 @functools.cache  # an import statement takes a microsecond even when there is nothing left to import
@@ -97,6 +102,7 @@ class Cell(Model):
 
     input_kernel (E, 4*U), recurrent_kernel (P, 4*U), bias (4*U,) or None, peephole (3, U) with rows i, f, o or None,
     projection (U, P) or None. `forget_bias` is added to the forget gate at run time, on top of `bias`.
+    Weights cannot be changed later, because they are packed once: an array that could be is copied.
     """
 
     kind: ClassVar[str] = "cell"
@@ -112,6 +118,8 @@ class Cell(Model):
     projection_clip: float | None = None
 
     def __post_init__(self) -> None:
+        for name, weight in self.weights().items():
+            object.__setattr__(self, name, read_only(weight))
         if self.input_kernel.ndim != 2 or self.input_kernel.shape[1] % 4 or not self.input_kernel.shape[1]:
             raise DataError(f"input_kernel: expected shape (input size, 4 * units), got {self.input_kernel.shape}")
         expected = {
@@ -158,7 +166,7 @@ class Cell(Model):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def config(self) -> dict[str, Any]:
-        names = ("units", "activation", "recurrent_activation", "forget_bias", "cell_clip", "projection_clip")
+        names = ("units", *CELL_OPTIONS)
         facts = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return {"kind": self.kind, "input_size": self.input_size, "weights": list(self.weights()), **facts}
 
@@ -256,6 +264,15 @@ class Residual(Wrapper):
             raise DataError(f"residual: expected equal widths, got input {self.input_size}, output {self.output_size}")
 
 
+def read_only(weight: Floats) -> Floats:
+    """`weight` itself where neither it nor the array that it is a view of can be written, else a copy."""
+    owner = weight.base if isinstance(weight.base, np.ndarray) else weight
+    if weight.flags.writeable or owner.flags.writeable:
+        weight = weight.copy()
+        weight.flags.writeable = False
+    return weight
+
+
 def as_root(model: Model) -> Model:
     """A tree whose cells all have a name: a lone cell counts as a stack of one."""
     return model if all(path for path, _ in model.cells()) else Stack((model,))
@@ -266,20 +283,39 @@ def init_model(input_size: int, units: Sequence[int], seed: int = 0) -> Model:
 
     For each layer, bottom to top, one Glorot-uniform draw over the joint kernel (E + U, 4*U): uniform in +-limit, limit =
     sqrt(6 / (E + U + 4*U)); zero bias; forget_bias 1 (tf.compat.v1.nn.rnn_cell.LSTMCell with no initializer). Weights are
-    float32 whatever they will be computed in. UsageError for sizes below 1 or a negative seed.
+    float32 whatever they will be computed in. UsageError for sizes below 1, a negative seed, anything but integers, and more
+    than MAX_PARAMETERS.
     """
-    if input_size < 1 or not units or min(units) < 1 or seed < 0:
+    given = f"input size {input_size}, units {units}, seed {seed}"
+    try:
+        features, widths, seed = index(input_size), [index(width) for width in units], index(seed)
+    except TypeError as error:
+        raise UsageError(f"expected whole numbers, and units as a list of them, got {given}") from error
+    if features < 1 or not widths or min(widths) < 1 or seed < 0:
+        raise UsageError(f"expected sizes above 0 and a seed from 0 on, got {given}")
+    shapes = [(below + width, 4 * width) for below, width in pairwise([features, *widths])]
+    count = sum((rows + 1) * columns for rows, columns in shapes)
+    if count > MAX_PARAMETERS:
         raise UsageError(
-            f"expected sizes above 0 and a seed from 0 on, got input size {input_size}, units {units}, seed {seed}"
+            f"units {', '.join(map(str, widths))} over {features} features have {count:,} parameters, {4 * count:,} bytes; "
+            f"expected at most {MAX_PARAMETERS:,} parameters"
         )
     # PCG64's raw stream is the part of NumPy's generators that is promised never to change.
     bits = np.random.PCG64(seed)
-    cells = []
-    for width in units:
-        shape = (input_size + width, 4 * width)
-        limit = math.sqrt(6 / sum(shape))
-        uniform = (bits.random_raw(math.prod(shape)) >> np.uint64(11)) * 2.0**-53
-        joint = ((2 * uniform - 1) * limit).astype(np.float32).reshape(shape)
-        cells.append(Cell(joint[:input_size], joint[input_size:], np.zeros(4 * width, np.float32), forget_bias=1.0))
-        input_size = width
-    return Stack(tuple(cells))
+    return Stack(tuple(new_cell(shape, bits) for shape in shapes))
+
+
+def new_cell(shape: tuple[int, int], bits: np.random.PCG64) -> Cell:
+    """A cell with a joint kernel of this shape, (E + U, 4*U), drawn from `bits`."""
+    rows, columns = shape
+    limit = math.sqrt(6 / (rows + columns))
+    joint = np.empty(rows * columns, np.float32)
+    for at in range(0, len(joint), PIECE):
+        part = joint[at : at + PIECE]
+        uniform = (bits.random_raw(len(part)) >> np.uint64(11)) * 2.0**-53
+        part[:] = (2 * uniform - 1) * limit
+    bias = np.zeros(columns, np.float32)
+    joint.flags.writeable = bias.flags.writeable = False
+    kernels = joint.reshape(shape)
+    features = rows - columns // 4
+    return Cell(kernels[:features], kernels[features:], bias, forget_bias=1.0)

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lstmcli import hdf5
-from lstmcli.errors import DataError
-from lstmcli.model import Bidirectional, Cell, Model, Residual, Reverse, Stack, as_root
+from lstmcli.errors import DataError, shown
+from lstmcli.model import CELL_OPTIONS, Bidirectional, Cell, Model, Residual, Reverse, Stack, as_root
 from lstmcli.partial import Partial
 
 FORMAT, FORMAT_VERSION = "lstmcli-model", 1
@@ -37,7 +37,7 @@ def write_model(group: Any, model: Model) -> None:
         for name, weight in model.weights().items():
             group.create_dataset(name, data=weight)
         group.attrs["gate_order"] = GATE_ORDER
-        for name in ("units", "activation", "recurrent_activation", "forget_bias", "cell_clip", "projection_clip"):
+        for name in ("units", *CELL_OPTIONS):
             if (value := getattr(model, name)) is not None:
                 group.attrs[name] = value
 
@@ -63,6 +63,7 @@ def save_model(model: Model, path: Path, overwrite: bool = False) -> None:
         partial.reserve(len(image))
         partial.write(image, 0)
         partial.publish()
+        partial.close()
     except BaseException:
         partial.discard()
         raise
@@ -110,7 +111,7 @@ def read_tree(parent: Any, name: str, depth: int) -> Model:
         if kind == "residual":
             return Residual(child("inner"))
     except DataError as error:
-        if str(error).startswith(hdf5.shown(group.file.filename)):
+        if str(error).startswith(shown(group.file.filename)):
             raise
         raise DataError(f"{where}: {error}") from error
     raise DataError(f"{where}: expected kind stack, bidirectional, reverse, residual or cell, got {kind!r}")
@@ -145,7 +146,9 @@ def read_weight(group: Any, name: str) -> Any:
         raise DataError(f"{hdf5.label(item)}: expected float32 or float64 of rank 1 or 2, got {dtype} {item.shape}")
     if item.size * dtype.itemsize > MAX_WEIGHT:
         raise DataError(f"{hdf5.label(item)}: {item.shape} is larger than this program takes for weights ({MAX_WEIGHT} bytes)")
-    return np.ascontiguousarray(hdf5.read_array(item), dtype.newbyteorder("="))
+    weight = np.ascontiguousarray(hdf5.read_array(item), dtype.newbyteorder("="))
+    weight.flags.writeable = False  # so that the cell need not copy it
+    return weight
 
 
 def has(group: Any, name: str) -> bool:

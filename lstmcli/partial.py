@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.errors import LstmcliError, OutputError, StorageError
-from lstmcli.hdf5 import shown
+from lstmcli.errors import LstmcliError, OutputError, StorageError, shown
 
-Bytes = bytes | memoryview | NDArray[Any]
+Data = bytes | memoryview | NDArray[Any]
 
 
 class Partial:
@@ -22,8 +21,9 @@ class Partial:
 
     def __init__(self, path: Path, overwrite: bool) -> None:
         """OutputError: OUT or OUT.partial is there and may not be replaced, or cannot be created."""
-        self.path, self.overwrite, self.published = path, overwrite, False
-        self.name = path.with_name(path.name + ".partial")
+        self.path, self.overwrite = path, overwrite
+        self.name = partial_name(path)
+        self.published = self.kept = False
         check_target(path, overwrite)
         self.fd = self._claim()
 
@@ -74,20 +74,20 @@ class Partial:
                 f"got {free.f_bavail * free.f_frsize:,}; nothing was computed"
             ) from error
 
-    def write(self, data: Bytes, offset: int) -> None:
+    def write(self, data: Data, offset: int) -> None:
         view = as_bytes(data)
         try:
             while view:
                 count = os.pwrite(self.fd, view, offset)
                 view, offset = view[count:], offset + count
         except OSError as error:
-            raise storage_error(self.path, error) from error
+            raise storage_error(shown(str(self.path)), error) from error
 
     def read(self, size: int, offset: int) -> bytes:
         try:
             return os.pread(self.fd, size, offset)
         except OSError as error:
-            raise storage_error(self.path, error) from error
+            raise storage_error(shown(str(self.path)), error) from error
 
     def publish(self) -> None:
         """Data on disk, then the name, then the name on disk."""
@@ -96,37 +96,57 @@ class Partial:
             if self.overwrite:
                 self.name.replace(self.path)
             else:
-                publish_new(self.name, self.path)
+                self._rename_to_new()
+            self.published = True
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(folder)
             finally:
                 os.close(folder)
         except OSError as error:
-            raise storage_error(self.path, error) from error
+            raise storage_error(shown(str(self.path)), error) from error
+
+    def _rename_to_new(self) -> None:
+        """Renames, but never onto a file that came in the meantime: then the partial file is left, as it is whole."""
+        try:
+            os.link(self.name, self.path)
+        except FileExistsError as error:
+            self.kept = True
+            where, partial = shown(str(self.path)), shown(str(self.name))
+            raise OutputError(f"{where}: was made by somebody else meanwhile; this result, complete, is {partial}") from error
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            self.name.rename(self.path)  # a file system without hard links
+        else:
+            self.name.unlink()
+
+    def close(self) -> None:
+        """After publish(), or before: then the partial file is removed."""
+        if not self.published and not self.kept:
+            self.name.unlink(missing_ok=True)
         os.close(self.fd)
-        self.published = True
 
     def discard(self) -> None:
-        """Removes the partial file; after publish(), the file itself if it was new."""
-        if not self.published:
-            self.name.unlink(missing_ok=True)
-            os.close(self.fd)
-        elif not self.overwrite:
+        """As close(); and a new file that was published already, as part of a result that failed later, is removed too."""
+        if self.published and not self.overwrite:
             self.path.unlink(missing_ok=True)
+        self.close()
 
 
 class Stream:
     """Standard output, written from the start to the end: what is left out between two writes is zeros."""
 
     def __init__(self) -> None:
+        if sys.stdout is None:
+            raise StorageError("standard output: is closed")
         self.at = self.size = 0
         sys.stdout.flush()
 
     def reserve(self, size: int) -> None:
         self.size = size
 
-    def write(self, data: Bytes, offset: int) -> None:
+    def write(self, data: Data, offset: int) -> None:
         zeros = bytes(min(offset - self.at, 1 << 20))
         while self.at < offset:
             self._put(memoryview(zeros)[: offset - self.at])
@@ -140,16 +160,23 @@ class Stream:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise storage_error(Path("-"), error) from error
+            raise storage_error("standard output", error) from error
 
     def publish(self) -> None:
         self.write(b"", self.size)
+
+    def close(self) -> None:
+        pass
 
     def discard(self) -> None:
         pass
 
 
-def as_bytes(data: Bytes) -> memoryview:
+def partial_name(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def as_bytes(data: Data) -> memoryview:
     # A memoryview of an array with a zero in its shape cannot be cast.
     return data.reshape(-1).view(np.uint8).data if isinstance(data, np.ndarray) else memoryview(data)
 
@@ -171,22 +198,5 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{where}: exists already; --overwrite replaces it")
 
 
-def publish_new(partial: Path, path: Path) -> None:
-    """Renames, but never onto a file that came in the meantime."""
-    try:
-        os.link(partial, path)
-    except FileExistsError as error:
-        raise OutputError(
-            f"{shown(str(path))}: was made by somebody else meanwhile; the result is {shown(str(partial))}"
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-            raise
-        partial.rename(path)  # a file system without hard links
-    else:
-        partial.unlink()
-
-
-def storage_error(path: Path, error: OSError) -> LstmcliError:
-    name = "standard output" if str(path) == "-" else shown(str(path))
-    return StorageError(f"{name}: writing failed: {error.strerror}")
+def storage_error(where: str, error: OSError) -> LstmcliError:
+    return StorageError(f"{where}: writing failed: {error.strerror}")

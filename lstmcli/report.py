@@ -1,15 +1,21 @@
 """What people and programs see: summary, progress, model tree; as rich text or as JSON."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TextIO
 
-from lstmcli.hdf5 import shown
-from lstmcli.model import Cell
+from lstmcli.errors import StorageError, shown
+from lstmcli.model import CELL_OPTIONS, Cell
 from lstmcli.model import Model as ModelTree
+
+if TYPE_CHECKING:
+    from lstmcli.bench import Case, Measured
 
 LOG_SECONDS = 10.0
 
@@ -18,7 +24,7 @@ def console(stream: TextIO) -> Any:
     from rich.console import Console
 
     # In a pipe lines are as long as they are: nothing is wrapped or cut for programs that read them.
-    return Console(file=stream, width=None if stream.isatty() else 10_000, highlight=False, markup=False)
+    return Console(file=stream, width=None if stream.isatty() else 10_000, highlight=False, markup=False, emoji=False)
 
 
 def summary(facts: dict[str, Any], as_json: bool, stream: TextIO | None) -> None:
@@ -26,11 +32,19 @@ def summary(facts: dict[str, Any], as_json: bool, stream: TextIO | None) -> None
     if stream is None:
         return
     if as_json:
-        print(json.dumps(facts), file=stream)
+        write(stream, json.dumps(facts) + "\n")
+        return
+    named(stream, lines(facts))
+
+
+def named(stream: TextIO, rows: Iterable[tuple[str, str]]) -> None:
+    """A line for each name and text."""
+    if not stream.isatty():  # the same without bold, and without loading rich
+        write(stream, "".join(f"{name:10}{text}\n" for name, text in rows))
         return
     from rich.text import Text
 
-    show(stream, *(Text(f"{name:9}", "bold") + Text(text) for name, text in lines(facts)))
+    show(stream, *(Text(f"{name:10}", "bold") + Text(text) for name, text in rows))
 
 
 def show(stream: TextIO, *renderables: Any) -> None:
@@ -38,8 +52,19 @@ def show(stream: TextIO, *renderables: Any) -> None:
     with out.capture() as captured:
         for renderable in renderables:
             out.print(renderable, soft_wrap=True)
-    # Not by rich, which ends the program with code 1 when the reader of a pipe is gone.
-    stream.write(captured.get())
+    write(stream, captured.get())
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Not by rich, which ends the program with code 1 when the reader of a pipe is gone. BrokenPipeError, StorageError."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # what is still buffered must not fail once more
+        raise StorageError(f"{'standard output' if stream is sys.stdout else 'standard error'}: {error.strerror}") from error
 
 
 def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -69,9 +94,10 @@ def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if facts["output"] == "-"
         else shown(facts["output"]),
     )
-    if facts["states"]:
-        yield "", shown(facts["states"])
-    elif facts["output"] == "-":
+    for name in ("states", "model_file"):
+        if facts[name]:
+            yield "", shown(facts[name])
+    if facts["output"] == "-" and not facts["states"]:
         yield "", "the final states are not kept: --states FILE keeps them"
 
 
@@ -118,19 +144,79 @@ class Log:
             return
         self.next = now + LOG_SECONDS
         speed = self.done / (now - self.began)
-        left = time.strftime("%H:%M:%S", time.gmtime((total - self.done) / speed))
-        print(
-            f"{self.done / total:.1%}  {self.done:,} of {total:,} steps  {speed:,.0f} steps/s  {left} left",
-            file=sys.stderr,
-            flush=True,
-        )
+        left = timedelta(seconds=round((total - self.done) / speed))
+        try:
+            text = f"{self.done / total:.1%}  {self.done:,} of {total:,} steps  {speed:,.0f} steps/s  {left} left"
+            print(text, file=sys.stderr, flush=True)
+        except OSError:
+            self.next = float("inf")  # nobody reads it any more, which is no reason to lose the run
+
+
+def note(text: str) -> None:
+    """A line on standard error."""
+    print(f"lstmcli: {text}", file=sys.stderr, flush=True)
+
+
+def facts(found: dict[str, Any], as_json: bool) -> None:
+    """Named facts as lines, or as one JSON object."""
+    if sys.stdout is None:
+        return
+    if as_json:
+        write(sys.stdout, json.dumps(found) + "\n")
+        return
+
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{name} {text(part)}" for name, part in value.items())
+        return {"True": "yes", "False": "no", "None": "none"}.get(str(value), str(value))
+
+    named(sys.stdout, ((name, text(value)) for name, value in found.items()))
+
+
+def bench(cases: "Iterable[tuple[Case, list[Measured]]]", threads: int, as_json: bool) -> None:
+    """A table of all contenders for one case; for more, a row a case with the best peers; or JSON."""
+    if sys.stdout is None:
+        return
+    measured = [(asdict(case), [asdict(one) for one in contenders]) for case, contenders in cases]
+    if as_json:
+        found = [{"case": case, "contenders": contenders} for case, contenders in measured]
+        write(sys.stdout, json.dumps({"threads": threads, "cases": found}) + "\n")
+        return
+    from rich.table import Table
+
+    if len(measured) == 1:
+        ((case, contenders),) = measured
+        table = Table(title=f"{', '.join(f'{k} {v}' for k, v in case.items())}; threads {threads}", title_justify="left")
+        table.add_column("")
+        for column in ("ms", "GFLOP/s", "time / ours"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for one in contenders:
+            table.add_row(one["name"], f"{one['milliseconds']:.3f}", f"{one['gflops']:.1f}", f"{one['ratio']:.2f}")
+    else:
+        table = Table(title=f"time of the peers / ours, threads {threads}", title_justify="left")
+        table.add_column("batch, time, embed, units, fill")
+        for column in ("ms", "GFLOP/s", "of sgemm"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("best in one call")
+        table.add_column("best in buckets")
+        for case, (ours, *peers, sgemm) in measured:
+            cells = [", ".join(map(str, case.values())), f"{ours['milliseconds']:.3f}", f"{ours['gflops']:.1f}"]
+            cells.append(f"{ours['gflops'] / sgemm['gflops']:.0%}")
+            for group in (
+                [one for one in peers if "buckets" not in one["name"]],
+                [one for one in peers if "buckets" in one["name"]],
+            ):
+                best = min(group, key=lambda one: one["ratio"], default=None)
+                cells.append(f"{best['ratio']:.2f} {best['name']}" if best else "")
+            table.add_row(*cells)
+    show(sys.stdout, table)
 
 
 def model(tree: ModelTree, name: str, as_json: bool) -> None:
     """A model's tree with shapes and parameter counts."""
     if as_json and sys.stdout:
         facts = {"input_size": tree.input_size, "output_size": tree.output_size, "parameters": tree.parameters()}
-        print(json.dumps(facts | {"model": tree.config()}))
+        write(sys.stdout, json.dumps(facts | {"model": tree.config()}) + "\n")
         return
     from rich.tree import Tree
 
@@ -142,8 +228,7 @@ def model(tree: ModelTree, name: str, as_json: bool) -> None:
 
 def label(name: str, tree: ModelTree) -> str:
     config = tree.config()
-    options = ("merge", "activation", "recurrent_activation", "forget_bias", "cell_clip", "projection_clip")
-    chosen = "".join(f", {option} {config[option]}" for option in options if option in config)
+    chosen = "".join(f", {option} {config[option]}" for option in ("merge", *CELL_OPTIONS) if option in config)
     return f"{name}: {tree.kind}, {tree.input_size} to {tree.output_size}, {tree.parameters():,} parameters{chosen}"
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lstmcli.model import Floats, Model
 from lstmcli.model_file import FORMAT_VERSION, RESULT_FORMAT, model_image, write_model
 from lstmcli.npz import Npz, header_of
-from lstmcli.partial import Bytes, Partial, Stream
+from lstmcli.partial import Data, Partial, Stream
 
 Arrays = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shapes and dtypes by name
 
@@ -32,8 +32,9 @@ class Store(Protocol):
     """Where bytes go: Partial or Stream."""
 
     def reserve(self, size: int) -> None: ...
-    def write(self, data: Bytes, offset: int) -> None: ...
+    def write(self, data: Data, offset: int) -> None: ...
     def publish(self) -> None: ...
+    def close(self) -> None: ...
     def discard(self) -> None: ...
 
 
@@ -85,6 +86,8 @@ class Result:
         """The outputs last: when they are there, all is."""
         for store in reversed(self.stores):
             store.publish()
+        for store in self.stores:
+            store.close()
 
     def discard(self) -> None:
         for store in self.stores:

@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +13,21 @@ import numpy as np
 
 from lstmcli import __version__
 from lstmcli.cpus import available_threads
-from lstmcli.errors import DataError, OutputError, UsageError
-from lstmcli.forward import MAX_LANES, Block, Forward, check_supported, packed_starts, scratch_width
-from lstmcli.hdf5 import shown
+from lstmcli.errors import DataError, OutputError, UsageError, shown
+from lstmcli.forward import MAX_LANES, Block, Forward, check_supported, packed_starts
 from lstmcli.lengths import read_lengths
 from lstmcli.model import Floats, Model, State, init_model
 from lstmcli.model_file import load_model
-from lstmcli.partial import check_target
+from lstmcli.partial import check_target, partial_name
 from lstmcli.results import Arrays, Facts, Result, create_result
 from lstmcli.sources import Lengths, Source, open_source, split_spec
+from lstmcli.spans import Limits, Span, plan
 
 Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole run
 
 PROGRAM_BYTES = 100_000_000  # what the program takes before it has read a row: interpreter, libraries, kernel
 BLOCK_BYTES = 64_000_000  # larger blocks gain nothing: lanes are full, and reading and writing already overlap the work
 BLOCK_FLOPS = 50_000_000_000  # per thread: about a second, so that progress shows and an interrupt is soon heeded
-TILE_ROWS = 6  # sequences that the kernel's tile takes at once
 SEQUENCE_BYTES = 256  # what is kept for each sequence of a block besides its states: where it lies, how long it is
 
 
@@ -51,29 +50,6 @@ class Job:
     dry_run: bool = False
 
 
-@dataclass(frozen=True)
-class Span:
-    """Steps start .. stop of the sequences first .. first + count; what is past a sequence's length is not in it."""
-
-    first: int
-    count: int
-    start: int
-    stop: int
-    last: bool  # no later span has steps of these sequences
-
-    def lengths(self, lengths: Lengths) -> Lengths:
-        return np.clip(lengths[self.first : self.first + self.count], self.start, self.stop) - self.start
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much a block may hold."""
-
-    rows: int  # steps
-    sequences: int
-    fill: int  # sequences that keep all lanes busy: with fewer of them in a block, they are cut in time instead
-
-
 def run(job: Job, on_progress: Progress) -> dict[str, Any]:
     """Runs the job and returns its facts, ready for JSON: input, lengths, model, outputs, state, output, seconds, ...
 
@@ -89,6 +65,9 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
         model = read_model(job, source)
         check_supported(model, f"{shown(job.weights)}::/model" if job.weights else "model")
         arrays = stored_arrays(job, model, source)
+        weights = model.parameters() * np.dtype(job.dtype).itemsize
+        if weights > job.max_memory:
+            raise UsageError(f"--max-memory {job.max_memory:,}: the weights alone take {weights:,} bytes; raise it")
         facts = describe(job, targets, source, lengths, origin, model)
         if not job.dry_run:
             attributes = {
@@ -96,12 +75,13 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
                 "options": {"dtype": job.dtype, "save": sorted(job.save)},
                 "versions": {"lstmcli": __version__},
             }
+            forward = Forward(model, np.dtype(job.dtype), facts["threads"])
             began = time.perf_counter()
             result = create_result(
                 targets.main, targets.states, targets.model, arrays, Facts(model, lengths, attributes), job.overwrite
             )
             try:
-                compute(job, source, lengths, model, result, on_progress)
+                compute(job, source, lengths, forward, result, on_progress)
                 source.finish()
                 result.publish()
             except BaseException:
@@ -114,15 +94,12 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
         source.close()
 
 
-def compute(job: Job, source: Source, lengths: Lengths, model: Model, result: Result, on_progress: Progress) -> None:
+def compute(job: Job, source: Source, lengths: Lengths, forward: Forward, result: Result, on_progress: Progress) -> None:
     """Reads span k + 1 and stores span k - 1 while span k is computed, each in a thread of its own, on two buffers in turn."""
-    dtype, threads = np.dtype(job.dtype), job.threads or available_threads()
-    forward = Forward(model, dtype, threads)
-    widths = model.state_widths()
     total = int(lengths.sum())
-    limits = block_limits(job, source, lengths, model, threads)
+    limits = block_limits(job, source, lengths, forward)
     inputs, outputs = (
-        [np.empty((limits.rows, width), dtype) for _ in range(2)] for width in (model.input_size, model.output_size)
+        [np.empty((limits.rows, width), forward.dtype) for _ in range(2)] for width in (forward.input_size, forward.output_size)
     )
 
     def read(span: Span, buffer: Floats) -> Block:
@@ -147,64 +124,44 @@ def compute(job: Job, source: Source, lengths: Lengths, model: Model, result: Re
             (span, *pair, reader.submit(read, span, pair[0]))
             for span, pair in zip(plan(lengths, limits, source.chunk), buffers, strict=False)
         )
-        coming = next(reading, None)
-        while coming:
-            span, _, buffer, block_read = coming
-            block = block_read.result()
+        try:
             coming = next(reading, None)
-            if len(storing) == 2:
-                storing.popleft().result()
-            if span.start == 0:
-                state = {name: np.zeros((span.count, width), dtype) for name, width in widths.items()}
-            above = block.like(buffer[: len(block.rows)])
-            forward(block, above, state)
-            storing.append(writer.submit(store, span, above, state))
-        for stored in storing:
-            stored.result()
+            while coming:
+                span, _, buffer, block_read = coming
+                block = block_read.result()
+                coming = next(reading, None)
+                if len(storing) == 2:
+                    storing.popleft().result()
+                if span.start == 0:
+                    state = {name: np.zeros((span.count, width), forward.dtype) for name, width in forward.widths.items()}
+                above = block.like(buffer[: len(block.rows)])
+                forward(block, above, state)
+                storing.append(writer.submit(store, span, above, state))
+            for stored in storing:
+                stored.result()
+        except BaseException:
+            source.stop()  # the reader may be waiting for a pipe in which nothing comes
+            raise
 
 
-def block_limits(job: Job, source: Source, lengths: Lengths, model: Model, threads: int) -> Limits:
+def block_limits(job: Job, source: Source, lengths: Lengths, forward: Forward) -> Limits:
     """Sizes that keep within --max-memory, and no larger than is of use."""
-    size = np.dtype(job.dtype).itemsize
-    budget = max(job.max_memory - PROGRAM_BYTES - 2 * size * model.parameters(), job.max_memory // 4)
-    per_row = size * (2 * model.input_size + 2 * model.output_size + scratch_width(model))
-    per_sequence = 3 * size * sum(model.state_widths().values()) + SEQUENCE_BYTES
-    flops = sum(8 * cell.units * (cell.input_size + cell.units) for _, cell in model.cells())
+    size, threads = forward.dtype.itemsize, forward.threads
+    chunk_rows = 0 if source.chunk == (1, 1) else source.chunk[0] * source.chunk[1]
+    taken = PROGRAM_BYTES + forward.weight_bytes + 2 * chunk_rows * source.shape[2] * source.dtype.itemsize
+    budget = max(job.max_memory - taken, job.max_memory // 4)
+    per_row = size * (2 * forward.input_size + 2 * forward.output_size + forward.scratch_width)
+    per_sequence = 3 * size * sum(forward.widths.values()) + SEQUENCE_BYTES
     total = int(lengths.sum())
-    useful = max(BLOCK_BYTES // per_row, 2 * threads * MAX_LANES * total // max(1, len(lengths)))
+    mean = -(-total // max(1, len(lengths)))
+    useful = max(BLOCK_BYTES // per_row, 2 * threads * MAX_LANES * mean)
+    useful = max(source.chunk[0] * mean, min(useful, BLOCK_FLOPS * threads // forward.flops))
     in_order = source.sequential or job.output == "-"
     return Limits(
-        rows=max(1, min(total, useful, BLOCK_FLOPS * threads // flops, budget * 9 // 10 // per_row)),
+        rows=max(1, min(total, useful, budget * 9 // 10 // per_row)),
         sequences=max(1, budget // 10 // per_sequence),
-        fill=1 if in_order else 2 * TILE_ROWS * threads,
+        fill=1 if in_order else 2 * forward.kernel.shape.rows * threads,
     )
-
-
-def plan(lengths: Lengths, limits: Limits, chunk: tuple[int, int]) -> Iterator[Span]:
-    """Cuts the batch into spans of whole sequences; where too few of them fit, into spans of steps of some sequences.
-
-    Cuts lie on the edges of the input's chunks where possible, so that no chunk is decoded twice.
-    """
-    ends = np.cumsum(lengths)
-    first, batch = 0, len(lengths)
-    while first < batch:
-        before = int(ends[first] - lengths[first])
-        fitting = int(np.searchsorted(ends, before + limits.rows, side="right")) - first
-        count = min(fitting, limits.sequences)
-        if count >= min(limits.fill, limits.sequences, batch - first):
-            aligned = (first + count) // chunk[0] * chunk[0] - first
-            if first + count < batch and aligned >= limits.fill:
-                count = aligned
-            yield Span(first, count, 0, int(lengths[first : first + count].max()), last=True)
-        else:
-            count = min(limits.fill, limits.rows, limits.sequences, batch - first)
-            width = limits.rows // count
-            if width > chunk[1]:
-                width -= width % chunk[1]
-            longest = int(lengths[first : first + count].max())
-            for start in range(0, longest, width):
-                yield Span(first, count, start, min(start + width, longest), last=start + width >= longest)
-        first += count
 
 
 @dataclass(frozen=True)
@@ -218,7 +175,9 @@ class Targets:
     @classmethod
     def of(cls, job: Job) -> "Targets":
         """UsageError for names and options that do not go together."""
-        output = job.output or Path(split_spec(job.input)[0]).stem.replace("-", "stdin", job.input == "-") + ".lstm.h5"
+        if "" in (job.output, job.states):
+            raise UsageError("expected a name after --output and --states, got an empty one")
+        output = job.output or f"{'stdin' if job.input == '-' else Path(split_spec(job.input)[0]).stem}.lstm.h5"
         suffix = "-" if output == "-" else Path(output).suffix
         if suffix in (".h5", ".hdf5"):
             if job.states:
@@ -236,19 +195,26 @@ class Targets:
             return cls(None, Path(job.states) if job.states else None)
         path = Path(output)
         states = Path(job.states) if job.states else path.with_suffix(".states.npz")
-        return cls(path, states if "states" in job.save else None, path.with_suffix(".model.h5"))
+        targets = cls(path, states if "states" in job.save else None, path.with_suffix(".model.h5"))
+        if len(set(targets.names())) < len(targets.names()):
+            raise UsageError(f"--states {job.states}: is also the name of another file of this result; choose another one")
+        return targets
 
     def all(self) -> list[Path]:
         return [path for path in (self.main, self.states, self.model) if path]
 
+    def names(self) -> list[Path]:
+        """Of all files that exist at any time."""
+        return [name for path in self.all() for name in (path, partial_name(path))]
+
 
 def refuse_inputs(targets: Targets, job: Job) -> None:
     """OutputError where a file that would be replaced is also read, under whatever name."""
-    for target in targets.all():
+    for target in targets.names():
         for spec in (job.input, job.lens, job.weights):
             path = Path(split_spec(spec)[0]) if spec else target
             if spec and path.exists() and target.exists() and path.samefile(target):
-                raise OutputError(f"{target}: is also an input of this run; choose another --output")
+                raise OutputError(f"{shown(str(target))}: is also an input of this run; choose another --output")
 
 
 def read_model(job: Job, source: Source) -> Model:
@@ -301,6 +267,7 @@ def describe(job: Job, targets: Targets, source: Source, lengths: Lengths, origi
         ],
         "output": str(targets.main or "-"),
         "states": str(targets.states) if targets.states else None,
+        "model_file": str(targets.model) if targets.model else None,
         "threads": job.threads or available_threads(),
         "valid_steps": total,
         "seconds": 0.0,

@@ -8,6 +8,7 @@ import ast
 import math
 import os
 import re
+import select
 import stat
 import struct
 import warnings
@@ -21,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli import hdf5
-from lstmcli.errors import DataError, MissingInputError, StorageError
-from lstmcli.hdf5 import shown
+from lstmcli.errors import DataError, MissingInputError, StorageError, shown
 
 NPY_MAGIC = b"\x93NUMPY"
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+HEADER_BEGIN = 10  # bytes of an NPY file before the text of its header, at least
 HEADER_LIMIT = 64 << 10  # bytes of an NPY header
+LARGE = 4 << 30  # bytes that a file may make this program take, however little it holds
+STOP_CHECK = 200  # milliseconds
 STAGING = 1 << 20  # bytes read at a time where values must be converted or moved
 
 Lengths = NDArray[np.int64]
@@ -38,6 +41,9 @@ class Bytes(Protocol):
 
     def fetch(self, view: memoryview, offset: int) -> None:
         """Fills `view` with the bytes at `offset`. DataError: they end too early. StorageError: the read failed."""
+
+    def stop(self) -> None:
+        """Ends a fetch that waits in another thread, and all that follow, with StorageError."""
 
     def finish(self) -> None:
         """DataError if these are not, or no longer, the bytes that the header announced."""
@@ -57,11 +63,11 @@ class FileBytes:
             except OSError as error:
                 raise StorageError(f"{self.name}: reading at byte {offset} failed: {error.strerror}") from error
             if count == 0:
-                raise DataError(
-                    f"{self.name}: ended at byte {offset}, had {self.opened.st_size} bytes when opened; "
-                    "it was cut while it was read"
-                )
+                raise DataError(f"{self.name}: ended at byte {offset}, expected {len(view)} bytes more")
             view, offset = view[count:], offset + count
+
+    def stop(self) -> None:
+        """A file never waits for long."""
 
     def finish(self) -> None:
         now = os.fstat(self.fd)
@@ -77,9 +83,16 @@ class PipeBytes:
         self.at = 0
         self.size: int | None = None  # known after the header
         self.skipped = memoryview(bytearray(64 << 10))
+        self.stopped = False
+        self.coming = select.poll()
+        self.coming.register(fd, select.POLLIN)
 
     def read(self, view: memoryview) -> int:
         try:
+            while not (self.stopped or self.coming.poll(STOP_CHECK)):
+                pass
+            if self.stopped:
+                raise StorageError(f"{self.name}: reading was stopped at byte {self.at}")
             count = os.readv(self.fd, [view])
         except OSError as error:
             raise StorageError(f"{self.name}: reading at byte {self.at} failed: {error.strerror}") from error
@@ -101,6 +114,9 @@ class PipeBytes:
             self.fill(self.skipped[: offset - self.at])
         self.fill(view)
 
+    def stop(self) -> None:
+        self.stopped = True
+
     def finish(self) -> None:
         assert self.size is not None
         self.fetch(memoryview(b""), self.size)
@@ -118,17 +134,21 @@ class Source:
     sequential: bool = False  # a pipe: blocks in order, each sequence whole or in pieces in order of time
     dataset: Any = None  # the h5py.Dataset behind it, if there is one
 
-    def __init__(self, data: Bytes, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], stored: int) -> None:
-        """Checks shape and dtype; `stored` is the number of bytes that really lie in the file."""
+    def __init__(
+        self, data: Bytes, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], stored: int, chunk: int = 0
+    ) -> None:
+        """Checks shape and dtype; `stored`: bytes that really lie in the file, `chunk`: bytes that are decoded at once."""
         if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
             hint = "; convert it with: x.astype('float32')" if dtype.kind in "biu" else ""
             raise DataError(f"{name}: expected float16, float32 or float64, got {dtype}{hint}")
         if len(shape) != 3:
             raise DataError(f"{name}: expected shape (sequences, steps, features), got {shape}")
-        # Whoever holds N lengths needs 8 N bytes, so a small file must not be able to declare any N.
-        declared = max(math.prod(shape) * dtype.itemsize, 8 * shape[0])
-        if declared > 4 << 30 and declared > 1000 * stored:
-            raise DataError(f"{name}: declares shape {shape}, but holds only {stored} bytes of data")
+        if not shape[2]:
+            raise DataError(f"{name}: expected at least one feature, got shape {shape}")
+        # What takes memory whatever is read: N lengths, and a chunk. A small file must not be able to declare any of it.
+        taken, what = max((8 * shape[0], f"shape {shape}"), (chunk, f"chunks of {chunk} bytes"))
+        if taken > LARGE and taken > 1000 * stored:
+            raise DataError(f"{name}: declares {what}, but holds only {stored} bytes of data")
         self.data, self.name, self.dtype = data, name, dtype
         self.shape = (shape[0], shape[1], shape[2])
         self._close: Callable[[], None]
@@ -155,6 +175,10 @@ class Source:
 
     def _read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
         raise NotImplementedError
+
+    def stop(self) -> None:
+        """Ends a read in another thread that waits for a pipe, and all later ones, with StorageError. Files never wait."""
+        self.data.stop()
 
     def finish(self) -> None:
         """After the last read: DataError if the file changed meanwhile, or if a pipe holds too little or too much."""
@@ -241,7 +265,8 @@ class ChunkedArray(Source):
     """An HDF5 dataset that libhdf5 must decode. A chunk is decoded at most once in a read, and only for valid steps."""
 
     def __init__(self, data: Bytes, name: str, dataset: Any, dtype: np.dtype[Any]) -> None:
-        super().__init__(data, name, dataset.shape, dtype, dataset.id.get_storage_size())
+        chunk = math.prod(dataset.chunks or dataset.shape) * dtype.itemsize
+        super().__init__(data, name, dataset.shape, dtype, dataset.id.get_storage_size(), chunk)
         self.dataset, self.space = dataset, dataset.id.get_space()
         self.written = hdf5.written_chunks(dataset)
         extents = zip(dataset.chunks or dataset.shape, dataset.shape, strict=True)
@@ -394,6 +419,8 @@ def _stdin() -> int:
 
 
 def _open_npy(data: FileBytes | PipeBytes, name: str) -> Source:
+    if isinstance(data, FileBytes) and (found := data.opened.st_size) < HEADER_BEGIN:
+        raise DataError(f"{name}: expected NPY or HDF5, got {f'{found} bytes' if found else 'an empty file'}")
     dtype, fortran, shape, offset = npy_header(data.fetch, name)
     size = offset + math.prod(shape) * dtype.itemsize
     if isinstance(data, PipeBytes):

@@ -100,3 +100,21 @@ def test_limits_and_nan(functions):
     assert np.isnan(tanh(x)[2])
     assert np.signbit(tanh(x)[3:5]).tolist() == [False, True]
     assert tanh(x)[5:].tolist()[:2] == [1.0, -1.0]
+
+
+@pytest.mark.slow
+def test_every_float32():
+    """All 2^32 values but the NaNs: within 4 ULP (sigmoid: or 1e-30), and tanh odd."""
+    sigmoid_of, tanh_of = compiled_loop(simd.sigmoid, 32), compiled_loop(simd.tanh, 32)
+    step = 1 << 22
+    for first in range(0, 0x7F800000, step):
+        x = np.arange(first, first + step, dtype=np.uint32).view(np.float32)
+        exact = x.astype(np.float64)
+        got = tanh_of(x)
+        assert ulps(got, np.tanh(exact)).max() <= 4
+        assert (tanh_of(-x) == -got).all()
+        for sign in (1, -1):
+            want, got = sigmoid(sign * exact), sigmoid_of(sign * x)
+            large = want > 1e-30
+            assert ulps(got[large], want[large]).max(initial=0) <= 4
+            assert np.abs(got - want)[~large].max(initial=0) <= 1e-30

@@ -14,6 +14,7 @@ def test_numpy_and_zipfile_read_it(tmp_path):
     for name in reversed(arrays):  # in any order
         npz.write(arrays[name], npz.offsets[name])
     npz.publish()
+    npz.close()
     with np.load(tmp_path / "s.npz") as loaded:
         assert loaded.files == list(arrays)
         for name, array in arrays.items():
@@ -32,6 +33,7 @@ def test_more_than_4_gib_and_the_rows_at_their_end(tmp_path):
     npz.write(np.array([[1, 2, 3]], "u1"), npz.offsets["a"] + ((1 << 31) - 1) * 3)
     npz.write(np.array([4, 5], "f4"), npz.offsets["b"])
     npz.publish()
+    npz.close()
     with zipfile.ZipFile(tmp_path / "s.npz") as archive:
         a, b = archive.infolist()
         assert (a.filename, a.file_size, b.filename) == ("a.npy", 128 + 3 * (1 << 31), "b.npy")

@@ -15,6 +15,7 @@ def test_published_whole_and_at_once(tmp_path):
     partial.write(b"abc", 4)
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
     partial.publish()
+    partial.close()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out").read_bytes() == b"\0\0\0\0abc\0\0\0"
 
@@ -30,6 +31,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
     partial.write(b"new", 0)
     assert (tmp_path / "out").read_bytes() == b"old"
     partial.publish()
+    partial.close()
     assert (tmp_path / "out").read_bytes() == b"new"
 
 
@@ -39,6 +41,7 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
     with pytest.raises(OutputError, match="another run is writing"):
         Partial(tmp_path / "out", overwrite=True)
     first.publish()
+    first.close()
     assert (tmp_path / "out").read_bytes() == b"first"
 
 
@@ -50,6 +53,7 @@ def test_what_a_dead_run_left_is_not_taken_silently(tmp_path):
     partial = Partial(tmp_path / "out", overwrite=True)
     partial.reserve(2)
     partial.publish()
+    partial.close()
     assert (tmp_path / "out").read_bytes() == b"\0\0"
 
 
@@ -58,8 +62,16 @@ def test_a_file_that_came_meanwhile_is_not_replaced(tmp_path):
     (tmp_path / "out").write_bytes(b"theirs")
     with pytest.raises(OutputError, match="meanwhile"):
         partial.publish()
-    assert (tmp_path / "out").read_bytes() == b"theirs"
     partial.discard()
+    assert (tmp_path / "out").read_bytes() == b"theirs"
+    assert (tmp_path / "out.partial").exists()  # complete, and all that is left of the work
+
+
+def test_a_result_whose_later_part_failed_is_not_left_in_parts(tmp_path):
+    partial = Partial(tmp_path / "out", overwrite=False)
+    partial.publish()
+    partial.discard()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("plant", ["link", "hard link", "folder", "pipe"])
@@ -104,6 +116,7 @@ def test_mode_follows_the_umask(tmp_path):
     finally:
         os.umask(before)
     partial.publish()
+    partial.close()
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640
 
 
@@ -120,4 +133,5 @@ def test_a_stream_fills_what_is_left_out_with_zeros(capfd):
     stream.write(b"ab", 0)
     stream.write(b"cd", 5)
     stream.publish()
+    stream.close()
     assert capfd.readouterr().out == "ab\0\0\0cd" + "\0" * 5

@@ -1,8 +1,12 @@
 """sources.py, lengths.py and hdf5.py: every reader against numpy, and every malformed file against its error."""
 
+import errno
+import fcntl
 import io
 import os
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 from contextlib import closing, suppress
@@ -14,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstmcli import hdf5
-from lstmcli.errors import DataError, MissingInputError, StorageError
+from lstmcli import hdf5, sources
+from lstmcli.errors import DataError, MissingInputError, StorageError, UsageError
 from lstmcli.lengths import read_lengths
 from lstmcli.sources import open_source
 
@@ -182,21 +186,33 @@ def test_more_sequences_than_the_staging_buffer_holds(tmp_path):
         np.testing.assert_array_equal(read(source, 0, 0, lengths), x[mask])
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 3), (3, 0, 2), (3, 4, 0), (0, 0, 0)])
-@pytest.mark.parametrize("layout", ["npy", "npy-fortran", "h5-contiguous", "pipe", "h5-resizable"])
-def test_empty_arrays(shape, layout, tmp_path):
+def open_empty(layout, path, shape):
     x = np.empty(shape, np.float32)
     if layout == "pipe":
-        source = open_stream(as_npy(x))
-    elif layout == "h5-resizable":
-        source = open_source(save_h5(tmp_path / "x.h5", x, maxshape=(None, None, None), chunks=(2, 2, 2)))
-    else:
-        source = open_source(LAYOUTS[layout](tmp_path / "x.npy", x))
-    with closing(source):
+        return open_stream(as_npy(x))
+    if layout == "h5-resizable":
+        return open_source(save_h5(path, x, maxshape=(None, None, None), chunks=(2, 2, 2)))
+    return open_source(LAYOUTS[layout](path, x))
+
+
+EMPTY_LAYOUTS = ["npy", "npy-fortran", "h5-contiguous", "pipe", "h5-resizable"]
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (3, 0, 2), (0, 0, 1)])
+@pytest.mark.parametrize("layout", EMPTY_LAYOUTS)
+def test_empty_arrays(shape, layout, tmp_path):
+    with closing(open_empty(layout, tmp_path / "x.npy", shape)) as source:
         lengths, _ = read_lengths(None, source)
         assert source.shape == shape
         assert read(source, 0, 0, lengths).shape == (lengths.sum(), shape[2])
         source.finish()
+
+
+@pytest.mark.parametrize("layout", EMPTY_LAYOUTS)
+def test_no_features(layout, tmp_path):
+    name = "/dev/fd" if layout == "pipe" else "x.npy"
+    with pytest.raises(DataError, match=rf"{name}.*: expected at least one feature, got shape \(3, 4, 0\)"):
+        open_empty(layout, tmp_path / "x.npy", (3, 4, 0))
 
 
 def test_compact_dataset(tmp_path):
@@ -336,7 +352,7 @@ def test_cut_while_read(layout, tmp_path):
     path = tmp_path / "x.npy"
     with closing(open_source(LAYOUTS[layout](path, np.ones((4, 50, 30), np.float32)))) as source:
         os.truncate(path, 10_000)
-        with pytest.raises(DataError, match=r"ended at byte 10000, had .* bytes when opened"):
+        with pytest.raises(DataError, match=r"ended at byte 10000, expected \d+ bytes more$"):
             read(source, 0, 0, [50] * 4)
 
 
@@ -368,8 +384,23 @@ def test_device_error_inside_libhdf5(raised):
     message = r"f\.h5: reading at byte 96 failed: Input/output error"
     with pytest.raises(StorageError, match=message), hdf5.reading("f.h5"):
         raise raised
-    with pytest.raises(StorageError, match=r"f\.h5: reading failed: .*lock"), hdf5.reading("f.h5"):
-        raise BlockingIOError(11, "unable to lock file, errno = 11")
+
+
+def test_file_that_another_program_is_writing(tmp_path):
+    path = tmp_path / "x.h5"
+    save_h5(path, np.ones((2, 3, 4), np.float32))
+    with path.open() as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match=r"x\.h5: another program is writing it; run again when that has ended$"):
+            open_source(str(path))
+    open_source(str(path)).close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, 524])
+def test_file_system_without_locks(number):
+    text = f"Unable to synchronously open file (unable to lock file, errno = {number}, error message = 'x')"
+    with pytest.raises(StorageError, match=r"^f\.h5: its file system .* set HDF5_USE_FILE_LOCKING=FALSE"), hdf5.reading("f.h5"):
+        raise OSError(number, text)
 
 
 def test_descriptors_are_closed(tmp_path):
@@ -437,6 +468,47 @@ def test_pipe_ends_early():
             open_stream(content[:cut])
 
 
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_a_read_of_a_pipe_can_be_stopped(busy):
+    fd, target = os.pipe()
+    # Busy: there is always something to read, and a thread that skips 4 GiB would go on for long.
+    os.write(target, npy_bytes(header(shape=f"(2, {1 << 30}, 1)")))
+
+    def write():
+        with suppress(BrokenPipeError):
+            while True:
+                os.write(target, bytes(1000))
+
+    with closing(open_source(f"/dev/fd/{fd}")) as source:
+        os.close(fd)
+        if busy:
+            threading.Thread(target=write, daemon=True).start()
+        raised = []
+
+        def wait():
+            try:
+                read(source, 1, 0, [1])
+            except StorageError as error:
+                raised.append(str(error))
+
+        reader = threading.Thread(target=wait, daemon=True)
+        reader.start()
+        reader.join(0.05)
+        assert reader.is_alive()
+        source.stop()
+        reader.join(5)
+        assert not reader.is_alive()
+        assert "reading was stopped at byte" in raised[0]
+    if not busy:
+        os.close(target)
+
+
+def test_files_take_no_notice_of_a_stop(save):
+    with closing(open_source(save(np.ones((2, 3, 4), np.float32)))) as source:
+        source.stop()
+        assert read(source, 0, 0, [3, 3]).all()
+
+
 def test_pipe_with_more_behind():
     with closing(open_stream(as_npy(padded([3, 3], 3, 2)) + b"!")) as source:
         read(source, 0, 0, [3, 3])
@@ -492,13 +564,14 @@ def header(descr="'<f4'", order="False", shape="(2, 3, 4)"):
 
 
 BAD_NPY = {
-    "empty": (b"", "begins with b''|ended at byte 0"),
-    "magic only": (b"\x93NUMPY", "ended at byte 6"),
+    "empty": (b"", r"x\.npy: expected NPY or HDF5, got an empty file$"),
+    "2 bytes": (b"no", r"x\.npy: expected NPY or HDF5, got 2 bytes$"),
+    "8 bytes": (b"\x93NUMPY\1\0", r"x\.npy: expected NPY or HDF5, got 8 bytes$"),
     "other magic": (b"PK\x03\x04" + bytes(99), "expected NPY or HDF5 .* begins with b'PK"),
     "version 9": (npy_bytes(GOOD, bytes(96), 1).replace(b"Y\x01", b"Y\x09"), "expected NPY version 1, 2 or 3, got 9"),
     "version 0": (npy_bytes(GOOD, bytes(96), 1).replace(b"Y\x01", b"Y\x00"), "expected NPY version 1, 2 or 3, got 0"),
     "3 GiB header": (npy_bytes(GOOD, bytes(96), 2, 3 << 30), "header of at most 65536 bytes, got 3221225472"),
-    "header past the end": (npy_bytes(GOOD, b"", 1, 60_000), "ended at byte"),
+    "header past the end": (npy_bytes(GOOD, b"", 1, 60_000), r"ended at byte 72, expected \d+ bytes more$"),
     "not a dict": (npy_bytes("[1, 2, 3]"), "damaged NPY header: expected the keys"),
     "no literal": (npy_bytes("{'descr': open('x')}"), "damaged NPY header: malformed node"),
     "odd literal": (npy_bytes("{'descr': '\\d', 'shape': 1or 2}"), "damaged NPY header"),
@@ -717,8 +790,22 @@ def test_links_are_not_candidates(tmp_path):
     assert {"/external", "/soft", "/group/x"}.isdisjoint(entry.name for entry in hdf5.entries(h5py.File(tmp_path / "x.h5")))
 
 
-def test_filter_plugins_are_off():
-    assert os.environ["HDF5_PLUGIN_PRELOAD"] == "::"
+def test_the_command_searches_for_no_filter_plugins(tmp_path):
+    """Not even for a file that asks for one: its filter is refused by number."""
+    save_h5(tmp_path / "x.h5", np.ones((20, 30, 4), np.float32), chunks=(20, 30, 4))
+    code = (
+        "import sys; sys.argv = ['lstmcli', 'run', '-i', 'x.h5', '-u', '3', '--dry-run']; import os\n"
+        "os._exit = lambda code: print(os.environ['HDF5_PLUGIN_PRELOAD'])\n"
+        "from lstmcli.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "::"
+
+
+def test_import_leaves_the_environment_alone():
+    code = "import os; before = dict(os.environ); import lstmcli, lstmcli.hdf5; assert os.environ == before"
+    env = {name: value for name, value in os.environ.items() if name != "HDF5_PLUGIN_PRELOAD"}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
 
 
 def test_damaged_hdf5(tmp_path):
@@ -747,6 +834,22 @@ def test_a_small_file_that_declares_much(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as f:
         f.create_dataset("x", (1 << 34, 2, 2), "f4", chunks=(1 << 12, 2, 2), compression="gzip")
     with pytest.raises(DataError, match=r"declares shape .* but holds only 0 bytes"):
+        open_source(str(tmp_path / "x.h5"))
+
+
+def test_a_large_array_of_which_little_is_stored(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as f:
+        x = f.create_dataset("x", (2000, 2000, 400), "f4", chunks=(1000, 1, 400), compression="gzip")
+        x[:, 0] = 3
+    with closing(open_source(str(tmp_path / "x.h5"))) as source:
+        assert (read(source, 1500, 0, [1, 0, 1]) == 3).all()
+
+
+def test_a_large_chunk_of_which_little_is_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LARGE", 1 << 20)
+    with h5py.File(tmp_path / "x.h5", "w") as f:
+        f.create_dataset("x", (10, 10, 10), "f4", maxshape=(None, None, None), chunks=(100, 100, 100))
+    with pytest.raises(DataError, match=r"declares chunks of 4000000 bytes, but holds only 0 bytes"):
         open_source(str(tmp_path / "x.h5"))
 
 
@@ -783,7 +886,7 @@ def test_lengths_of_any_integer_dtype(dtype, kind, source, tmp_path):
 
 def test_lengths_as_text(source, tmp_path):
     path = tmp_path / "lens.txt"
-    for content in ("0\n200\n3\n17", "0\n200\n3\n17\n\n \n", " 0\r\n+200\r\n3 \r\n017\r\n"):
+    for content in ("0\n200\n3\n17", "0\n200\n3\n17\n\n \n", " 0\r\n+200\r\n3 \r\n017\r\n", "\ufeff0\n200\n3\n17\n"):
         path.write_bytes(content.encode())
         np.testing.assert_array_equal(read_lengths(str(path), source)[0], LENS)
     path.write_text("")
@@ -859,6 +962,11 @@ def test_bad_lengths_files(source, tmp_path):
     path.write_bytes(whole)
     with pytest.raises(DataError, match="not an HDF5 file"):
         read_lengths(f"{path}::/x", source)
+
+
+def test_lengths_are_not_read_from_standard_input(source):
+    with pytest.raises(UsageError, match=r"^--lens -: only --input may be -"):
+        read_lengths("-", source)
 
 
 def test_lengths_in_hdf5_without_a_name(source, tmp_path):

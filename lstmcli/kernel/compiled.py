@@ -12,10 +12,11 @@ import json
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import llvmlite.binding as llvm
 from lstmcli.kernel.layout import Shape
 
 SOURCES = ("simd.py", "tile.py", "lanes.py", "layout.py", "compiled.py")
+KEPT = 30 * 24 * 60 * 60  # seconds
 PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 
 
@@ -71,16 +73,26 @@ def load(bits: int) -> Kernel:
     """The kernel for floats of `bits` bits on this CPU, from the cache or compiled now."""
     here = target()
     shape = here.shape(bits)
-    name = cache_name(here, shape)
-    folder = cache_folder()
-    if folder is not None:
+    path = cache_path(here, shape)
+    if path is not None:
         with suppress(OSError, ValueError, KeyError, RuntimeError):
-            return link(shape, *read(folder / name))
+            return link(shape, *read(path))
     symbol, code = compile_object(here, shape)
-    if folder is not None:
+    if path is not None:
         with suppress(OSError):
-            write(folder / name, symbol, code)
+            write(path, symbol, code)
     return link(shape, symbol, code)
+
+
+def is_cached(bits: int) -> bool:
+    """Whether load() will find the kernel in the cache, and so take no time."""
+    here = target()
+    path = cache_path(here, here.shape(bits))
+    if path is not None:
+        with suppress(OSError, ValueError, RuntimeError):
+            read(path)
+            return True
+    return False
 
 
 def compile_object(here: Target, shape: Shape) -> tuple[str, bytes]:
@@ -100,11 +112,23 @@ def link(shape: Shape, symbol: str, code: bytes) -> Kernel:
     return Kernel(shape, PROTOTYPE(library[symbol]), (library, jit))
 
 
+def cache_path(here: Target, shape: Shape) -> Path | None:
+    folder = cache_folder()
+    return folder and folder / cache_name(here, shape)
+
+
+@functools.cache
 def cache_name(here: Target, shape: Shape) -> str:
     folder = Path(__file__).parent
-    parts = [str(here), str(shape), *(version(package) for package in ("numba", "llvmlite"))]
+    parts = [str(here), str(shape), *(version_of(package) for package in ("numba", "llvmlite"))]
     parts += [(folder / source).read_text() for source in SOURCES]
     return f"lstm-f{shape.bits}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.kernel"
+
+
+def version_of(package: str) -> str:
+    """The text of its _version.py: asking importlib.metadata loads so much that a start takes a tenth longer."""
+    spec = find_spec(package)
+    return (Path(spec.origin).parent / "_version.py").read_text() if spec and spec.origin else ""
 
 
 def cache_folder() -> Path | None:
@@ -115,6 +139,7 @@ def cache_folder() -> Path | None:
         else:
             folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lstmcli"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = folder.resolve()  # a link to a private folder is one, wherever it lies
         return folder if is_private(folder.lstat(), stat.S_ISDIR) else None
     except (OSError, RuntimeError):
         return None
@@ -131,15 +156,17 @@ def read(path: Path) -> tuple[str, bytes]:
         if not is_private(os.fstat(descriptor), stat.S_ISREG):
             raise ValueError(f"{path}: not the user's own")
         head, code = file.readline(), file.read()
-    facts = json.loads(head)
-    if facts["sha256"] != hashlib.sha256(code).hexdigest():
-        raise ValueError(f"{path}: damaged")
-    return facts["symbol"], code
+    match json.loads(head):
+        case {"symbol": str(symbol), "sha256": digest} if digest == hashlib.sha256(code).hexdigest():
+            return symbol, code
+    raise ValueError(f"{path}: damaged")
 
 
 def write(path: Path, symbol: str, code: bytes) -> None:
     head = json.dumps({"symbol": symbol, "sha256": hashlib.sha256(code).hexdigest()}).encode()
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+    remove_old(path.parent)
+    # Named like a kernel, so that what a killed process leaves is once removed.
+    descriptor, temporary = tempfile.mkstemp(prefix="lstm-", suffix=".kernel", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(head + b"\n" + code)
@@ -147,3 +174,11 @@ def write(path: Path, symbol: str, code: bytes) -> None:
     except OSError:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_old(folder: Path) -> None:
+    """Removes kernels written long ago, most of them by other versions; one still in use is compiled again."""
+    for path in folder.glob("lstm-*.kernel"):
+        with suppress(OSError):
+            if path.lstat().st_mtime < time.time() - KEPT:
+                path.unlink()

@@ -1,0 +1,59 @@
+"""A batch cut into the spans that a run reads, computes and stores one after the other."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Lengths = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Steps start .. stop of the sequences first .. first + count; what is past a sequence's length is not in it."""
+
+    first: int
+    count: int
+    start: int
+    stop: int
+    last: bool  # no later span has steps of these sequences
+
+    def lengths(self, lengths: Lengths) -> Lengths:
+        return np.clip(lengths[self.first : self.first + self.count], self.start, self.stop) - self.start
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a block may hold."""
+
+    rows: int  # steps
+    sequences: int
+    fill: int  # sequences that keep all lanes busy: with fewer of them in a block, they are cut in time instead
+
+
+def plan(lengths: Lengths, limits: Limits, chunk: tuple[int, int]) -> Iterator[Span]:
+    """Cuts the batch into spans of whole sequences; where too few of them fit, into spans of steps of some sequences.
+
+    Cuts lie on the edges of the input's chunks where possible, so that no chunk is decoded twice.
+    """
+    ends = np.cumsum(lengths)
+    first, batch = 0, len(lengths)
+    while first < batch:
+        before = int(ends[first] - lengths[first])
+        fitting = int(np.searchsorted(ends, before + limits.rows, side="right")) - first
+        count = min(fitting, limits.sequences)
+        if count >= min(limits.fill, limits.sequences, batch - first):
+            aligned = (first + count) // chunk[0] * chunk[0] - first
+            if first + count < batch and aligned >= limits.fill:
+                count = aligned
+            yield Span(first, count, 0, int(lengths[first : first + count].max()), last=True)
+        else:
+            count = min(limits.fill, limits.rows, limits.sequences, batch - first)
+            width = limits.rows // count
+            if width > chunk[1]:
+                width -= width % chunk[1]
+            longest = int(lengths[first : first + count].max())
+            for start in range(0, max(longest, 1), width):
+                yield Span(first, count, start, min(start + width, longest), last=start + width >= longest)
+        first += count

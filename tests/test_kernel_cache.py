@@ -1,0 +1,128 @@
+"""The cache of kernels: what is taken from it, where it may lie, and that it does not grow for ever."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lstmcli
+from lstmcli.kernel import compiled
+
+DAY = 24 * 60 * 60
+
+
+@pytest.fixture(scope="session")
+def kernel() -> tuple[str, bytes]:
+    target = compiled.target()
+    return compiled.compile_object(target, target.shape(32))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, kernel: tuple[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache; compiling takes no time."""
+    monkeypatch.setenv("LSTMCLI_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiled, "compile_object", lambda here, shape: kernel)
+    compiled.load.cache_clear()
+    yield tmp_path / "cache"
+    compiled.load.cache_clear()
+
+
+def works() -> bool:
+    compiled.load.cache_clear()
+    x = np.ones((2, 3, 4), np.float32)
+    outputs, _ = lstmcli.init_model(4, [5])(x)
+    return bool(outputs.all())
+
+
+def only_file(cache: Path) -> Path:
+    (path,) = cache.iterdir()
+    return path
+
+
+def test_a_kernel_is_cached_once_it_is_loaded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not compiled.is_cached(32)
+    assert works()
+    assert compiled.is_cached(32)
+    assert not compiled.is_cached(64)
+    monkeypatch.delattr(compiled, "compile_object")
+    assert works()
+
+
+@pytest.mark.parametrize(
+    "head", [b"[]", b"1", b"null", b"{}", b'"sha256"', b"", b"{", b"\xff", b'{"sha256": 1, "symbol": 1}', b"[" * 100_000]
+)
+def test_damaged_kernels_are_compiled_again(head: bytes, cache: Path) -> None:
+    assert works()
+    path = only_file(cache)
+    whole = path.read_bytes()
+    path.write_bytes(head + whole[whole.index(b"\n") :])
+    assert not compiled.is_cached(32)
+    assert works()
+    assert only_file(cache).read_bytes() == whole
+
+
+def test_a_symbol_that_is_no_string(cache: Path) -> None:
+    assert works()
+    path = only_file(cache)
+    head, code = path.read_bytes().split(b"\n", 1)
+    symbol = head.index(b'"symbol": "') + len(b'"symbol": ')
+    path.write_bytes(head[:symbol] + b'1, "was": ' + head[symbol:] + b"\n" + code)
+    assert not compiled.is_cached(32)
+    assert works()
+
+
+def test_a_cut_kernel_is_compiled_again(cache: Path) -> None:
+    assert works()
+    path = only_file(cache)
+    os.truncate(path, path.stat().st_size - 1)
+    assert not compiled.is_cached(32)
+    assert works()
+    assert compiled.is_cached(32)
+
+
+def test_a_link_to_a_private_folder_is_a_cache(cache: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "scratch" / "elsewhere"
+    elsewhere.mkdir(mode=0o700, parents=True)
+    cache.symlink_to(elsewhere)
+    assert compiled.cache_folder() == elsewhere
+    assert works()
+    assert compiled.is_cached(32)
+    assert only_file(elsewhere).suffix == ".kernel"
+
+
+def test_a_folder_that_others_can_write_is_no_cache(cache: Path, tmp_path: Path) -> None:
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    cache.symlink_to(open_to_all)
+    assert compiled.cache_folder() is None
+    assert not compiled.is_cached(32)
+    assert works()
+    assert not list(open_to_all.iterdir())
+
+
+def test_a_link_to_nothing_is_no_cache(cache: Path, tmp_path: Path) -> None:
+    cache.symlink_to(tmp_path / "no" / "where")
+    assert compiled.cache_folder() is None
+    assert works()
+
+
+def test_old_kernels_are_removed(cache: Path) -> None:
+    cache.mkdir(mode=0o700)
+    now = time.time()
+    for name, days in [("lstm-f32-old.kernel", 31), ("lstm-f64-new.kernel", 29), ("other", 99)]:
+        (cache / name).write_bytes(b"")
+        os.utime(cache / name, (now - days * DAY,) * 2)
+    folder = cache / "lstm-folder.kernel"
+    folder.mkdir()
+    os.utime(folder, (now - 99 * DAY,) * 2)
+    assert works()
+    left = {path.name for path in cache.iterdir()}
+    assert {"lstm-f64-new.kernel", "other", "lstm-folder.kernel"} < left
+    assert len(left) == 4
+    assert "lstm-f32-old.kernel" not in left
