@@ -1,6 +1,8 @@
-from lstmcli.cli import main
+import gc
 
-__all__ = ["main"]
+gc.disable()  # while modules are loaded: there is nothing to collect, and looking for it takes a tenth of the start
+
+from lstmcli.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -1,5 +1,6 @@
 """The command line: parse, call one function, report."""
 
+import gc
 import os
 import re
 import sys
@@ -194,6 +195,8 @@ def run(as_json: bool, quiet: bool, progress: str, **options: Any) -> None:
     from lstmcli.run import Job
     from lstmcli.run import run as run_job
 
+    gc.freeze()
+    gc.enable()
     if (options["units"] is None) == (options["weights"] is None):
         raise click.UsageError("expected either --units, for new weights, or --weights FILE")
     if options["weights"] is not None and options["seed"] is not None:
