@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from lstmcli import hdf5
 from lstmcli.errors import DataError, StorageError, UsageError, shown
-from lstmcli.sources import HEADER_LIMIT, NPY_MAGIC, Lengths, Source, is_hdf5, npy_header, split_spec
+from lstmcli.npy import HEADER_LIMIT, NPY_MAGIC, read_header
+from lstmcli.sources import Lengths, Source, is_hdf5, split_spec
 
 NAMES = ("lengths", "lens", "sequence_length")
 
@@ -98,7 +99,7 @@ def _from_npy(content: bytes, batch: int, name: str) -> NDArray[Any]:
             raise DataError(f"{name}: ended at byte {len(content)}, inside its header")
         view[:] = part
 
-    dtype, _, shape, offset = npy_header(fetch, name)
+    dtype, _, shape, offset = read_header(fetch, name)
     _check_form(shape, dtype, batch, name)
     size = offset + batch * dtype.itemsize
     if len(content) != size:

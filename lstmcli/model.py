@@ -293,8 +293,8 @@ def init_model(input_size: int, units: Sequence[int], seed: int = 0) -> Model:
         raise UsageError(f"expected whole numbers, and units as a list of them, got {given}") from error
     if features < 1 or not widths or min(widths) < 1 or seed < 0:
         raise UsageError(f"expected sizes above 0 and a seed from 0 on, got {given}")
-    shapes = [(below + width, 4 * width) for below, width in pairwise([features, *widths])]
-    count = sum((rows + 1) * columns for rows, columns in shapes)
+    shapes = joint_shapes(features, widths)
+    count = count_parameters(features, widths)
     if count > MAX_PARAMETERS:
         raise UsageError(
             f"units {', '.join(map(str, widths))} over {features} features have {count:,} parameters, {4 * count:,} bytes; "
@@ -303,6 +303,16 @@ def init_model(input_size: int, units: Sequence[int], seed: int = 0) -> Model:
     # PCG64's raw stream is the part of NumPy's generators that is promised never to change.
     bits = np.random.PCG64(seed)
     return Stack(tuple(new_cell(shape, bits) for shape in shapes))
+
+
+def joint_shapes(input_size: int, units: Sequence[int]) -> list[tuple[int, int]]:
+    """(E + U, 4*U) of each layer."""
+    return [(below + width, 4 * width) for below, width in pairwise([input_size, *units])]
+
+
+def count_parameters(input_size: int, units: Sequence[int]) -> int:
+    """Of the model that init_model would make."""
+    return sum((rows + 1) * columns for rows, columns in joint_shapes(input_size, units))
 
 
 def new_cell(shape: tuple[int, int], bits: np.random.PCG64) -> Cell:

@@ -4,7 +4,6 @@ The zipfile module writes a member from its start to its end; here every block o
 Layout: APPNOTE.TXT 6.3.10, sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.14-16 (its ends), 4.5.3 (ZIP64).
 """
 
-import io
 import math
 import struct
 import zlib
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lstmcli.npy import write_header
 from lstmcli.partial import Partial
 
 MAX32, MAX16 = 0xFFFFFFFF, 0xFFFF
@@ -30,7 +30,7 @@ class Npz(Partial):
         self.end = 0
         headers = {}
         for name, (shape, dtype) in arrays.items():
-            headers[name] = header_of(shape, dtype)
+            headers[name] = write_header(shape, dtype)
             size = len(headers[name]) + math.prod(shape) * dtype.itemsize
             member = f"{name}.npy".encode()
             start = self.end + len(local_header(member, size, 0))
@@ -78,9 +78,3 @@ class Npz(Partial):
 def local_header(member: bytes, size: int, checksum: int) -> bytes:
     fixed = struct.pack("<4s5H3L2H", b"PK\3\4", VERSION, 0, 0, 0, DATE, checksum, MAX32, MAX32, len(member), 20)
     return fixed + member + struct.pack("<2H2Q", 1, 16, size, size)
-
-
-def header_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": shape})
-    return header.getvalue()

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from lstmcli.model import Floats, Model
 from lstmcli.model_file import FORMAT_VERSION, RESULT_FORMAT, model_image, write_model
-from lstmcli.npz import Npz, header_of
+from lstmcli.npy import write_header
+from lstmcli.npz import Npz
 from lstmcli.partial import Data, Partial, Stream
 
 Arrays = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shapes and dtypes by name
@@ -181,7 +182,7 @@ def create_npy(
     outputs: Store = Stream() if path is None else Partial(path, overwrite)
     stores.append(outputs)
     shape, dtype = arrays["outputs"]
-    header = header_of(shape, dtype)
+    header = write_header(shape, dtype)
     outputs.reserve(len(header) + math.prod(shape) * dtype.itemsize)
     outputs.write(header, 0)
     fields = {"outputs": Field(outputs, len(header), shape, dtype)}

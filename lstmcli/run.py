@@ -16,7 +16,7 @@ from lstmcli.cpus import available_threads
 from lstmcli.errors import DataError, OutputError, UsageError, shown
 from lstmcli.forward import MAX_LANES, Block, Forward, check_supported, packed_starts
 from lstmcli.lengths import read_lengths
-from lstmcli.model import Floats, Model, State, init_model
+from lstmcli.model import Floats, Model, State, count_parameters, init_model
 from lstmcli.model_file import load_model
 from lstmcli.partial import check_target, partial_name
 from lstmcli.results import Arrays, Facts, Result, create_result
@@ -65,9 +65,6 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
         model = read_model(job, source)
         check_supported(model, f"{shown(job.weights)}::/model" if job.weights else "model")
         arrays = stored_arrays(job, model, source)
-        weights = model.parameters() * np.dtype(job.dtype).itemsize
-        if weights > job.max_memory:
-            raise UsageError(f"--max-memory {job.max_memory:,}: the weights alone take {weights:,} bytes; raise it")
         facts = describe(job, targets, source, lengths, origin, model)
         if not job.dry_run:
             attributes = {
@@ -220,14 +217,22 @@ def refuse_inputs(targets: Targets, job: Job) -> None:
 def read_model(job: Job, source: Source) -> Model:
     features = source.shape[2]
     if job.units is not None:
+        check_memory(job, count_parameters(features, job.units))
         return init_model(features, job.units, job.seed)
     assert job.weights is not None
     model = load_model(job.weights)
+    check_memory(job, model.parameters())
     if model.input_size != features:
         raise DataError(
             f"{job.weights}: the model takes {model.input_size} features, {source.name} {source.shape} has {features}"
         )
     return model
+
+
+def check_memory(job: Job, parameters: int) -> None:
+    size = parameters * np.dtype(job.dtype).itemsize
+    if size > job.max_memory:
+        raise UsageError(f"--max-memory {job.max_memory:,}: the weights alone take {size:,} bytes; raise it")
 
 
 def stored_arrays(job: Job, model: Model, source: Source) -> Arrays:

@@ -4,14 +4,10 @@ Axes: N sequences, T steps (padded), E features. Only valid steps are read, so p
 its padding too, because it cannot seek, and drops it. Nothing is mapped: a mapped file that shrinks kills the process.
 """
 
-import ast
 import math
 import os
-import re
 import select
 import stat
-import struct
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
@@ -23,11 +19,10 @@ from numpy.typing import NDArray
 
 from lstmcli import hdf5
 from lstmcli.errors import DataError, MissingInputError, StorageError, shown
+from lstmcli.npy import read_header
 
-NPY_MAGIC = b"\x93NUMPY"
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 HEADER_BEGIN = 10  # bytes of an NPY file before the text of its header, at least
-HEADER_LIMIT = 64 << 10  # bytes of an NPY header
 LARGE = 4 << 30  # bytes that a file may make this program take, however little it holds
 STOP_CHECK = 200  # milliseconds
 STAGING = 1 << 20  # bytes read at a time where values must be converted or moved
@@ -355,62 +350,6 @@ def is_hdf5(fd: int, name: str) -> bool:
     return False
 
 
-def npy_header(fetch: Callable[[memoryview, int], None], name: str) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
-    """(dtype, whether in Fortran order, shape, offset of the values) of an NPY file of version 1, 2 or 3.
-
-    fetch: as Bytes.fetch
-
-    DataError: not NPY, a header that is too long or no plain dict, objects, records, a shape that is none.
-    """
-
-    def take(offset: int, count: int) -> bytes:
-        taken = bytearray(count)
-        fetch(memoryview(taken), offset)
-        return bytes(taken)
-
-    magic = take(0, len(NPY_MAGIC))
-    if magic != NPY_MAGIC:
-        raise DataError(f"{name}: expected NPY or HDF5 (HDF5 not in a pipe), got a file that begins with {magic!r}")
-    version = take(6, 2)[0]
-    if version not in (1, 2, 3):
-        raise DataError(f"{name}: expected NPY version 1, 2 or 3, got {version}")
-    layout = "<H" if version == 1 else "<I"
-    begin = 8 + struct.calcsize(layout)
-    (length,) = struct.unpack(layout, take(8, begin - 8))
-    if length > HEADER_LIMIT:
-        raise DataError(f"{name}: expected an NPY header of at most {HEADER_LIMIT} bytes, got {length}")
-    text = take(begin, length)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # the parser warns of odd literals, on stderr
-            tree = ast.parse(text.decode("utf-8" if version == 3 else "latin-1").strip(), mode="eval").body
-        header = ast.literal_eval(tree)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise DataError(f"{name}: damaged NPY header: {shown(str(error))[:200]}") from error
-    # Three keys in the text as well: literal_eval() lets the last of two equal keys win.
-    if not isinstance(tree, ast.Dict) or len(tree.keys) != 3 or set(header) != {"descr", "fortran_order", "shape"}:
-        raise DataError(f"{name}: damaged NPY header: expected the keys descr, fortran_order and shape")
-    return _npy_dtype(header["descr"], name), *_npy_layout(header, name), begin + length
-
-
-def _npy_dtype(descr: object, name: str) -> np.dtype[Any]:
-    if not (isinstance(descr, str) and re.fullmatch(r"[<>|=]?[biufcSUV]\d{1,4}", descr)):
-        what = shown(str(descr))[:100]
-        raise DataError(f"{name}: expected an array of numbers, got {what}; objects and records are never read")
-    try:
-        return np.dtype(descr)
-    except TypeError as error:
-        raise DataError(f"{name}: expected an array of numbers, got {descr}") from error
-
-
-def _npy_layout(header: dict[str, object], name: str) -> tuple[bool, tuple[int, ...]]:
-    fortran, shape = header["fortran_order"], header["shape"]
-    if not isinstance(fortran, bool):
-        raise DataError(f"{name}: damaged NPY header: fortran_order is {shown(str(fortran))[:100]}")
-    if not isinstance(shape, tuple) or not all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
-        raise DataError(f"{name}: damaged NPY header: shape is {shown(str(shape))[:100]}")
-    return fortran, shape
-
-
 def _stdin() -> int:
     try:
         return os.dup(0)
@@ -421,7 +360,7 @@ def _stdin() -> int:
 def _open_npy(data: FileBytes | PipeBytes, name: str) -> Source:
     if isinstance(data, FileBytes) and (found := data.opened.st_size) < HEADER_BEGIN:
         raise DataError(f"{name}: expected NPY or HDF5, got {f'{found} bytes' if found else 'an empty file'}")
-    dtype, fortran, shape, offset = npy_header(data.fetch, name)
+    dtype, fortran, shape, offset = read_header(data.fetch, name)
     size = offset + math.prod(shape) * dtype.itemsize
     if isinstance(data, PipeBytes):
         data.size = size
