@@ -44,7 +44,7 @@ def named(stream: TextIO, rows: Iterable[tuple[str, str]]) -> None:
         return
     from rich.text import Text
 
-    show(stream, *(Text(f"{name:10}", "bold") + Text(text) for name, text in rows))
+    show(stream, *(Text.assemble((f"{name:10}", "bold"), text) for name, text in rows))
 
 
 def show(stream: TextIO, *renderables: Any) -> None:
@@ -114,7 +114,7 @@ def progress(kind: str) -> Iterator[Callable[[int, int], None]]:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         text = TextColumn("{task.percentage:.0f} %  {task.completed:,} of {task.total:,} steps  {task.fields[speed]}")
-        with Progress(BarColumn(), text, TimeRemainingColumn(), console=console(sys.stderr), transient=True) as bar:
+        with Progress(BarColumn(20), text, TimeRemainingColumn(), console=console(sys.stderr), transient=True) as bar:
             task = bar.add_task("", total=1, speed="", visible=False)
             began = time.monotonic()
 

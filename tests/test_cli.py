@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -257,3 +258,13 @@ def test_closed_stdin_as_input_is_one_line(tmp_path: Path) -> None:
     assert_one_line(ran, ran.code, "-: ")
     assert ran.code in (65, 66)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_on_a_terminal_the_names_are_bold_and_the_bar_fits(case: Case, tmp_path: Path) -> None:
+    line = f"{sys.executable} -m lstmcli run -i {case.x_npy} -l {case.lens_npy} -w {case.weights} -o out.h5"
+    env = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm", "COLUMNS": "80"}
+    done = subprocess.run(
+        ["script", "-qec", line, "/dev/null"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    assert "\x1b[1moutputs   \x1b[0m(13, 17, 5) float32" in done.stdout
+    assert f"{case.lengths.sum()} of {case.lengths.sum()} steps" in done.stdout
