@@ -16,7 +16,7 @@ HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 BROKEN_PIPE = StorageError.exit_code
 
 
-class IntegerList(click.ParamType[Any]):
+class IntegerList(click.ParamType):  # type: ignore[type-arg]
     name = "N[,N...]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
@@ -25,7 +25,7 @@ class IntegerList(click.ParamType[Any]):
         return tuple(int(number) for number in value.split(","))
 
 
-class Size(click.ParamType[Any]):
+class Size(click.ParamType):  # type: ignore[type-arg]
     name = "size"
     units: ClassVar = {
         "": 1,
@@ -46,7 +46,7 @@ class Size(click.ParamType[Any]):
         return size
 
 
-class Names(click.ParamType[Any]):
+class Names(click.ParamType):  # type: ignore[type-arg]
     name = "list"
 
     def __init__(self, *known: str) -> None:
