@@ -7,6 +7,7 @@
 Only valid steps are written; the padding is zeros because nothing was ever written there.
 """
 
+import errno
 import io
 import json
 import math
@@ -163,8 +164,10 @@ def written(image: io.BufferedRandom, size: int) -> Iterator[tuple[int, bytes]]:
     while True:
         try:
             start = os.lseek(image.fileno(), end, os.SEEK_DATA)
-        except OSError:
-            return  # nothing but a hole is left
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole is left
+                return
+            raise
         end = min(os.lseek(image.fileno(), start, os.SEEK_HOLE), size)
         for offset in range(start, end, 1 << 24):
             yield offset, os.pread(image.fileno(), min(end - offset, 1 << 24), offset)

@@ -53,7 +53,8 @@ class Job:
 def run(job: Job, on_progress: Progress) -> dict[str, Any]:
     """Runs the job and returns its facts, ready for JSON: input, lengths, model, outputs, state, output, seconds, ...
 
-    The result gets its name only when it is complete and on disk; after any failure nothing is left of it. LstmcliError.
+    The result gets its name only when it is complete and on disk; after a failure nothing is left of it, unless it is complete
+    and somebody else took its name meanwhile: then OUT.partial stays. LstmcliError.
     """
     targets = Targets.of(job)
     for path in targets.all():

@@ -23,15 +23,15 @@ class Shape:
         return np.dtype(f"f{self.bits // 8}")
 
 
-class Start(IntEnum):
-    """Counts from 0."""
+class FromZero(IntEnum):
+    """auto() counts from 0, as the places of an array do."""
 
     @staticmethod
     def _generate_next_value_(name: str, start: int, count: int, last_values: list[int]) -> int:
         return count
 
 
-class Job(Start):
+class Job(FromZero):
     """The int64 numbers that one layer's kernel call gets; ..._AT are addresses, ..._STEP are bytes."""
 
     X_AT = auto()  # rows of the input
@@ -61,7 +61,7 @@ class Job(Start):
 SYNC_WORDS = 24  # three counters that share no cache line
 
 
-class Column(Start):
+class Column(FromZero):
     """A thread's table of lanes: one column of int64 each, for the running sequence of every lane."""
 
     X = auto()  # address of the step's input
