@@ -1,8 +1,9 @@
 """The kernel compiled once, cached, and loaded fast.
 
 Numba compiles it; the object is kept in a private folder and loaded with llvmlite alone, so that a run whose kernel is
-cached imports nothing of Numba, which would be most of a short run. Native code is loaded only from a folder and a file that belong to
-the user and that nobody else can write. A cache that cannot be used, for whatever reason, costs a compilation and nothing else.
+cached imports nothing of Numba, which would be most of a short run. Native code is loaded only from a folder and a file that
+belong to the user and that nobody else can write. A cache that cannot be used, for whatever reason, costs a compilation and
+nothing else.
 """
 
 import ctypes
