@@ -188,6 +188,8 @@ PLAIN = {
     "recurrent_activation": "sigmoid",
     "cell_clip": None,
     "projection_clip": None,
+    "gate_clip": None,
+    "input_forget": False,
 }
 
 

@@ -29,7 +29,12 @@ Floats = NDArray[np.floating]
 State = dict[str, Floats]
 
 MERGES = ("concat", "sum", "mean", "mul")
-CELL_OPTIONS = ("activation", "recurrent_activation", "forget_bias", "cell_clip", "projection_clip")
+ACTIVATIONS = ("tanh", "relu", "sigmoid", "softsign", "softplus", "elu", "linear")
+# Keras 3's hard sigmoid is relu6(x + 3) / 6, that of Keras 2 (and ONNX) is clip(x / 5 + 1 / 2, 0, 1).
+RECURRENT_ACTIVATIONS = ("sigmoid", "hard_sigmoid", "hard_sigmoid_keras2")
+CELL_OPTIONS = (
+    "activation", "recurrent_activation", "forget_bias", "cell_clip", "projection_clip", "gate_clip", "input_forget",
+)  # fmt: skip
 MAX_PARAMETERS = 1 << 33
 PIECE = 1 << 20  # values drawn at a time
 
@@ -98,11 +103,14 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Cell(Model):
-    """One LSTM: the equations are in DESIGN, the plain case in kernel/tile.py.
+    """One LSTM: the equations are in kernel/tile.py.
 
     input_kernel (E, 4*U), recurrent_kernel (P, 4*U), bias (4*U,) or None, peephole (3, U) with rows i, f, o or None,
     projection (U, P) or None. `forget_bias` is added to the forget gate at run time, on top of `bias`.
+    cell_clip, projection_clip: limits of c and of the projected h (TensorFlow's); gate_clip: of the gates' sums, before
+    their activations (the ONNX operator's clip). input_forget: the forget gate is 1 - i, and its weights are not used (ONNX).
     Weights cannot be changed later, because they are packed once: an array that could be is copied.
+    DataError for shapes, activations and limits that are none.
     """
 
     kind: ClassVar[str] = "cell"
@@ -116,6 +124,8 @@ class Cell(Model):
     forget_bias: float = 0.0
     cell_clip: float | None = None
     projection_clip: float | None = None
+    gate_clip: float | None = None
+    input_forget: bool = False
 
     def __post_init__(self) -> None:
         for name, weight in self.weights().items():
@@ -133,10 +143,13 @@ class Cell(Model):
                 raise DataError(f"{name}: expected shape {expected[name]} for {self.units} units, got {weight.shape}")
             if weight.dtype.kind != "f" or weight.dtype.itemsize > 8:
                 raise DataError(f"{name}: expected float16, float32 or float64, got {weight.dtype}")
-        for name in ("cell_clip", "projection_clip"):
+        for name in ("cell_clip", "projection_clip", "gate_clip"):
             clip = getattr(self, name)
             if clip is not None and not clip > 0:
                 raise DataError(f"{name}: expected a number above 0, got {clip}")
+        for name, known in [("activation", ACTIVATIONS), ("recurrent_activation", RECURRENT_ACTIVATIONS)]:
+            if getattr(self, name) not in known:
+                raise DataError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         if not math.isfinite(self.forget_bias):
             raise DataError(f"forget_bias: expected a finite number, got {self.forget_bias}")
 
@@ -165,10 +178,14 @@ class Cell(Model):
         names = ("input_kernel", "recurrent_kernel", "bias", "peephole", "projection")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
+    def options(self) -> dict[str, Any]:
+        """Those of CELL_OPTIONS that are set."""
+        values = {name: getattr(self, name) for name in CELL_OPTIONS}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
+
     def config(self) -> dict[str, Any]:
-        names = ("units", *CELL_OPTIONS)
-        facts = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return {"kind": self.kind, "input_size": self.input_size, "weights": list(self.weights()), **facts}
+        facts = {"kind": self.kind, "input_size": self.input_size, "weights": list(self.weights()), "units": self.units}
+        return facts | self.options()
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,8 @@
 /model       attribute kind = "stack" | "bidirectional" | "reverse" | "residual" | "cell"
   stack: groups 0, 1, ...   bidirectional: groups forward, backward; attribute merge   residual, reverse: group inner
   cell: datasets input_kernel (E, 4*U), recurrent_kernel (P, 4*U), and where present bias (4*U,), peephole (3, U),
-        projection (U, P); attributes units, activation, recurrent_activation, forget_bias, cell_clip,
-        projection_clip (where present), gate_order = "i,f,g,o"
+        projection (U, P); attributes units, activation, recurrent_activation, forget_bias, gate_order = "i,f,g,o", and where
+        present cell_clip, projection_clip, gate_clip, input_forget
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from lstmcli import hdf5
 from lstmcli.errors import DataError, shown
-from lstmcli.model import CELL_OPTIONS, Bidirectional, Cell, Model, Residual, Reverse, Stack, as_root
+from lstmcli.model import Bidirectional, Cell, Model, Residual, Reverse, Stack, as_root
 from lstmcli.partial import Partial
 
 FORMAT, FORMAT_VERSION = "lstmcli-model", 1
@@ -23,7 +23,7 @@ GATE_ORDER = "i,f,g,o"
 MAX_WEIGHT = 1 << 34  # bytes; what a file may claim for one array before memory is taken for it
 MAX_DEPTH = 32
 
-Value = TypeVar("Value", str, int, float)
+Value = TypeVar("Value", str, int, float, bool)
 
 
 def write_model(group: Any, model: Model) -> None:
@@ -37,9 +37,9 @@ def write_model(group: Any, model: Model) -> None:
         for name, weight in model.weights().items():
             group.create_dataset(name, data=weight)
         group.attrs["gate_order"] = GATE_ORDER
-        for name in ("units", *CELL_OPTIONS):
-            if (value := getattr(model, name)) is not None:
-                group.attrs[name] = value
+        group.attrs["units"] = model.units
+        for name, value in model.options().items():
+            group.attrs[name] = value
 
 
 def model_image(model: Model) -> bytes:
@@ -124,7 +124,8 @@ def read_cell(group: Any) -> Cell:
     optional: dict[str, Any] = {
         name: read_weight(group, name) for name in ("bias", "peephole", "projection") if hdf5.find(group, name) is not None
     }
-    optional |= {name: attribute(group, name, float) for name in ("cell_clip", "projection_clip") if has(group, name)}
+    clips = ("cell_clip", "projection_clip", "gate_clip")
+    optional |= {name: attribute(group, name, float) for name in clips if has(group, name)}
     cell = Cell(
         read_weight(group, "input_kernel"),
         read_weight(group, "recurrent_kernel"),
@@ -132,6 +133,7 @@ def read_cell(group: Any) -> Cell:
         recurrent_activation=attribute(group, "recurrent_activation", str, "sigmoid"),
         # No default: TensorFlow's is 1, all others' is 0, and the wrong one gives wrong numbers without a sign of it.
         forget_bias=attribute(group, "forget_bias", float),
+        input_forget=attribute(group, "input_forget", bool, default=False),
         **optional,
     )
     if (units := attribute(group, "units", int, cell.units)) != cell.units:
@@ -166,7 +168,7 @@ def attribute(group: Any, name: str, kind: type[Value], default: Value | None = 
     with hdf5.reading(where):
         value = group.attrs[name]
         value = value.decode() if isinstance(value, bytes) else value  # a C program's string of fixed length
-    accepted = {str: str, int: int | np.integer, float: int | float | np.integer | np.floating}[kind]
+    accepted = {str: str, int: int | np.integer, float: int | float | np.integer | np.floating, bool: np.bool}[kind]
     if not isinstance(value, accepted):
         raise DataError(f"{where}: expected {kind.__name__}, got {value!r}")
     return kind(value)

@@ -148,8 +148,7 @@ NOT_YET: dict[str, naive.Node] = {
     "projection_clip": replace(PROJECTED, projection_clip=0.5),
     "cell_clip": replace(CELL, cell_clip=0.5),
     "activation": replace(CELL, activation="relu"),
-    "swish": replace(CELL, activation="swish"),
-    "recurrent_activation": replace(CELL, recurrent_activation="softsign"),
+    "recurrent_activation": replace(CELL, recurrent_activation="hard_sigmoid"),
     "bidirectional": naive.Bidirectional(CELL, CELL),
     "reverse": naive.Reverse(CELL),
     "residual": naive.Residual(replace(CELL, input_kernel=np.ones((7, 28)))),
@@ -169,6 +168,15 @@ def test_fields_that_the_kernel_does_not_run_yet_are_named(field: str, place: st
     ran = lstmcli("run", "--input", case.x_npy, "--weights", "model.h5", "--output", "out.h5", cwd=tmp_path)
     assert_one_line(ran, 2, "model.h5", field)
     assert files.snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "known"), [("activation", "swish", "softplus"), ("recurrent_activation", "relu", "hard_sigmoid")]
+)
+def test_unknown_activation(field: str, value: str, known: str, case: Case, tmp_path: Path) -> None:
+    files.write_model(tmp_path / "model.h5", replace(CELL, **{field: value}))  # type: ignore[arg-type]
+    ran = lstmcli("run", "--input", case.x_npy, "--weights", "model.h5", cwd=tmp_path)
+    assert_one_line(ran, 65, "model.h5", field, value, known)
 
 
 def edit(path: Path, change: Callable[[h5py.File], object]) -> None:

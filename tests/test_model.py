@@ -99,7 +99,8 @@ def test_new_and_loaded_weights_are_not_copied(tmp_path: Path) -> None:
 
 
 def test_options_of_a_cell() -> None:
-    cell = Cell(np.ones((3, 16)), np.ones((4, 16)), forget_bias=1.0, cell_clip=2.0, projection_clip=3.0)
+    options = {"forget_bias": 1.0, "cell_clip": 2.0, "projection_clip": 3.0, "gate_clip": 4.0, "input_forget": True}
+    cell = Cell(np.ones((3, 16)), np.ones((4, 16)), activation="relu", recurrent_activation="hard_sigmoid", **options)
     config = cell.config()
     assert {name: config[name] for name in CELL_OPTIONS} == {name: getattr(cell, name) for name in CELL_OPTIONS}
     assert set(config) == {"kind", "input_size", "weights", "units", *CELL_OPTIONS}
