@@ -73,6 +73,25 @@ class Model:
         """Width of each state array: {"0/c": U, "0/h": P, ...}."""
         return {f"{path}/{part}": width for path, cell in self.cells() for part, width in cell.widths().items()}
 
+    @property
+    def cells_width(self) -> int:
+        """Width of c of the top layer: of both directions side by side where it is bidirectional."""
+        raise NotImplementedError
+
+    @property
+    def causal(self) -> bool:
+        """Whether no step needs a later one, so that a sequence may be cut in time."""
+        return all(child.causal for child in self.children().values())
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether outputs are added or multiplied anywhere: residual layers, and directions that are not concatenated."""
+        return any(child.pointwise for child in self.children().values())
+
+    def layers_by_name(self) -> dict[str, Model]:
+        """The layers of the outermost stacks, by their names in a result: "0", or "forward/0" below a direction."""
+        return {"0": self}
+
     def parameters(self) -> int:
         """How many numbers the weights are."""
         return sum(weight.size for _, cell in self.cells() for weight in cell.weights().values())
@@ -167,6 +186,10 @@ class Cell(Model):
             return self.units
         return int(self.projection.shape[-1])
 
+    @property
+    def cells_width(self) -> int:
+        return self.units
+
     def cells(self) -> Iterator[tuple[str, Cell]]:
         yield "", self
 
@@ -210,6 +233,13 @@ class Stack(Model):
     def output_size(self) -> int:
         return self.layers[-1].output_size
 
+    @property
+    def cells_width(self) -> int:
+        return self.layers[-1].cells_width
+
+    def layers_by_name(self) -> dict[str, Model]:
+        return self.children()
+
     def children(self) -> dict[str, Model]:
         return {str(k): layer for k, layer in enumerate(self.layers)}
 
@@ -242,6 +272,22 @@ class Bidirectional(Model):
     def output_size(self) -> int:
         return self.forward.output_size + (self.backward.output_size if self.merge == "concat" else 0)
 
+    @property
+    def cells_width(self) -> int:
+        return self.forward.cells_width + self.backward.cells_width
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    @property
+    def pointwise(self) -> bool:
+        return self.merge != "concat" or super().pointwise
+
+    def layers_by_name(self) -> dict[str, Model]:
+        sides = self.children().items()
+        return {f"{side}/{name}": layer for side, tree in sides for name, layer in tree.layers_by_name().items()}
+
     def children(self) -> dict[str, Model]:
         return {"forward": self.forward, "backward": self.backward}
 
@@ -263,6 +309,13 @@ class Wrapper(Model):
     def output_size(self) -> int:
         return self.inner.output_size
 
+    @property
+    def cells_width(self) -> int:
+        return self.inner.cells_width
+
+    def layers_by_name(self) -> dict[str, Model]:
+        return self.inner.layers_by_name()
+
     def children(self) -> dict[str, Model]:
         return {"inner": self.inner}
 
@@ -270,6 +323,10 @@ class Wrapper(Model):
 @dataclass(frozen=True, eq=False)
 class Reverse(Wrapper):
     kind: ClassVar[str] = "reverse"
+
+    @property
+    def causal(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,6 +336,10 @@ class Residual(Wrapper):
     def __post_init__(self) -> None:
         if self.input_size != self.output_size:
             raise DataError(f"residual: expected equal widths, got input {self.input_size}, output {self.output_size}")
+
+    @property
+    def pointwise(self) -> bool:
+        return True
 
 
 def read_only(weight: Floats) -> Floats:

@@ -12,9 +12,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lstmcli.blocks import FEW, Block, Integers
 from lstmcli.cpus import available_threads
 from lstmcli.errors import DataError, UsageError
-from lstmcli.forward import FEW, Block, Forward, Integers
+from lstmcli.forward import Forward
 from lstmcli.model import Floats, Model, State
 
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
@@ -44,7 +45,13 @@ def run_padded(
     outputs = np.zeros((batch, time, width), dtype)
     starts = padded_starts(batch, time)
     rows: Any = np.ascontiguousarray(x, dtype).reshape(batch * time, features)
-    forward(Block(rows, starts, steps), Block(outputs.reshape(batch * time, width), starts, steps), state)
+    if forward.pointwise:
+        packed = Block(rows, starts, steps).like(rows[valid := (np.arange(time) < steps[:, None]).reshape(-1)])
+        above = packed.like(np.empty((len(packed.rows), width), dtype))
+        forward(packed, above, state)
+        outputs.reshape(batch * time, width)[valid] = above.rows
+    else:
+        forward(Block(rows, starts, steps), Block(outputs.reshape(batch * time, width), starts, steps), state)
     return outputs, state
 
 

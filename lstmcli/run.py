@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from lstmcli import __version__
+from lstmcli.blocks import Block, packed_starts
 from lstmcli.cpus import available_threads
 from lstmcli.errors import DataError, OutputError, UsageError, shown
-from lstmcli.forward import MAX_LANES, Block, Forward, check_supported, packed_starts
+from lstmcli.forward import Forward
+from lstmcli.layer import MAX_LANES
 from lstmcli.lengths import read_lengths
 from lstmcli.model import Floats, Model, State, count_parameters, init_model
 from lstmcli.model_file import load_model
@@ -64,7 +66,6 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
         refuse_inputs(targets, job)
         lengths, origin = read_lengths(job.lens, source)
         model = read_model(job, source)
-        check_supported(model, f"{shown(job.weights)}::/model" if job.weights else "model")
         arrays = stored_arrays(job, model, source)
         facts = describe(job, targets, source, lengths, origin, model)
         if not job.dry_run:
@@ -148,7 +149,7 @@ def block_limits(job: Job, source: Source, lengths: Lengths, forward: Forward) -
     chunk_rows = 0 if source.chunk == (1, 1) else source.chunk[0] * source.chunk[1]
     taken = PROGRAM_BYTES + forward.weight_bytes + 2 * chunk_rows * source.shape[2] * source.dtype.itemsize
     budget = max(job.max_memory - taken, job.max_memory // 4)
-    per_row = size * (2 * forward.input_size + 2 * forward.output_size + forward.scratch_width)
+    per_row = size * (2 * forward.input_size + 2 * forward.output_size + sum(forward.scratch_widths.values()))
     per_sequence = 3 * size * sum(forward.widths.values()) + SEQUENCE_BYTES
     total = int(lengths.sum())
     mean = -(-total // max(1, len(lengths)))
@@ -158,7 +159,7 @@ def block_limits(job: Job, source: Source, lengths: Lengths, forward: Forward) -
     return Limits(
         rows=max(1, min(total, useful, budget * 9 // 10 // per_row)),
         sequences=max(1, budget // 10 // per_sequence),
-        fill=1 if in_order else 2 * forward.kernel.shape.rows * threads,
+        fill=1 if in_order else 2 * forward.rows * threads,
     )
 
 

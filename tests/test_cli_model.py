@@ -103,7 +103,7 @@ def test_show_a_result(case: Case, tmp_path: Path) -> None:
     assert "5" in text
 
 
-def test_show_what_the_kernel_does_not_run_yet(case: Case, tmp_path: Path) -> None:
+def test_show_options_of_cells_and_trees(case: Case, tmp_path: Path) -> None:
     cell = case.model.layers[0]
     assert isinstance(cell, naive.Cell)
     options = {"peephole": np.ones((3, 21)), "cell_clip": 0.25, "activation": "relu"}
@@ -139,35 +139,7 @@ def test_plain_options_of_a_cell(change: dict[str, object], case: Case, tmp_path
     assert all(np.abs(state[path] - value).max() <= 1e-6 for path, value in want_state.items())
 
 
-# What a later version runs and this one refuses, by the field that it names.
 CELL = naive.Cell(np.ones((20, 28)), np.ones((7, 28)), np.ones(28))
-PROJECTED = naive.Cell(np.ones((20, 28)), np.ones((3, 28)), np.ones(28), projection=np.ones((7, 3)))
-NOT_YET: dict[str, naive.Node] = {
-    "peephole": replace(CELL, peephole=np.ones((3, 7))),
-    "projection": PROJECTED,
-    "projection_clip": replace(PROJECTED, projection_clip=0.5),
-    "cell_clip": replace(CELL, cell_clip=0.5),
-    "activation": replace(CELL, activation="relu"),
-    "recurrent_activation": replace(CELL, recurrent_activation="hard_sigmoid"),
-    "bidirectional": naive.Bidirectional(CELL, CELL),
-    "reverse": naive.Reverse(CELL),
-    "residual": naive.Residual(replace(CELL, input_kernel=np.ones((7, 28)))),
-}
-
-
-@pytest.mark.parametrize("field", NOT_YET)
-@pytest.mark.parametrize("place", ["alone", "in a stack"])
-def test_fields_that_the_kernel_does_not_run_yet_are_named(field: str, place: str, case: Case, tmp_path: Path) -> None:
-    node = NOT_YET[field]
-    if field == "residual":
-        node = naive.Stack((CELL, node))
-    elif place == "in a stack":
-        node = naive.Stack((node,))
-    files.write_model(tmp_path / "model.h5", node)
-    before = files.snapshot(tmp_path)
-    ran = lstmcli("run", "--input", case.x_npy, "--weights", "model.h5", "--output", "out.h5", cwd=tmp_path)
-    assert_one_line(ran, 2, "model.h5", field)
-    assert files.snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from numba import types
 from numba.extending import intrinsic
 
-from lstmcli.kernel import compiled, simd
+from lstmcli.kernel import activations, compiled, simd
 from lstmcli.kernel.lanes import I64, POINTER
 
 
@@ -44,7 +44,7 @@ def compiled_loop(function, bits):
 @pytest.fixture(scope="module", params=[32, 64])
 def functions(request):
     bits = request.param
-    return bits, compiled_loop(simd.sigmoid, bits), compiled_loop(simd.tanh, bits)
+    return bits, compiled_loop(activations.sigmoid, bits), compiled_loop(activations.tanh, bits)
 
 
 def wide(x):
@@ -105,7 +105,7 @@ def test_limits_and_nan(functions):
 @pytest.mark.slow
 def test_every_float32():
     """All 2^32 values but the NaNs: within 4 ULP (sigmoid: or 1e-30), and tanh odd."""
-    sigmoid_of, tanh_of = compiled_loop(simd.sigmoid, 32), compiled_loop(simd.tanh, 32)
+    sigmoid_of, tanh_of = compiled_loop(activations.sigmoid, 32), compiled_loop(activations.tanh, 32)
     step = 1 << 22
     for first in range(0, 0x7F800000, step):
         x = np.arange(first, first + step, dtype=np.uint32).view(np.float32)

@@ -19,14 +19,14 @@ DAY = 24 * 60 * 60
 @pytest.fixture(scope="session")
 def kernel() -> tuple[str, bytes]:
     target = compiled.target()
-    return compiled.compile_object(target, target.shape(32))
+    return compiled.compile_object(target, target.shape(32), compiled.PLAIN)
 
 
 @pytest.fixture
 def cache(tmp_path: Path, kernel: tuple[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache; compiling takes no time."""
     monkeypatch.setenv("LSTMCLI_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(compiled, "compile_object", lambda here, shape: kernel)
+    monkeypatch.setattr(compiled, "compile_object", lambda here, shape, options: kernel)
     compiled.load.cache_clear()
     yield tmp_path / "cache"
     compiled.load.cache_clear()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import lstmcli
-from lstmcli.forward import Block, Forward, packed_starts
+from lstmcli.blocks import Block, packed_starts
+from lstmcli.forward import Forward
 
 LENGTHS = np.array([9, 1, 4, 0, 9, 7, 2, 9, 5, 3, 8, 1, 6, 0, 9, 2, 7, 4, 1, 5, 3], np.int64)
 X = np.random.default_rng(0).normal(size=(len(LENGTHS), 9, 21))
@@ -15,7 +16,8 @@ def run(dtype, threads=1, rows=slice(None), schedule=None):
     """Outputs and states of the chosen rows, computed as `schedule` (threads, share, lanes, ahead) says."""
     forward = Forward(MODEL, np.dtype(dtype), threads)
     if schedule:
-        forward.schedule = lambda *_: schedule  # type: ignore[method-assign]
+        for layer in forward.layers.values():
+            layer.shares = lambda *_: schedule  # type: ignore[method-assign]
     x, lengths = X[rows].astype(dtype), LENGTHS[rows]
     starts = np.arange(len(lengths), dtype=np.int64) * x.shape[1]
     state = {name: np.full((len(lengths), width), 0.25, dtype) for name, width in forward.widths.items()}
@@ -70,7 +72,7 @@ def test_the_schedule_fits_what_it_is_for():
     """Small work stays in one thread; large weights and few sequences are shared; many sequences are not."""
     for units, count, length, shared in [(7, 5, 10, None), (1024, 8, 50, True), (128, 64, 100, False)]:
         forward = Forward(lstmcli.init_model(units, [units]), np.dtype(np.float32), 2)
-        threads, share, lanes, ahead = forward.schedule(forward.layers[0], count, count * length, length)
+        threads, share, lanes, ahead = forward.layers["0"].shares(2, count, count * length, length)
         assert (threads, share) == ((1, False) if shared is None else (2, shared))
         assert 1 <= lanes <= count
         assert ahead >= 0

@@ -23,9 +23,10 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-from lstmcli.kernel.layout import Shape
+from lstmcli.kernel.layout import Options, Shape
 
-SOURCES = ("simd.py", "tile.py", "lanes.py", "layout.py", "compiled.py")
+SOURCES = ("simd.py", "activations.py", "tile.py", "lanes.py", "layout.py", "compiled.py")
+PLAIN = Options()
 KEPT = 30 * 24 * 60 * 60  # seconds
 PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 
@@ -48,10 +49,11 @@ class Target:
     features: str
 
     def shape(self, bits: int) -> Shape:
-        """The widest vectors, and as many rows of 4 gates as leave registers for the weights and the broadcast input."""
+        """The widest vectors, and tiles of 24 sums where there are 32 registers for them, of 12 where there are 16."""
         enabled = self.features.split(",")
-        size, rows = (64, 6) if "+avx512f" in enabled else (32, 3) if "+avx" in enabled else (16, 3)
-        return Shape(bits, size * 8 // bits, rows)
+        size = 64 if "+avx512f" in enabled else 32 if "+avx" in enabled else 16
+        many = size == 64 or not self.triple.startswith(("x86_64", "i686"))
+        return Shape(bits, size * 8 // bits, rows=6, together=4 if many else 2)
 
     def machine(self, **options: Any) -> Any:
         return llvm.Target.from_triple(self.triple).create_target_machine(
@@ -70,25 +72,25 @@ def target() -> Target:
 
 
 @functools.cache
-def load(bits: int) -> Kernel:
-    """The kernel for floats of `bits` bits on this CPU, from the cache or compiled now."""
+def load(bits: int, options: Options = PLAIN) -> Kernel:
+    """The kernel for floats of `bits` bits and such cells on this CPU, from the cache or compiled now."""
     here = target()
     shape = here.shape(bits)
-    path = cache_path(here, shape)
+    path = cache_path(here, shape, options)
     if path is not None:
         with suppress(OSError, ValueError, KeyError, RuntimeError):
             return link(shape, *read(path))
-    symbol, code = compile_object(here, shape)
+    symbol, code = compile_object(here, shape, options)
     if path is not None:
         with suppress(OSError):
             write(path, symbol, code)
     return link(shape, symbol, code)
 
 
-def is_cached(bits: int) -> bool:
+def is_cached(bits: int, options: Options = PLAIN) -> bool:
     """Whether load() will find the kernel in the cache, and so take no time."""
     here = target()
-    path = cache_path(here, here.shape(bits))
+    path = cache_path(here, here.shape(bits), options)
     if path is not None:
         with suppress(OSError, ValueError, RuntimeError):
             read(path)
@@ -96,13 +98,13 @@ def is_cached(bits: int) -> bool:
     return False
 
 
-def compile_object(here: Target, shape: Shape) -> tuple[str, bytes]:
+def compile_object(here: Target, shape: Shape, options: Options) -> tuple[str, bytes]:
     """The kernel's symbol and its object file."""
     from numba import cfunc
 
     from lstmcli.kernel import lanes
 
-    function = cfunc(lanes.SIGNATURE, nopython=True, error_model="numpy")(lanes.define(shape))
+    function = cfunc(lanes.SIGNATURE, nopython=True, error_model="numpy")(lanes.define(shape, options))
     module = llvm.parse_assembly(function._library.get_llvm_str())
     return function.native_name, here.machine().emit_object(module)
 
@@ -113,15 +115,15 @@ def link(shape: Shape, symbol: str, code: bytes) -> Kernel:
     return Kernel(shape, PROTOTYPE(library[symbol]), (library, jit))
 
 
-def cache_path(here: Target, shape: Shape) -> Path | None:
+def cache_path(here: Target, shape: Shape, options: Options) -> Path | None:
     folder = cache_folder()
-    return folder and folder / cache_name(here, shape)
+    return folder and folder / cache_name(here, shape, options)
 
 
 @functools.cache
-def cache_name(here: Target, shape: Shape) -> str:
+def cache_name(here: Target, shape: Shape, options: Options) -> str:
     folder = Path(__file__).parent
-    parts = [str(here), str(shape), *(version_of(package) for package in ("numba", "llvmlite"))]
+    parts = [str(here), str(shape), str(options), *(version_of(package) for package in ("numba", "llvmlite"))]
     parts += [(folder / source).read_text() for source in SOURCES]
     return f"lstm-f{shape.bits}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.kernel"
 

@@ -6,6 +6,7 @@ one: a panel of weights is read once a step for all lanes.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import llvmlite.ir as ir
@@ -14,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from lstmcli.kernel import tile
-from lstmcli.kernel.layout import GATES, Column, Job, Shape
+from lstmcli.kernel.layout import GATES, Column, Job, Options, Shape
 from lstmcli.kernel.simd import I64, POINTER
 
 ADDRESSES = types.CPointer(types.int64)
@@ -22,11 +23,12 @@ SIGNATURE = types.void(ADDRESSES, types.int64)
 SPINS = 2000  # some microseconds; a thread that waits longer lets others run, perhaps just the one it waits for
 
 # Numba takes global integers for constants.
-X, H, C, Y, BIAS, SUMS, HOME, FINAL_H, LEFT, READY = (int(column) for column in Column)
+X, H, C, NEW_C, HIDDEN, Y, BIAS, SUMS, HOME, FINAL_H, FINAL_C, LEFT, READY = (int(column) for column in Column)
 COLUMNS = len(Column)
 (
-    X_AT, X_STARTS_AT, X_STEP, Y_AT, Y_STARTS_AT, Y_STEP, H_AT, C_AT, LENGTHS_AT, ORDER_AT, COUNT, PANELS_AT, BIASES_AT,
-    INPUTS, UNITS, LANES, AHEAD, THREADS, SHARERS, SYNC_AT, SCRATCH_AT, SCRATCH_STEP,
+    X_AT, X_STARTS_AT, X_STEP, Y_AT, Y_STARTS_AT, Y_STEP, H_AT, C_AT, CELLS_AT, CELLS_STEP, LENGTHS_AT, ORDER_AT, COUNT,
+    PANELS_AT, BIASES_AT, PEEPHOLES_AT, PROJECTION_AT, INPUTS, UNITS, OUTPUTS, CELL_CLIP, PROJECTION_CLIP, GATE_CLIP, LANES,
+    AHEAD, THREADS, SHARERS, SYNC_AT, SCRATCH_AT, SCRATCH_STEP, HIDDEN_AT, HIDDEN_STEP,
 ) = (int(field) for field in Job)  # fmt: skip
 
 
@@ -129,35 +131,60 @@ def copy(context: Any, target: types.Type, source: types.Type, size: types.Type)
     return types.none(types.int64, types.int64, types.int64), emit
 
 
-def tile_call(shape: Shape) -> Callable[..., None]:
+def tile_call(shape: Shape, options: Options) -> Callable[..., None]:
     """The call of the tile of `rows` lanes from lane `first` on, with the arguments of tile.define."""
 
     @intrinsic
-    def call(context, rows, weights, table, lanes, first, inputs, recurrent, unit, units, resume, pause):  # type: ignore[no-untyped-def]  # fmt: skip
+    def call(context, rows, job, weights, table, lanes, first, unit, resume, pause):  # type: ignore[no-untyped-def]
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            rows, weights, table, lanes, first, *numbers, resume, pause = args
-            values = [builder.inttoptr(weights, POINTER), builder.gep(table, [first], source_etype=I64), lanes, *numbers]
-            values += [builder.icmp_signed("!=", flag, ir.Constant(I64, 0)) for flag in (resume, pause)]
-            after = builder.append_basic_block()
-            switch = builder.switch(rows, after)
-            for count in range(1, shape.rows + 1):
-                block = builder.append_basic_block()
-                switch.add_case(ir.Constant(I64, count), block)
-                builder.position_at_end(block)
-                builder.call(tile.define(builder.module, shape, count), values)
-                builder.branch(after)
-            builder.position_at_end(after)
+            rows, job, weights, table, lanes, first, unit, *flags = args
+            values = [job, builder.inttoptr(weights, POINTER), builder.gep(table, [first], source_etype=I64), lanes, unit]
+            values += [builder.icmp_signed("!=", flag, ir.Constant(I64, 0)) for flag in flags]
+            switch_rows(builder, shape, rows, values, partial(tile.define, builder.module, shape, options))
             return context.get_dummy_value()
 
-        return types.none(types.int64, types.int64, ADDRESSES, *[types.int64] * 8), emit
+        return types.none(types.int64, ADDRESSES, types.int64, ADDRESSES, *[types.int64] * 5), emit
 
     return call
 
 
-def define(shape: Shape) -> Callable[..., None]:
-    """The kernel for one tile shape, to be compiled with SIGNATURE."""
-    tile_of = tile_call(shape)
-    width, rows, size = shape.width, shape.rows, shape.bits // 8
+def projection_call(shape: Shape, options: Options) -> Callable[..., None]:
+    """The call of the projection of `rows` lanes from lane `first` on, with the arguments of tile.define_projection."""
+
+    @intrinsic
+    def call(context, rows, job, weights, table, lanes, first, column):  # type: ignore[no-untyped-def]
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            rows, job, weights, table, lanes, first, column = args
+            values = [job, builder.inttoptr(weights, POINTER), builder.gep(table, [first], source_etype=I64), lanes, column]
+            switch_rows(
+                builder, shape, rows, values, lambda count: tile.define_projection(builder.module, shape, options, count)
+            )
+            return context.get_dummy_value()
+
+        return types.none(types.int64, ADDRESSES, types.int64, ADDRESSES, *[types.int64] * 3), emit
+
+    return call
+
+
+def switch_rows(
+    builder: ir.IRBuilder, shape: Shape, rows: ir.Value, values: list[ir.Value], function: Callable[[int], ir.Function]
+) -> None:
+    """Calls the function for as many rows as there are."""
+    after = builder.append_basic_block()
+    switch = builder.switch(rows, after)
+    for count in range(1, shape.rows + 1):
+        block = builder.append_basic_block()
+        switch.add_case(ir.Constant(I64, count), block)
+        builder.position_at_end(block)
+        builder.call(function(count), values)
+        builder.branch(after)
+    builder.position_at_end(after)
+
+
+def define(shape: Shape, options: Options) -> Callable[..., None]:
+    """The kernel for one tile shape and one kind of cell, to be compiled with SIGNATURE."""
+    tile_of, projection_of = tile_call(shape, options), projection_call(shape, options)
+    width, rows, size, projected = shape.width, shape.rows, shape.bits // 8, options.projection
     row_bytes = GATES * width * size  # of a panel
 
     def lstm(job, thread):  # type: ignore[no-untyped-def]
@@ -165,26 +192,34 @@ def define(shape: Shape) -> Callable[..., None]:
 
         Threads take whole sequences, or, where SHARERS > 1, they run all sequences together, each for its part of the units.
         """
-        inputs, units, lanes, ahead = get(job, INPUTS), get(job, UNITS), get(job, LANES), get(job, AHEAD)
-        count, sharers = get(job, COUNT), get(job, SHARERS)
+        inputs, units, outputs = get(job, INPUTS), get(job, UNITS), get(job, OUTPUTS)
+        lanes, ahead, count, sharers = get(job, LANES), get(job, AHEAD), get(job, COUNT), get(job, SHARERS)
         order, lengths = at(get(job, ORDER_AT)), at(get(job, LENGTHS_AT))
         x_starts, y_starts = at(get(job, X_STARTS_AT)), at(get(job, Y_STARTS_AT))
-        x_step, y_step, biases = get(job, X_STEP), get(job, Y_STEP), get(job, BIASES_AT)
+        x_step, y_step, cells_step = get(job, X_STEP), get(job, Y_STEP), get(job, CELLS_STEP)
+        biases = get(job, BIASES_AT)
         scratch = get(job, SCRATCH_AT) + thread * get(job, SCRATCH_STEP)
         table = at(scratch)
         slots = lanes * ahead
         coming = at(scratch + 8 * COLUMNS * lanes)  # a table as well, for the steps whose input products are computed now
         sums = scratch + 8 * COLUMNS * (lanes + slots)
-        products = inputs + units
-        panels = (units + width - 1) // width
-        first_panel, end_panel = 0, panels
+        panels, columns = (units + width - 1) // width, (outputs + GATES * width - 1) // (GATES * width)
+        panel_bytes, projection_bytes = (inputs + outputs) * row_bytes, units * row_bytes
+        first_panel, end_panel, first_column, end_column = 0, panels, 0, columns
         if sharers > 1:
             first_panel, end_panel = panels * thread // sharers, panels * (thread + 1) // sharers
+            first_column, end_column = columns * thread // sharers, columns * (thread + 1) // sharers
+        own_c, end_c = first_panel * width * size, min_of(end_panel * width, units) * size
+        own_h, end_h = own_c, end_c
+        if projected:
+            own_h, end_h = first_column * row_bytes, min_of(end_column * GATES * width, outputs) * size
         step_sums = panels * row_bytes
+        hidden = get(job, HIDDEN_AT) + thread * get(job, HIDDEN_STEP)
         for lane in range(lanes):
             put(table, HOME * lanes + lane, sums + lane * ahead * step_sums)
+            put(table, HIDDEN * lanes + lane, hidden + lane * units * size)
 
-        active, room, taken, steps = 0, lanes, 0, 0
+        active, room, taken, steps, met = 0, lanes, 0, 0, 0
         while True:
             # Empty lanes take the next sequences.
             while active < room:
@@ -196,14 +231,17 @@ def define(shape: Shape) -> Callable[..., None]:
                     room = 0
                     break
                 sequence = get(order, turn)
-                state = sequence * units * size
+                h, c = get(job, H_AT) + sequence * outputs * size, get(job, C_AT) + sequence * units * size
+                place = get(y_starts, sequence)
                 put(table, X * lanes + active, get(job, X_AT) + get(x_starts, sequence) * x_step)
-                put(table, H * lanes + active, get(job, H_AT) + state)
-                put(table, C * lanes + active, get(job, C_AT) + state)
-                put(table, Y * lanes + active, get(job, Y_AT) + get(y_starts, sequence) * y_step)
+                put(table, H * lanes + active, h)
+                put(table, C * lanes + active, c)
+                put(table, NEW_C * lanes + active, get(job, CELLS_AT) + place * cells_step if cells_step != 0 else c)
+                put(table, Y * lanes + active, get(job, Y_AT) + place * y_step)
                 put(table, BIAS * lanes + active, biases)
                 put(table, SUMS * lanes + active, get(table, HOME * lanes + active))
-                put(table, FINAL_H * lanes + active, get(job, H_AT) + state)
+                put(table, FINAL_H * lanes + active, h)
+                put(table, FINAL_C * lanes + active, c)
                 put(table, LEFT * lanes + active, get(lengths, sequence))
                 put(table, READY * lanes + active, 0)
                 active += 1
@@ -226,52 +264,52 @@ def define(shape: Shape) -> Callable[..., None]:
                 put(table, SUMS * lanes + lane, home)
                 put(table, READY * lanes + lane, ready)
             for panel in range(first_panel, end_panel if coming_rows > 0 else 0):
-                weights, unit = get(job, PANELS_AT) + panel * products * row_bytes, panel * width
+                weights = get(job, PANELS_AT) + panel * panel_bytes
                 for first in range(0, coming_rows, rows):
-                    tile_of(min_of(rows, coming_rows - first), weights, coming, slots, first, inputs, 0, unit, units, 0, 1)
+                    tile_of(min_of(rows, coming_rows - first), job, weights, coming, slots, first, panel * width, 0, 1)
 
             # One step of all lanes.
-            done = inputs if ahead > 0 else 0
             for panel in range(first_panel, end_panel):
-                weights, unit = get(job, PANELS_AT) + (panel * products + done) * row_bytes, panel * width
+                weights = get(job, PANELS_AT) + panel * panel_bytes
                 for first in range(0, active, rows):
-                    tile_of(
-                        min_of(rows, active - first),
-                        weights,
-                        table,
-                        lanes,
-                        first,
-                        inputs - done,
-                        units,
-                        unit,
-                        units,
-                        1 if ahead > 0 else 0,
-                        0,
-                    )
+                    tile_of(min_of(rows, active - first), job, weights, table, lanes, first, panel * width, ahead, 0)
+            if projected:
+                if sharers > 1:
+                    met += sharers
+                    meet(at(get(job, SYNC_AT) + 64), met)
+                for panel in range(first_column, end_column):
+                    weights, column = get(job, PROJECTION_AT) + panel * projection_bytes, panel * GATES * width
+                    for first in range(0, active, rows):
+                        projection_of(min_of(rows, active - first), job, weights, table, lanes, first, column)
 
             # The step is over.
             steps += 1
             if sharers > 1:
-                meet(at(get(job, SYNC_AT) + 64), steps * sharers)
+                met += sharers
+                meet(at(get(job, SYNC_AT) + 64), met)
             lane = 0
             while lane < active:
-                y, left = get(table, Y * lanes + lane), get(table, LEFT * lanes + lane) - 1
+                y, c, left = get(table, Y * lanes + lane), get(table, NEW_C * lanes + lane), get(table, LEFT * lanes + lane) - 1
                 if left > 0:
                     put(table, X * lanes + lane, get(table, X * lanes + lane) + x_step)
                     put(table, H * lanes + lane, y)
+                    put(table, C * lanes + lane, c)
+                    put(table, NEW_C * lanes + lane, c + cells_step)
                     put(table, Y * lanes + lane, y + y_step)
                     put(table, LEFT * lanes + lane, left)
                     put(table, READY * lanes + lane, get(table, READY * lanes + lane) - 1)
                     put(table, SUMS * lanes + lane, get(table, SUMS * lanes + lane) + step_sums)
                     lane += 1
                     continue
-                own = first_panel * width * size
-                copy(get(table, FINAL_H * lanes + lane) + own, y + own, min_of(end_panel * width, units) * size - own)
+                copy(get(table, FINAL_H * lanes + lane) + own_h, y + own_h, end_h - own_h)
+                if cells_step != 0:
+                    copy(get(table, FINAL_C * lanes + lane) + own_c, c + own_c, end_c - own_c)
                 active -= 1
-                home = get(table, HOME * lanes + lane)
+                home, hidden = get(table, HOME * lanes + lane), get(table, HIDDEN * lanes + lane)
                 for column in range(COLUMNS):
                     put(table, column * lanes + lane, get(table, column * lanes + active))
                 put(table, HOME * lanes + active, home)
+                put(table, HIDDEN * lanes + active, hidden)
 
         # Thread 0, whose caller owns all the memory, is the last to go.
         if get(job, THREADS) > 1:

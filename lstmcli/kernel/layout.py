@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum, auto
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +13,33 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Shape:
-    """The tile: `rows` sequences times `width` units times GATES accumulators of `bits`-bit floats."""
+    """The tile: `rows` sequences times `width` units times GATES sums of `bits`-bit floats, `together` gates at a time.
+
+    So many gates at a time that the sums stay in registers.
+    """
 
     bits: int
     width: int
     rows: int
+    together: int
 
     @property
     def dtype(self) -> np.dtype:
         return np.dtype(f"f{self.bits // 8}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of a cell, those that are compiled in: so what is off costs nothing."""
+
+    activation: str = "tanh"
+    recurrent_activation: str = "sigmoid"
+    peephole: bool = False
+    projection: bool = False
+    cell_clip: bool = False
+    projection_clip: bool = False
+    gate_clip: bool = False
+    input_forget: bool = False
 
 
 class FromZero(IntEnum):
@@ -35,20 +54,28 @@ class Job(FromZero):
     """The int64 numbers that one layer's kernel call gets; ..._AT are addresses, ..._STEP are bytes."""
 
     X_AT = auto()  # rows of the input
-    X_STARTS_AT = auto()  # (n,) int64, the first row of each sequence
-    X_STEP = auto()  # from a step's row to the next one's
+    X_STARTS_AT = auto()  # (n,) int64, the row of each sequence's first step is X_AT + start * X_STEP
+    X_STEP = auto()  # from a step's row to the next one's; negative where the steps are taken backward
     Y_AT = auto()  # rows of the outputs, which are written
     Y_STARTS_AT = auto()
     Y_STEP = auto()
-    H_AT = auto()  # (n, units), before: the initial state; after: the final one
-    C_AT = auto()
+    H_AT = auto()  # (n, OUTPUTS), before: the initial state; after: the final one
+    C_AT = auto()  # (n, units), the same
+    CELLS_AT = auto()  # rows for c at every step, with the starts of the outputs
+    CELLS_STEP = auto()  # 0: c is not kept
     LENGTHS_AT = auto()  # (n,) int64
     ORDER_AT = auto()  # (COUNT,) int64, the sequences to run, in the order in which lanes take them; all of length > 0
     COUNT = auto()
-    PANELS_AT = auto()  # as pack() makes them
+    PANELS_AT = auto()  # as Weights has them
     BIASES_AT = auto()
+    PEEPHOLES_AT = auto()
+    PROJECTION_AT = auto()
     INPUTS = auto()
     UNITS = auto()
+    OUTPUTS = auto()  # width of h: that of the projection, or units
+    CELL_CLIP = auto()  # the bits of a float64, as the two that follow
+    PROJECTION_CLIP = auto()
+    GATE_CLIP = auto()
     LANES = auto()  # of each thread
     AHEAD = auto()  # steps whose input products are computed in advance; 0: none, input and recurrent products are one pass
     THREADS = auto()  # that run the job; the call of thread 0 ends when all are done
@@ -56,6 +83,8 @@ class Job(FromZero):
     SYNC_AT = auto()  # (SYNC_WORDS,) int64, zeros: counters of sequences that were taken, of steps ended, of threads done
     SCRATCH_AT = auto()  # (threads, SCRATCH_STEP) bytes
     SCRATCH_STEP = auto()
+    HIDDEN_AT = auto()  # (LANES, units) of each thread, or of all that share: h before the projection
+    HIDDEN_STEP = auto()  # bytes from thread to thread; 0 where they share
 
 
 SYNC_WORDS = 24  # three counters that share no cache line
@@ -66,12 +95,15 @@ class Column(FromZero):
 
     X = auto()  # address of the step's input
     H = auto()  # of the previous output
-    C = auto()  # of the sequence's c
+    C = auto()  # of c before the step
+    NEW_C = auto()  # of c after it: the same place, or the step's row of the cells
+    HIDDEN = auto()  # of the lane's h before the projection
     Y = auto()  # of the step's output
     BIAS = auto()  # of the biases
     SUMS = auto()  # of the step's paused sums
     HOME = auto()  # of the lane's place for paused sums
     FINAL_H = auto()  # where h goes in the end
+    FINAL_C = auto()
     LEFT = auto()  # steps, this one included
     READY = auto()  # steps whose input products are computed, this one included
 
@@ -85,23 +117,66 @@ def scratch_words(lanes: int, ahead: int, biases: Floats) -> int:
     return TABLE_WORDS * lanes + (lanes * ahead * (TABLE_WORDS + biases.nbytes // 8) if ahead else 0) + 8
 
 
+class Weights(NamedTuple):
+    """A cell's weights in the order in which the tile reads them; zero past the last unit.
+
+    panels      (ceil(units / width), groups, E + P, together, width)  gates i, f, g, o in groups of `together`
+    biases      (ceil(units / width), GATES, width)
+    peepholes   (ceil(units / width), 3, width)  rows i, f, o
+    projection  (ceil(P / (GATES * width)), groups, units, together, width), columns in order; empty: none
+    """
+
+    panels: Floats
+    biases: Floats
+    peepholes: Floats
+    projection: Floats
+
+
 def pack(
-    input_kernel: Floats, recurrent_kernel: Floats, bias: Floats | None, forget_bias: float, shape: Shape
-) -> tuple[Floats, Floats]:
+    input_kernel: Floats,
+    recurrent_kernel: Floats,
+    bias: Floats | None,
+    forget_bias: float,
+    peephole: Floats | None,
+    projection: Floats | None,
+    shape: Shape,
+) -> Weights:
     """Packs a cell's weights, with `forget_bias` added to the forget gate's bias.
 
-    input_kernel (E, 4*units), recurrent_kernel (units, 4*units), bias (4*units,) or None: gate blocks in the order i, f, g, o.
-    Returns panels (ceil(units/width), E + units, 4, width) and biases (ceil(units/width), 4, width), zero past the last unit.
+    input_kernel (E, 4*units), recurrent_kernel (P, 4*units), bias (4*units,) or None: gate blocks in the order i, f, g, o.
+    peephole (3, units) or None, projection (units, P) or None.
     """
-    units, width, dtype = len(recurrent_kernel), shape.width, shape.dtype
+    (inputs, columns), (outputs, _) = input_kernel.shape, recurrent_kernel.shape
+    units, width, dtype = columns // GATES, shape.width, shape.dtype
     count = -(-units // width)
-    joint = np.zeros((len(input_kernel) + units, GATES, count * width), dtype)
-    joint[: len(input_kernel), :, :units] = input_kernel.reshape(-1, GATES, units)
-    joint[len(input_kernel) :, :, :units] = recurrent_kernel.reshape(-1, GATES, units)
-    joint_bias = np.zeros((GATES, count * width), np.float64)
+    joint = np.zeros((inputs + outputs, GATES, count * width), dtype)
+    joint[:inputs, :, :units] = input_kernel.reshape(-1, GATES, units)
+    joint[inputs:, :, :units] = recurrent_kernel.reshape(-1, GATES, units)
+    vectors = np.zeros((GATES + 3, count * width), np.float64)
     if bias is not None:
-        joint_bias[:, :units] = bias.reshape(GATES, units)
-    joint_bias[1, :units] += forget_bias
-    panels = np.ascontiguousarray(joint.reshape(-1, GATES, count, width).transpose(2, 0, 1, 3))
-    biases = np.ascontiguousarray(joint_bias.astype(dtype).reshape(GATES, count, width).transpose(1, 0, 2))
-    return panels, biases
+        vectors[:GATES, :units] = bias.reshape(GATES, units)
+    vectors[1, :units] += forget_bias
+    if peephole is not None:
+        vectors[GATES:, :units] = peephole
+    vectors = vectors.astype(dtype).reshape(-1, count, width).transpose(1, 0, 2)
+    return Weights(
+        in_panels(joint, shape),
+        np.ascontiguousarray(vectors[:, :GATES]),
+        np.ascontiguousarray(vectors[:, GATES:]),
+        np.zeros(0, dtype) if projection is None else projection_panels(projection, shape),
+    )
+
+
+def projection_panels(projection: Floats, shape: Shape) -> Floats:
+    """A panel's GATES * width columns stand where the gates of `width` units stand in other panels."""
+    units, outputs = projection.shape
+    count = -(-outputs // (GATES * shape.width))
+    columns = np.zeros((units, count * GATES * shape.width), shape.dtype)
+    columns[:, :outputs] = projection
+    return in_panels(columns.reshape(units, count, GATES, shape.width).transpose(0, 2, 1, 3), shape)
+
+
+def in_panels(columns: Floats, shape: Shape) -> Floats:
+    """(K, GATES, count * width) or (K, GATES, count, width) -> (count, groups, K, together, width)"""
+    split = columns.reshape(len(columns), GATES // shape.together, shape.together, -1, shape.width)
+    return np.ascontiguousarray(split.transpose(3, 1, 0, 2, 4))

@@ -6,6 +6,7 @@ that IEEE 754 rounds exactly (+, -, *, /, fma, comparisons and bits), so a resul
 every vector width.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import llvmlite.ir as ir
@@ -13,46 +14,6 @@ import numpy as np
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 POINTER = ir.PointerType()
-
-LOG2E = 1.442695040888963407
-
-
-@dataclass(frozen=True)
-class Constants:
-    """Of exp, tanh and sigmoid for one type of float."""
-
-    expm1: tuple[float, ...]  # expm1(r) = r + r^2 * (expm1[0] + expm1[1] * r + ...), minimax for |r| <= ln(2) / 2
-    ln2: tuple[float, float]  # their sum is ln(2) to twice the precision
-    round: float  # added to a number, leaves its nearest integer in the low bits
-    mantissa: int  # bits
-    tanh_one: float  # from here on tanh rounds to 1
-    sigmoid_zero: float  # below -sigmoid_zero sigmoid would not be a normal number, and exp(sigmoid_zero) is still finite
-
-
-CONSTANTS = {
-    32: Constants(
-        # relative error of expm1: 1.3e-8
-        expm1=(0.49999998152947942, 0.16666543571909439, 0.041667200071244319, 0.0083665272101687149, 0.0013882520285468624),
-        ln2=(0.693147182464599609375, -1.904654290582768e-09),
-        round=1.5 * 2**23,
-        mantissa=23,
-        tanh_one=10.0,
-        sigmoid_zero=87.0,
-    ),
-    64: Constants(
-        # relative error of expm1: 1.8e-17
-        expm1=(
-            0.50000000000000051844, 0.16666666666666589205, 0.041666666666576684765, 0.0083333333333895966515,
-            0.001388888893158985372, 0.0001984126971893101181, 2.4801505241692915722e-05, 2.7557407582911947834e-06,
-            2.7626051371844902462e-07, 2.5053773017569860395e-08,
-        ),
-        ln2=(0.693147180559945286226763982995180413, 2.319046813846299615494855e-17),
-        round=1.5 * 2**52,
-        mantissa=52,
-        tanh_one=20.0,
-        sigmoid_zero=708.0,
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,7 +44,9 @@ class Simd:
         return self.builder.gep(base, [index], source_etype=self.scalar)
 
     def broadcast(self, pointer: ir.Value) -> "Vector":
-        scalar = self.builder.load(pointer, align=self.bits // 8, typ=self.scalar)
+        return self.broadcast_value(self.builder.load(pointer, align=self.bits // 8, typ=self.scalar))
+
+    def broadcast_value(self, scalar: ir.Value) -> "Vector":
         one = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), scalar, ir.Constant(I32, 0))
         zeros = ir.Constant(ir.VectorType(I32, self.width), [0] * self.width)
         return Vector(self, self.builder.shuffle_vector(one, ir.Constant(self.vector, ir.Undefined), zeros))
@@ -95,13 +58,41 @@ class Simd:
         self.builder.store(value.value, pointer, align=self.bits // 8)
 
     def first(self, count: ir.Value) -> ir.Value:
-        """The mask of the first `count` floats."""
+        """The mask of the first `count` floats, none where it is negative."""
         numbers = ir.VectorType(I32, self.width)
         one = self.builder.insert_element(
             ir.Constant(numbers, ir.Undefined), self.builder.trunc(count, I32), ir.Constant(I32, 0)
         )
         counts = self.builder.shuffle_vector(one, ir.Constant(numbers, ir.Undefined), ir.Constant(numbers, [0] * self.width))
-        return self.builder.icmp_unsigned("<", ir.Constant(numbers, list(range(self.width))), counts)
+        return self.builder.icmp_signed("<", ir.Constant(numbers, list(range(self.width))), counts)
+
+    def load_part(self, pointer: ir.Value, part: "Part") -> "Vector":
+        """Zero past the part's end."""
+        builder = self.builder
+        with builder.if_else(part.whole) as (then, otherwise):
+            with then:
+                whole, from_whole = self.load(pointer), builder.block
+            with otherwise:
+                masked, from_masked = self.load_masked(pointer, part.mask), builder.block
+        merged = builder.phi(self.vector)
+        merged.add_incoming(whole.value, from_whole)
+        merged.add_incoming(masked.value, from_masked)
+        return Vector(self, merged)
+
+    def store_part(self, pairs: Iterable[tuple["Vector", ir.Value]], part: "Part") -> None:
+        """Each vector to its pointer, but nothing past the part's end."""
+        pairs = list(pairs)
+        with self.builder.if_else(part.whole) as (then, otherwise):
+            with then:
+                for value, pointer in pairs:
+                    self.store(value, pointer)
+            with otherwise:
+                for value, pointer in pairs:
+                    self.store_masked(value, pointer, part.mask)
+
+    def part(self, count: ir.Value) -> "Part":
+        some, whole = (self.builder.icmp_signed(">=", count, ir.Constant(I64, size)) for size in (1, self.width))
+        return Part(some, whole, self.first(count))
 
     def load_masked(self, pointer: ir.Value, mask: ir.Value) -> "Vector":
         kinds = [self.vector, POINTER, I32, mask.type, self.vector]
@@ -122,6 +113,15 @@ class Simd:
         """A call of an intrinsic that takes and returns vectors."""
         kind = ir.FunctionType(self.vector, [self.vector] * len(args))
         return Vector(self, self.call(intrinsic, kind, [a.value for a in args]))
+
+
+@dataclass(frozen=True)
+class Part:
+    """The first floats of a vector. Whole vectors go another way, because a masked store takes many cycles on some CPUs."""
+
+    some: ir.Value
+    whole: ir.Value
+    mask: ir.Value
 
 
 @dataclass(frozen=True)
@@ -161,44 +161,21 @@ def if_less(x: Vector, y: Vector, then: Vector, other: Vector) -> Vector:
     return Vector(x.simd, builder.select(builder.fcmp_ordered("<", x.value, y.value), then.value, other.value))
 
 
-def expm1_parts(x: Vector) -> tuple[Vector, Vector]:
-    """(p, s) with exp(x) = s * (1 + p), s a power of two and |p| < 0.42, so that neither exp nor expm1 loses digits."""
-    simd, builder, constants = x.simd, x.simd.builder, CONSTANTS[x.simd.bits]
-    magic = simd.constant(constants.round)
-    biased = fma(x, simd.constant(LOG2E), magic)
-    n = biased - magic
-    r = fma(n, simd.constant(-constants.ln2[0]), x)
-    r = fma(n, simd.constant(-constants.ln2[1]), r)
-    *rest, last = constants.expm1
-    q = simd.constant(last)
-    for coefficient in reversed(rest):
-        q = fma(q, r, simd.constant(coefficient))
-    p = fma(r * r, q, r)
-
-    def integers(value: int) -> ir.Constant:
-        return ir.Constant(simd.integers, [value] * simd.width)
-
-    mantissa = constants.mantissa
-    exponent = builder.shl(builder.bitcast(biased.value, simd.integers), integers(mantissa))
-    one = ((1 << (simd.bits - mantissa - 2)) - 1) << mantissa
-    return p, Vector(simd, builder.bitcast(builder.add(exponent, integers(one)), simd.vector))
+def join(vectors: list[Vector]) -> Vector:
+    """One or two vectors as one that is as wide as both."""
+    if len(vectors) == 1:
+        return vectors[0]
+    first, second = vectors
+    simd = Simd(first.simd.builder, first.simd.bits, 2 * first.simd.width)
+    places = ir.Constant(ir.VectorType(I32, simd.width), list(range(simd.width)))
+    return Vector(simd, simd.builder.shuffle_vector(first.value, second.value, places))
 
 
-def sigmoid(x: Vector) -> Vector:
-    """1 / (1 + exp(-x)); at most 3 ULP off, 0 below -87 (float32) or -708 (float64)."""
-    limit = x.simd.constant(CONSTANTS[x.simd.bits].sigmoid_zero)
-    one = x.simd.constant(1.0)
-    y = if_less(limit, -x, limit, -x)
-    p, s = expm1_parts(if_less(y, -limit, -limit, y))
-    return if_less(x, -limit, x.simd.constant(0.0), one / (fma(s, p, s) + one))
-
-
-def tanh(x: Vector) -> Vector:
-    """expm1(2x) / (expm1(2x) + 2) on |x|, with the sign of x; at most 3 ULP off, also near 0."""
-    limit = x.simd.constant(CONSTANTS[x.simd.bits].tanh_one)
-    two = x.simd.constant(2.0)
-    size = x.simd.same("llvm.fabs", x)
-    size = if_less(limit, size, limit, size)
-    p, s = expm1_parts(size + size)
-    expm1 = fma(s, p, s - x.simd.constant(1.0))
-    return x.simd.same("llvm.copysign", expm1 / (expm1 + two), x)
+def split(vector: Vector, simd: Simd) -> list[Vector]:
+    """The vectors of `simd` of which join() made it."""
+    nothing = ir.Constant(vector.value.type, ir.Undefined)
+    parts = []
+    for first in range(0, vector.simd.width, simd.width):
+        places = ir.Constant(ir.VectorType(I32, simd.width), list(range(first, first + simd.width)))
+        parts.append(Vector(simd, simd.builder.shuffle_vector(vector.value, nothing, places)))
+    return parts

@@ -1,121 +1,275 @@
 """The register tile: one step of a few sequences for one panel of units.
 
-    i = sigmoid(x Wi + h Ui + bi)      f = sigmoid(x Wf + h Uf + bf)      g = tanh(x Wg + h Ug + bg)
-    o = sigmoid(x Wo + h Uo + bo)      c' = f * c + i * g                 h' = o * tanh(c')
+    i = s(x Wi + h Ui + bi + pi*c)      f = s(x Wf + h Uf + bf + pf*c)      g = act(x Wg + h Ug + bg)
+    c' = clip(f*c + i*g)                o = s(x Wo + h Uo + bo + po*c')     h' = clip((o * act(c')) P)
 
-(Hochreiter & Schmidhuber 1997; Gers et al. 2000; `forget_bias` is in bf here.) A gate is one fixed chain: its bias, then a
-fused multiply-add for each input feature, then for each unit of h. The chain of every (sequence, unit, gate) stays in a
-register over the loop, and goes from it straight into the activation. A chain may also pause: its sum is stored as it is and
-taken up again later, which changes no bit; nor does the size of the tile, which only chooses which chains run side by side.
+s is the sigmoid and act is tanh, unless a cell says otherwise; peepholes p, clips and the projection P are there where a cell
+has them; `forget_bias` is in bf here. (Hochreiter & Schmidhuber 1997; Gers et al. 2000; Sak et al. 2014.)
+
+A gate is one fixed chain: its bias, then a fused multiply-add for each input feature, then for each feature of h. The chain of
+every (sequence, unit, gate) stays in a register over the loop, and goes from it into the activation. A chain may also pause:
+its sum is stored as it is and taken up again later, which changes no bit; nor does the size of the tile, which only chooses
+which chains run side by side.
 """
 
 import itertools
+from dataclasses import dataclass
 
 import llvmlite.ir as ir
 
-from lstmcli.kernel.layout import GATES, Column, Shape
-from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, sigmoid, tanh
+from lstmcli.kernel.activations import ACTIVATIONS, clipped
+from lstmcli.kernel.layout import GATES, Column, Job, Options, Shape
+from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, join, split
 
 BOOLEAN = ir.IntType(1)
+Limits = dict[str, Vector]  # of the clips that a cell has
+Term = tuple[list[ir.Value], ir.Value, ir.Value]  # addresses of rows, the first weight that is theirs, how many are
 
 
-def cell(i: Vector, f: Vector, g: Vector, o: Vector, c: Vector) -> tuple[Vector, Vector]:
-    """The gates' sums and the old c to the new (c, h)."""
-    c = fma(sigmoid(f), c, sigmoid(i) * tanh(g))
-    return c, sigmoid(o) * tanh(c)
+def cell(options: Options, gates: list[Vector], c: Vector, peephole: list[Vector], limits: Limits) -> tuple[Vector, Vector]:
+    """The gates' sums and the old c to the new c and h (before the projection)."""
+    s, act = ACTIVATIONS[options.recurrent_activation], ACTIVATIONS[options.activation]
+    i, f, g, o = gates
+    if options.peephole:
+        i, f = fma(peephole[0], c, i), fma(peephole[1], c, f)
+    i, g = s(clip(i, limits, "gate")), act(clip(g, limits, "gate"))
+    f = c.simd.constant(1.0) - i if options.input_forget else s(clip(f, limits, "gate"))
+    c = clip(fma(f, c, i * g), limits, "cell")
+    if options.peephole:
+        o = fma(peephole[2], c, o)
+    return c, s(clip(o, limits, "gate")) * act(c)
 
 
-def define(module: ir.Module, shape: Shape, rows: int) -> ir.Function:
-    """The function in `module` that is the tile of `rows` lanes, rows <= shape.rows:
+def clip(x: Vector, limits: Limits, name: str) -> Vector:
+    return clipped(x, -limits[name], limits[name]) if name in limits else x
 
-    tile(weights, table, lanes, inputs, recurrent, unit, units, resume, pause)
 
-    weights          (inputs + recurrent, GATES, width)  in  of the units unit .. unit + width, zero past the last unit
-    table            (COLUMNS, lanes) addresses          in  from the tile's first lane on; they point to
-        BIAS         (panels, GATES, width)              in      where a chain begins
-        SUMS         (panels, GATES, width)              in/out  where it pauses
-        X            (inputs,)                           in      the step's input
-        H            (recurrent,)                        in      the previous step's output
-        C            (units,)                            in/out
-        Y            (units,)                            out     the step's output; must not overlap H
-    resume, pause    whether the chains go on from SUMS, and whether they stop there; a chain that does not ends in C and Y
-    """
-    name = f"lstm_tile_f{shape.bits}x{shape.width}_{rows}"
-    if name in module.globals:
-        return module.globals[name]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, POINTER, *[I64] * 5, BOOLEAN, BOOLEAN]), name)
+@dataclass(frozen=True)
+class Tile:
+    """What both kinds of tile need while their function is written."""
+
+    simd: Simd
+    shape: Shape
+    rows: int
+    job: ir.Value
+    table: ir.Value
+    lanes: ir.Value
+
+    def number(self, field: Job) -> ir.Value:
+        """A number of the job."""
+        pointer = self.simd.builder.gep(self.job, [ir.Constant(I64, field)], source_etype=I64)
+        return self.simd.builder.load(pointer, typ=I64)
+
+    def pointer(self, field: Job) -> ir.Value:
+        return self.simd.builder.inttoptr(self.number(field), POINTER)
+
+    def limit(self, field: Job) -> Vector:
+        value = self.simd.builder.bitcast(self.number(field), ir.DoubleType())
+        return self.simd.broadcast_value(value if self.shape.bits == 64 else self.simd.builder.fptrunc(value, ir.FloatType()))
+
+    def addresses(self, column: Column, offset: ir.Value | None = None) -> list[ir.Value]:
+        """The column's address for each row, `offset` floats on."""
+        builder = self.simd.builder
+        first = builder.mul(ir.Constant(I64, column), self.lanes)
+        slots = [builder.add(first, ir.Constant(I64, row)) for row in range(self.rows)]
+        found = [builder.load(builder.gep(self.table, [slot], source_etype=I64), typ=POINTER) for slot in slots]
+        return found if offset is None else [self.simd.at(pointer, offset) for pointer in found]
+
+    def vector(self, base: ir.Value, number: int) -> ir.Value:
+        """The address of vector number `number`."""
+        return self.simd.at(base, ir.Constant(I64, number * self.shape.width))
+
+    def products(
+        self,
+        sums: list[list[Vector]],
+        weights: ir.Value,
+        depth: ir.Value,
+        terms: list[tuple[list[ir.Value], ir.Value, ir.Value]],
+    ) -> list[list[Vector]]:
+        """sums[row][gate] += row[k] * weights[gate, first + k] for k in range(count), for each (rows, first, count) of terms.
+
+        weights  (groups, depth, together, width)
+        """
+        builder, together = self.simd.builder, self.shape.together
+        # A few rows leave registers for all gates at once, and are too few chains to keep the FMA units busy otherwise.
+        at_once = GATES if self.rows * GATES <= self.shape.rows * together else together
+        done: list[list[Vector]] = [[] for _ in sums]
+        for first_gate in range(0, GATES, at_once):
+            part = [row[first_gate : first_gate + at_once] for row in sums]
+            groups = range(first_gate // together, (first_gate + at_once) // together)
+            streams = [
+                self.simd.at(weights, builder.mul(depth, ir.Constant(I64, g * together * self.shape.width))) for g in groups
+            ]
+            for rows, first, count in terms:
+                skip = builder.mul(first, ir.Constant(I64, together * self.shape.width))
+                part = self.accumulate(part, [self.simd.at(stream, skip) for stream in streams], rows, count)
+            for row, gates in zip(done, part, strict=True):
+                row += gates
+        return done
+
+    def accumulate(
+        self, sums: list[list[Vector]], streams: list[ir.Value], rows: list[ir.Value], count: ir.Value
+    ) -> list[list[Vector]]:
+        """The loop `for k in range(count): sums[row][gate] += rows[row][k] * weights[k, gate]`.
+
+        streams  where the weights (count, together, width) of each group of gates begin
+        """
+        simd, builder, together = self.simd, self.simd.builder, self.shape.together
+        before = builder.block
+        loop, after = (builder.function.append_basic_block() for _ in range(2))
+        builder.cbranch(builder.icmp_signed(">", count, ir.Constant(I64, 0)), loop, after)
+
+        builder.position_at_end(loop)
+        k = builder.phi(I64)
+        running = [[builder.phi(simd.vector) for _ in gates] for gates in sums]
+        here = builder.mul(k, ir.Constant(I64, together * self.shape.width))
+
+        def value(row: int) -> Vector:
+            return simd.broadcast(simd.at(rows[row], k))
+
+        def weight(gate: int) -> Vector:
+            return simd.load(self.vector(simd.at(streams[gate // together], here), gate % together))
+
+        added: list[list[Vector]] = [[Vector(simd, old) for old in gates] for gates in running]
+        # The fewer of the two stay in registers and the others come one at a time, or there are too few left for the sums.
+        if len(rows) < len(added[0]):
+            values = [value(row) for row in range(len(rows))]
+            for gate in range(len(added[0])):
+                column = weight(gate)
+                for gates, factor in zip(added, values, strict=True):
+                    gates[gate] = fma(factor, column, gates[gate])
+        else:
+            columns = [weight(gate) for gate in range(len(added[0]))]
+            for row, gates in enumerate(added):
+                factor = value(row)
+                gates[:] = [fma(factor, column, old) for column, old in zip(columns, gates, strict=True)]
+        next_k = builder.add(k, ir.Constant(I64, 1))
+        builder.cbranch(builder.icmp_signed("<", next_k, count), loop, after)
+
+        builder.position_at_end(after)
+        done = [[builder.phi(simd.vector) for _ in gates] for gates in sums]
+        k.add_incoming(ir.Constant(I64, 0), before)
+        k.add_incoming(next_k, loop)
+        flat = (itertools.chain.from_iterable(table) for table in (sums, running, added, done))
+        for old, run, new, out in zip(*flat, strict=True):
+            run.add_incoming(old.value, before)
+            run.add_incoming(new.value, loop)
+            out.add_incoming(old.value, before)
+            out.add_incoming(new.value, loop)
+        return [[Vector(simd, phi) for phi in gates] for gates in done]
+
+
+def internal(module: ir.Module, name: str, kinds: list[ir.Type]) -> ir.Function:
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
-    weights, table, lanes, inputs, recurrent, unit, units, resume, pause = function.args
+    return function
+
+
+def define(module: ir.Module, shape: Shape, options: Options, rows: int) -> ir.Function:
+    """The function in `module` that is the tile of `rows` lanes, rows <= shape.rows:
+
+    tile(job, weights, table, lanes, unit, resume, pause)
+
+    job              see layout.Job                      in
+    weights          (groups, E + P, together, width)    in      of the units unit .. unit + width
+    table            (COLUMNS, lanes) addresses          in      from the tile's first lane on; they point to
+        BIAS         (panels, GATES, width)              in      where a chain begins
+        SUMS         (panels, GATES, width)              in/out  where it pauses
+        X            (E,)                                in      the step's input
+        H            (P,)                                in      the previous step's output
+        C            (units,)                            in
+        NEW_C        (units,)                            out     may be C
+        Y or HIDDEN  (units,)                            out     h, or h before the projection; must not overlap H
+    pause            whether the chains stop after the input products, in SUMS
+    resume           whether they go on from there; a chain that does not pause ends in NEW_C and Y or HIDDEN
+    """
+    name = f"lstm_tile_{rows}"
+    if name in module.globals:
+        return module.globals[name]
+    function = ir.Function(
+        module, ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, I64, I64, BOOLEAN, BOOLEAN]), name
+    )
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    job, weights, table, lanes, unit, resume, pause = function.args
     builder = ir.IRBuilder(function.append_basic_block())
     simd = Simd(builder, shape.bits, shape.width)
-
-    def addresses(column: int, offset: ir.Value) -> list[ir.Value]:
-        """The column's addresses, `offset` floats on."""
-        first = builder.mul(ir.Constant(I64, column), lanes)
-        slots = [builder.gep(table, [builder.add(first, ir.Constant(I64, row))], source_etype=I64) for row in range(rows)]
-        return [simd.at(builder.load(slot, typ=POINTER), offset) for slot in slots]
-
-    def gate(base: ir.Value, number: int) -> ir.Value:
-        return simd.at(base, ir.Constant(I64, number * shape.width))
+    tile = Tile(simd, shape, rows, job, table, lanes)
+    zero = ir.Constant(I64, 0)
 
     panel = builder.mul(unit, ir.Constant(I64, GATES))
-    paused, biases = addresses(Column.SUMS, panel), addresses(Column.BIAS, panel)
+    paused, biases = tile.addresses(Column.SUMS, panel), tile.addresses(Column.BIAS, panel)
     begin = [builder.select(resume, *pair) for pair in zip(paused, biases, strict=True)]
-    sums = [[simd.load(gate(row, number)) for number in range(GATES)] for row in begin]
-    start = ir.Constant(I64, 0)
-    sums, weights = products(simd, sums, weights, addresses(Column.X, start), inputs)
-    sums, _ = products(simd, sums, weights, addresses(Column.H, start), recurrent)
+    sums = [[simd.load(tile.vector(row, number)) for number in range(GATES)] for row in begin]
+    inputs, outputs = tile.number(Job.INPUTS), tile.number(Job.OUTPUTS)
+    x = (tile.addresses(Column.X), zero, builder.select(resume, zero, inputs))
+    h = (tile.addresses(Column.H), inputs, builder.select(pause, zero, outputs))
+    sums = tile.products(sums, weights, builder.add(inputs, outputs), [x, h])
 
     with builder.if_else(pause) as (then, otherwise):
         with then:
             for gates, row in zip(sums, paused, strict=True):
                 for number, value in enumerate(gates):
-                    simd.store(value, gate(row, number))
+                    simd.store(value, tile.vector(row, number))
         with otherwise:
-            mask = simd.first(builder.sub(units, unit))
-            for (i, f, g, o), c_row, y_row in zip(sums, addresses(Column.C, unit), addresses(Column.Y, unit), strict=True):
-                c, h = cell(i, f, g, o, simd.load_masked(c_row, mask))
-                simd.store_masked(c, c_row, mask)
-                simd.store_masked(h, y_row, mask)
+            limits = {
+                name: tile.limit(field)
+                for name, field, there in [
+                    ("cell", Job.CELL_CLIP, options.cell_clip),
+                    ("gate", Job.GATE_CLIP, options.gate_clip),
+                ]
+                if there
+            }
+            peephole = []
+            if options.peephole:
+                rows_at = simd.at(tile.pointer(Job.PEEPHOLES_AT), builder.mul(unit, ir.Constant(I64, 3)))
+                peephole = [simd.load(tile.vector(rows_at, number)) for number in range(3)]
+            part = simd.part(builder.sub(tile.number(Job.UNITS), unit))
+            h_column = Column.HIDDEN if options.projection else Column.Y
+            columns = [tile.addresses(column, unit) for column in (Column.C, Column.NEW_C, h_column)]
+            for first in range(0, rows, 2):
+                # Two rows as one wide vector: their chains of operations then run side by side and not in turn.
+                pair = range(first, min(first + 2, rows))
+                gates = [join([sums[row][gate] for row in pair]) for gate in range(GATES)]
+                before = join([simd.load_part(columns[0][row], part) for row in pair])
+                constants = [join([vector] * len(pair)) for vector in peephole]
+                wide_limits = {name: join([limit] * len(pair)) for name, limit in limits.items()}
+                after = cell(options, gates, before, constants, wide_limits)
+                for row, c, h in zip(pair, *(split(vector, simd) for vector in after), strict=True):
+                    simd.store_part([(c, columns[1][row]), (h, columns[2][row])], part)
     builder.ret_void()
     return function
 
 
-def products(
-    simd: Simd, sums: list[list[Vector]], weights: ir.Value, rows: list[ir.Value], count: ir.Value
-) -> tuple[list[list[Vector]], ir.Value]:
-    """The loop `for k in range(count): sums[row][gate] += rows[row][k] * weights[k, gate]`.
+def define_projection(module: ir.Module, shape: Shape, options: Options, rows: int) -> ir.Function:
+    """The function in `module` that projects h of `rows` lanes to one panel of GATES * width columns:
 
-    Returns the sums and the address past the last weight read.
+    project(job, weights, table, lanes, first)
+
+    weights      (groups, units, together, width)  in   of the columns first .. first + GATES * width
+    table        as for define(); its addresses point to
+        HIDDEN   (units,)                          in
+        Y        (P,)                              out
     """
-    builder = simd.builder
-    before = builder.block
-    loop, after = (builder.function.append_basic_block() for _ in range(2))
-    builder.cbranch(builder.icmp_signed(">", count, ir.Constant(I64, 0)), loop, after)
+    name = f"lstm_projection_{rows}"
+    if name in module.globals:
+        return module.globals[name]
+    function = internal(module, name, [POINTER, POINTER, POINTER, I64, I64])
+    job, weights, table, lanes, first = function.args
+    builder = ir.IRBuilder(function.append_basic_block())
+    simd = Simd(builder, shape.bits, shape.width)
+    tile = Tile(simd, shape, rows, job, table, lanes)
 
-    builder.position_at_end(loop)
-    k, here = builder.phi(I64), builder.phi(POINTER)
-    running = [[builder.phi(simd.vector) for _ in gates] for gates in sums]
-    columns = [simd.load(simd.at(here, ir.Constant(I64, gate * simd.width))) for gate in range(GATES)]
-    added = []
-    for row, gates in zip(rows, running, strict=True):
-        value = simd.broadcast(simd.at(row, k))
-        added.append([fma(value, column, Vector(simd, s)) for column, s in zip(columns, gates, strict=True)])
-    next_k = builder.add(k, ir.Constant(I64, 1))
-    next_weights = simd.at(here, ir.Constant(I64, GATES * simd.width))
-    builder.cbranch(builder.icmp_signed("<", next_k, count), loop, after)
-
-    builder.position_at_end(after)
-    end = builder.phi(POINTER)
-    done = [[builder.phi(simd.vector) for _ in gates] for gates in sums]
-    for phi, start, step in [(k, ir.Constant(I64, 0), next_k), (here, weights, next_weights), (end, weights, next_weights)]:
-        phi.add_incoming(start, before)
-        phi.add_incoming(step, loop)
-    flat = (itertools.chain.from_iterable(table) for table in (sums, running, added, done))
-    for old, run, new, out in zip(*flat, strict=True):
-        run.add_incoming(old.value, before)
-        run.add_incoming(new.value, loop)
-        out.add_incoming(old.value, before)
-        out.add_incoming(new.value, loop)
-    return [[Vector(simd, phi) for phi in gates] for gates in done], end
+    units = tile.number(Job.UNITS)
+    sums = [[simd.constant(0.0)] * GATES for _ in range(rows)]
+    sums = tile.products(sums, weights, units, [(tile.addresses(Column.HIDDEN), ir.Constant(I64, 0), units)])
+    limits = {"projection": tile.limit(Job.PROJECTION_CLIP)} if options.projection_clip else {}
+    for number in range(GATES):
+        column = builder.add(first, ir.Constant(I64, number * shape.width))
+        part = simd.part(builder.sub(tile.number(Job.OUTPUTS), column))
+        with builder.if_then(part.some):
+            values = [clip(row[number], limits, "projection") for row in sums]
+            simd.store_part(zip(values, tile.addresses(Column.Y, column), strict=True), part)
+    builder.ret_void()
+    return function

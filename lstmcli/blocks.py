@@ -1,0 +1,55 @@
+"""The one form that sequences have between files and kernel."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstmcli.model import Floats
+
+Integers = NDArray[np.int64]
+
+FEW = 64  # values that Python adds up faster than NumPy
+
+
+class Block(NamedTuple):
+    """Sequences without their padding: sequence s is rows[starts[s] : starts[s] + lengths[s]].
+
+    rows (R, features), each row contiguous; starts, lengths (n,) int64. Sequences do not overlap. A padded array
+    (n, T, features) is a block too, without a copy: its rows are (n * T, features), and starts[s] = s * T. So are some columns
+    of a block.
+    """
+
+    rows: Floats
+    starts: Integers
+    lengths: Integers
+
+    def like(self, rows: Floats) -> "Block":
+        """The same sequences in other rows, packed one after the other."""
+        return Block(rows, packed_starts(self.lengths), self.lengths)
+
+    def columns(self, first: int, count: int) -> "Block":
+        return Block(self.rows[:, first : first + count], self.starts, self.lengths)
+
+
+def packed_starts(lengths: Integers) -> Integers:
+    starts = np.zeros(len(lengths), np.int64)
+    np.cumsum(lengths[:-1], out=starts[1:])
+    return starts
+
+
+class Schedule(NamedTuple):
+    """In which order sequences are run: those of length > 0, longest first, so that the lanes end together."""
+
+    order: Integers
+    steps: int  # in all
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Integers) -> "Schedule":
+        if len(lengths) <= FEW:
+            values = lengths.tolist()
+            steps, longest, count = sum(values), max(values, default=0), len(values) - values.count(0)
+        else:
+            steps, longest, count = int(lengths.sum()), int(lengths.max()), int(np.count_nonzero(lengths))
+        return cls((-lengths).argsort(kind="stable")[:count], steps, longest)
