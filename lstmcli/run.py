@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lstmcli import __version__
+from lstmcli.arrays import Lengths, Source
 from lstmcli.cpus import available_threads
 from lstmcli.errors import DataError, OutputError, UsageError, shown
 from lstmcli.forward import MAX_LANES, Block, Forward, check_supported, packed_starts
@@ -20,7 +21,7 @@ from lstmcli.model import Floats, Model, State, count_parameters, init_model
 from lstmcli.model_file import load_model
 from lstmcli.partial import check_target, partial_name
 from lstmcli.results import Arrays, Facts, Result, create_result
-from lstmcli.sources import Lengths, Source, open_source, split_spec
+from lstmcli.sources import open_source, split_spec
 from lstmcli.spans import Limits, Span, plan
 
 Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole run

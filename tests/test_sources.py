@@ -1,4 +1,4 @@
-"""sources.py, lengths.py and hdf5.py: every reader against numpy, and every malformed file against its error."""
+"""sources.py, arrays.py, raw.py, lengths.py and hdf5.py: every reader against numpy, and every malformed file against its error."""
 
 import errno
 import fcntl
@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstmcli import hdf5, sources
+from lstmcli import arrays, hdf5
 from lstmcli.errors import DataError, MissingInputError, StorageError, UsageError
 from lstmcli.lengths import read_lengths
 from lstmcli.sources import open_source
@@ -846,7 +846,7 @@ def test_a_large_array_of_which_little_is_stored(tmp_path):
 
 
 def test_a_large_chunk_of_which_little_is_stored(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "LARGE", 1 << 20)
+    monkeypatch.setattr(arrays, "LARGE", 1 << 20)
     with h5py.File(tmp_path / "x.h5", "w") as f:
         f.create_dataset("x", (10, 10, 10), "f4", maxshape=(None, None, None), chunks=(100, 100, 100))
     with pytest.raises(DataError, match=r"declares chunks of 4000000 bytes, but holds only 0 bytes"):
