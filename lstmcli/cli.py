@@ -127,6 +127,7 @@ def lstmcli() -> None:
     metavar="PATH",
     help="Input (sequences, steps, features): .npy, HDF5, or - for an NPY stream. file.h5::/name names a dataset.",
 )
+@click.option("--time-major", is_flag=True, help="The input is (steps, sequences, features). The outputs never are.")
 @click.option(
     "-l",
     "--lens",

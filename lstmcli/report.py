@@ -69,7 +69,8 @@ def write(stream: TextIO, text: str) -> None:
 
 def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     given, lengths, model = facts["input"], facts["lengths"], facts["model"]
-    yield "input", f"{shape(given['shape'])} {given['dtype']}  {shown(given['path'])}"
+    order = ", time-major" if given["time_major"] else ""
+    yield "input", f"{shape(given['shape'])} {given['dtype']}{order}  {shown(given['path'])}"
     origin = f"  {shown(lengths['from'])}" if lengths["from"] else "  all full: no lengths given"
     yield (
         "lengths",

@@ -37,6 +37,7 @@ class Job:
     """What the options of `lstmcli run` say."""
 
     input: str
+    time_major: bool = False
     lens: str | None = None
     units: tuple[int, ...] | None = None
     weights: str | None = None
@@ -60,7 +61,7 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
     targets = Targets.of(job)
     for path in targets.all():
         check_target(path, job.overwrite)
-    source = open_source(job.input)
+    source = open_source(job.input, job.time_major)
     try:
         refuse_inputs(targets, job)
         lengths, origin = read_lengths(job.lens, source)
@@ -159,7 +160,7 @@ def block_limits(job: Job, source: Source, lengths: Lengths, forward: Forward) -
     return Limits(
         rows=max(1, min(total, useful, budget * 9 // 10 // per_row)),
         sequences=max(1, budget // 10 // per_sequence),
-        fill=1 if in_order else 2 * forward.kernel.shape.rows * threads,
+        fill=1 if in_order else max(2 * forward.kernel.shape.rows * threads, source.side_by_side),
     )
 
 
@@ -226,7 +227,7 @@ def read_model(job: Job, source: Source) -> Model:
     check_memory(job, model.parameters())
     if model.input_size != features:
         raise DataError(
-            f"{job.weights}: the model takes {model.input_size} features, {source.name} {source.shape} has {features}"
+            f"{job.weights}: the model takes {model.input_size} features, {source.name} {source.stored_shape} has {features}"
         )
     return model
 
@@ -252,7 +253,12 @@ def describe(job: Job, targets: Targets, source: Source, lengths: Lengths, origi
     batch, time, _ = source.shape
     total, cells = int(lengths.sum()), [cell for _, cell in model.cells()]
     return {
-        "input": {"path": source.name, "shape": list(source.shape), "dtype": source.dtype.name},
+        "input": {
+            "path": source.name,
+            "shape": list(source.stored_shape),
+            "time_major": source.time_major,
+            "dtype": source.dtype.name,
+        },
         "lengths": {
             "from": origin,
             "min": int(lengths.min(initial=time)) if batch else 0,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lstmcli import hdf5
-from lstmcli.arrays import CArray, ChunkedArray, FortranArray, Source
-from lstmcli.errors import DataError, MissingInputError, shown
+from lstmcli.arrays import CArray, ChunkedArray, Source, StridedArray
+from lstmcli.errors import DataError, MissingInputError, UsageError, shown
 from lstmcli.npy import read_header
 from lstmcli.raw import FileBytes, PipeBytes
 
@@ -17,9 +17,10 @@ HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 HEADER_BEGIN = 10  # bytes of an NPY file before the text of its header, at least
 
 
-def open_source(spec: str) -> Source:
+def open_source(spec: str, time_major: bool = False) -> Source:
     """Opens the input that `spec` names: a path (NPY or HDF5, told by its first bytes), `file.h5::/dataset`, or `-`.
 
+    time_major: its axes are (steps, sequences, features). UsageError for such a pipe, which would have to be read as a whole.
     MissingInputError: no such file. DataError: not an array that can be read; the message says what is there.
     """
     path, dataset = split_spec(spec)
@@ -29,11 +30,16 @@ def open_source(spec: str) -> Source:
         if stat.S_ISREG(os.fstat(fd).st_mode) and path != "-":
             if is_hdf5(fd, shown(path)):
                 file = stack.enter_context(hdf5.open_file(path))
-                source = _open_dataset(file, dataset)
+                source = _open_dataset(file, dataset, time_major)
             else:
-                source = _open_npy(FileBytes(fd, shown(path)), shown(path))
+                source = _open_npy(FileBytes(fd, shown(path)), shown(path), time_major)
+        elif time_major:
+            raise UsageError(
+                f"{shown(path)}: a pipe in time-major order holds the first sequence's last step only near its end; "
+                "give a file, or write it as (sequences, steps, features) and leave --time-major out"
+            )
         else:
-            source = _open_npy(PipeBytes(fd, shown(path)), shown(path))
+            source = _open_npy(PipeBytes(fd, shown(path)), shown(path), time_major)
         if dataset is not None and source.dataset is None:
             raise DataError(f"{source.name}: dataset {shown(dataset)} is named, but this is not an HDF5 file")
         source._close = stack.pop_all().close
@@ -70,7 +76,7 @@ def _stdin() -> int:
         raise MissingInputError("-: standard input is closed") from error
 
 
-def _open_npy(data: FileBytes | PipeBytes, name: str) -> Source:
+def _open_npy(data: FileBytes | PipeBytes, name: str, time_major: bool) -> Source:
     if isinstance(data, FileBytes) and (found := data.opened.st_size) < HEADER_BEGIN:
         raise DataError(f"{name}: expected NPY or HDF5, got {f'{found} bytes' if found else 'an empty file'}")
     dtype, fortran, shape, offset = read_header(data.fetch, name)
@@ -84,21 +90,27 @@ def _open_npy(data: FileBytes | PipeBytes, name: str) -> Source:
             )
     elif size != data.opened.st_size:
         raise DataError(f"{name}: expected {size} bytes for shape {shape} of {dtype}, got {data.opened.st_size}")
-    source = (FortranArray if fortran else CArray)(data, name, shape, dtype, offset)
+    if fortran or time_major:
+        return StridedArray(data, name, shape, dtype, offset, time_major, fortran)
+    source = CArray(data, name, shape, dtype, offset)
     source.sequential = isinstance(data, PipeBytes)
     return source
 
 
-def _open_dataset(file: Any, name: str | None) -> Source:
+def _open_dataset(file: Any, name: str | None, time_major: bool) -> Source:
     dataset = hdf5.dataset(file, name or _only_candidate(file))
     where = hdf5.label(dataset)
     dtype, offset = hdf5.dtype_of(dataset), hdf5.raw_offset(dataset)
     data = FileBytes(file.id.get_vfd_handle(), where)
     if offset is None:
-        return ChunkedArray(data, where, dataset, dtype)
+        return ChunkedArray(data, where, dataset, dtype, time_major)
     if offset + dataset.nbytes > data.opened.st_size:
         raise DataError(f"{where}: ends at byte {offset + dataset.nbytes}, the file at {data.opened.st_size}; it was cut")
-    source = CArray(data, where, dataset.shape, dtype, offset)
+    source: Source
+    if time_major:
+        source = StridedArray(data, where, dataset.shape, dtype, offset, time_major, fortran=False)
+    else:
+        source = CArray(data, where, dataset.shape, dtype, offset)
     source.dataset = dataset
     return source
 
