@@ -139,6 +139,11 @@ def lstmcli() -> None:
 @click.option("-w", "--weights", metavar="FILE", help="Model file, or the result of an earlier run, instead of --units.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the new weights: the same on any machine.  [default: 0]")
 @click.option(
+    "--initial-state",
+    metavar="FILE",
+    help="Start where an earlier run ended: its result, the NPZ of its --states, or file.h5::/group.  [default: zeros]",
+)
+@click.option(
     "-o",
     "--output",
     metavar="PATH",

@@ -79,6 +79,8 @@ def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     units = ", ".join(str(n) for n in model["units"])
     yield "model", f"LSTM of {units} units, {model['parameters']:,} parameters  {shown(model['from'])}"
+    if facts["initial_state"]:
+        yield "start", f"from {shown(facts['initial_state'])}"
     stored = "" if facts["outputs"]["stored"] else "  not stored"
     yield "outputs", f"{shape(facts['outputs']['shape'])} {facts['outputs']['dtype']}{stored}"
     for k, state in enumerate(facts["state"]):

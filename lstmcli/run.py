@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lstmcli.partial import check_target, partial_name
 from lstmcli.results import Arrays, Facts, Result, create_result
 from lstmcli.sources import open_source, split_spec
 from lstmcli.spans import Limits, Span, plan
+from lstmcli.states import States, open_states
 
 Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole run
 
@@ -42,6 +44,7 @@ class Job:
     units: tuple[int, ...] | None = None
     weights: str | None = None
     seed: int = 0
+    initial_state: str | None = None
     output: str | None = None
     states: str | None = None
     save: frozenset[str] = frozenset({"outputs", "states"})
@@ -61,14 +64,18 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
     targets = Targets.of(job)
     for path in targets.all():
         check_target(path, job.overwrite)
-    source = open_source(job.input, job.time_major)
-    try:
+    with ExitStack() as opened:
+        source = opened.enter_context(closing(open_source(job.input, job.time_major)))
         refuse_inputs(targets, job)
         lengths, origin = read_lengths(job.lens, source)
         model = read_model(job, source)
         check_supported(model, f"{shown(job.weights)}::/model" if job.weights else "model")
+        initial = None
+        if job.initial_state is not None:
+            states = open_states(job.initial_state, model.state_widths(), source.shape[0], np.dtype(job.dtype))
+            initial = opened.enter_context(closing(states))
         arrays = stored_arrays(job, model, source)
-        facts = describe(job, targets, source, lengths, origin, model)
+        facts = describe(job, targets, source, lengths, origin, model, initial)
         if not job.dry_run:
             attributes = {
                 "model_config": model.config(),
@@ -81,8 +88,10 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
                 targets.main, targets.states, targets.model, arrays, Facts(model, lengths, attributes), job.overwrite
             )
             try:
-                compute(job, source, lengths, forward, result, on_progress)
+                compute(job, source, lengths, initial, forward, result, on_progress)
                 source.finish()
+                if initial:
+                    initial.finish()
                 result.publish()
             except BaseException:
                 result.discard()
@@ -90,11 +99,17 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
             facts["seconds"] = round(time.perf_counter() - began, 6)
             facts["steps_per_second"] = round(facts["valid_steps"] / facts["seconds"])
         return facts
-    finally:
-        source.close()
 
 
-def compute(job: Job, source: Source, lengths: Lengths, forward: Forward, result: Result, on_progress: Progress) -> None:
+def compute(
+    job: Job,
+    source: Source,
+    lengths: Lengths,
+    initial: States | None,
+    forward: Forward,
+    result: Result,
+    on_progress: Progress,
+) -> None:
     """Reads span k + 1 and stores span k - 1 while span k is computed, each in a thread of its own, on two buffers in turn."""
     total = int(lengths.sum())
     limits = block_limits(job, source, lengths, forward)
@@ -132,7 +147,9 @@ def compute(job: Job, source: Source, lengths: Lengths, forward: Forward, result
                 coming = next(reading, None)
                 if len(storing) == 2:
                     storing.popleft().result()
-                if span.start == 0:
+                if span.start == 0 and initial:
+                    state = initial.read(span.first, span.count)
+                elif span.start == 0:
                     state = {name: np.zeros((span.count, width), forward.dtype) for name, width in forward.widths.items()}
                 above = block.like(buffer[: len(block.rows)])
                 forward(block, above, state)
@@ -211,7 +228,7 @@ class Targets:
 def refuse_inputs(targets: Targets, job: Job) -> None:
     """OutputError where a file that would be replaced is also read, under whatever name."""
     for target in targets.names():
-        for spec in (job.input, job.lens, job.weights):
+        for spec in (job.input, job.lens, job.weights, job.initial_state):
             path = Path(split_spec(spec)[0]) if spec else target
             if spec and path.exists() and target.exists() and path.samefile(target):
                 raise OutputError(f"{shown(str(target))}: is also an input of this run; choose another --output")
@@ -249,7 +266,15 @@ def stored_arrays(job: Job, model: Model, source: Source) -> Arrays:
     return arrays
 
 
-def describe(job: Job, targets: Targets, source: Source, lengths: Lengths, origin: str | None, model: Model) -> dict[str, Any]:
+def describe(
+    job: Job,
+    targets: Targets,
+    source: Source,
+    lengths: Lengths,
+    origin: str | None,
+    model: Model,
+    initial: States | None,
+) -> dict[str, Any]:
     batch, time, _ = source.shape
     total, cells = int(lengths.sum()), [cell for _, cell in model.cells()]
     return {
@@ -273,6 +298,7 @@ def describe(job: Job, targets: Targets, source: Source, lengths: Lengths, origi
             "units": [cell.units for cell in cells],
             "parameters": model.parameters(),
         },
+        "initial_state": initial.name if initial else None,
         "outputs": {"shape": [batch, time, model.output_size], "dtype": job.dtype, "stored": "outputs" in job.save},
         "state": [
             {"path": f"/state/{name}", "shape": [batch, width], "dtype": job.dtype}
