@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstmcli.model import Bidirectional, Cell, Model, Reverse, Stack
+from lstmcli.model import ACTIVATIONS, Bidirectional, Cell, Model, Reverse, Stack
 
 TOLERANCE = 2e-6
 Arrays = dict[str, np.ndarray]
@@ -245,7 +245,7 @@ def test_keras(data: st.DataObject) -> None:
         options = {
             "units": data.draw(st.integers(1, 20), label="units"),
             "bias": data.draw(st.booleans(), label="bias"),
-            "activation": data.draw(st.sampled_from(naive.CELL_ACTIVATIONS), label="activation"),
+            "activation": data.draw(st.sampled_from(ACTIVATIONS), label="activation"),
             "recurrent_activation": data.draw(st.sampled_from(["sigmoid", "hard_sigmoid"]), label="recurrent activation"),
         }
         tree: Model = cell(rng, below, **options)
@@ -357,7 +357,7 @@ def test_onnxruntime(data: st.DataObject) -> None:
             "forget_bias": data.draw(st.sampled_from([0.0, 1.0]), label="forget bias"),
             "gate_clip": data.draw(st.none() | st.sampled_from([0.1, 1.0, 3.0]), label="clip"),
             "input_forget": data.draw(st.booleans(), label="coupled"),
-            "activation": data.draw(st.sampled_from(naive.CELL_ACTIVATIONS), label="activation"),
+            "activation": data.draw(st.sampled_from(ACTIVATIONS), label="activation"),
             "recurrent_activation": data.draw(st.sampled_from(["sigmoid", "hard_sigmoid_keras2"]), label="gates"),
         }
         tree: Model = cell(rng, below, **options)
