@@ -7,7 +7,7 @@ within TOLERANCE of the largest value; the naive reference is held to the same, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from lstmcli.model import ACTIVATIONS, Bidirectional, Cell, Model, Reverse, Stack
 
 TOLERANCE = 2e-6
+THOROUGH = pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.slow)])
 Arrays = dict[str, np.ndarray]
 Peer = Callable[[np.ndarray, np.ndarray, Arrays], tuple[np.ndarray, Arrays]]  # (x, lengths, initial state)
 
@@ -67,6 +68,19 @@ def cell(
         weights(rng, units, width) if width else None,
         **options,
     )
+
+
+def kernel_options(data: st.DataObject, thorough: bool, **choices: Sequence[Any]) -> dict[str, Any]:
+    """One value of each option, of which the first is the plain one.
+
+    Every combination is a kernel of its own that takes seconds to compile, so only the thorough test draws all of them. The
+    other has one option that is not plain, or none that is.
+    """
+    if thorough:
+        return {name: data.draw(st.sampled_from(values), label=name) for name, values in choices.items()}
+    changed = data.draw(st.sampled_from([*choices, "all"]), label="changed")
+    value = data.draw(st.sampled_from(choices[changed]), label="to") if changed in choices else None
+    return {n: value if n == changed else values[-1 if changed == "all" else 0] for n, values in choices.items()}
 
 
 def agree(model: Model, batch: Batch, peer: Peer, data: st.DataObject) -> None:
@@ -122,6 +136,7 @@ def torch_peer(model: Stack, projected: bool) -> Peer:
     import torch
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+    torch.set_num_threads(1)
     cells = [(f"{k}/{path}", one) for k, layer in enumerate(model.layers) for path, one in directions(layer).items()]
     both = len(cells) > len(model.layers)
     first = cells[0][1]
@@ -158,7 +173,7 @@ def torch_peer(model: Stack, projected: bool) -> Peer:
     return call
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_torch(data: st.DataObject) -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
@@ -231,9 +246,10 @@ def keras_peer(model: Stack) -> Peer:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")  # of PyTorch, in Keras
+@THOROUGH
 @settings(max_examples=25)
 @given(data=st.data())
-def test_keras(data: st.DataObject) -> None:
+def test_keras(thorough: bool, data: st.DataObject) -> None:
     if "KERAS_BACKEND" not in os.environ:
         pytest.importorskip("torch", reason="no backend for Keras: pip install torch, or set KERAS_BACKEND")
         os.environ["KERAS_BACKEND"] = "torch"
@@ -245,9 +261,7 @@ def test_keras(data: st.DataObject) -> None:
         options = {
             "units": data.draw(st.integers(1, 20), label="units"),
             "bias": data.draw(st.booleans(), label="bias"),
-            "activation": data.draw(st.sampled_from(ACTIVATIONS), label="activation"),
-            "recurrent_activation": data.draw(st.sampled_from(["sigmoid", "hard_sigmoid"]), label="recurrent activation"),
-        }
+        } | kernel_options(data, thorough, activation=ACTIVATIONS, recurrent_activation=["sigmoid", "hard_sigmoid"])
         tree: Model = cell(rng, below, **options)
         if data.draw(st.booleans(), label="bidirectional"):
             merge = data.draw(st.sampled_from(list(MERGES)), label="merge")
@@ -341,9 +355,10 @@ def onnx_peer(model: Stack) -> Peer:
     return call
 
 
+@THOROUGH
 @settings(max_examples=100)
 @given(data=st.data())
-def test_onnxruntime(data: st.DataObject) -> None:
+def test_onnxruntime(thorough: bool, data: st.DataObject) -> None:
     for module in ("onnx", "onnxruntime"):
         pytest.importorskip(module, reason=f"{module} is not installed: pip install onnx onnxruntime")
     features = below = data.draw(st.integers(1, 20), label="features")
@@ -353,13 +368,16 @@ def test_onnxruntime(data: st.DataObject) -> None:
         options = {
             "units": data.draw(st.integers(1, 40), label="units"),
             "bias": data.draw(st.booleans(), label="bias"),
-            "peephole": data.draw(st.booleans(), label="peepholes"),
             "forget_bias": data.draw(st.sampled_from([0.0, 1.0]), label="forget bias"),
-            "gate_clip": data.draw(st.none() | st.sampled_from([0.1, 1.0, 3.0]), label="clip"),
-            "input_forget": data.draw(st.booleans(), label="coupled"),
-            "activation": data.draw(st.sampled_from(ACTIVATIONS), label="activation"),
-            "recurrent_activation": data.draw(st.sampled_from(["sigmoid", "hard_sigmoid_keras2"]), label="gates"),
-        }
+        } | kernel_options(
+            data,
+            thorough,
+            peephole=[False, True],
+            gate_clip=[None, 0.1, 3.0, 1.0],
+            input_forget=[False, True],
+            activation=ACTIVATIONS,
+            recurrent_activation=["sigmoid", "hard_sigmoid_keras2"],
+        )
         tree: Model = cell(rng, below, **options)
         direction = data.draw(st.sampled_from(["forward", "reverse", "both"]), label="direction")
         if direction != "forward":
