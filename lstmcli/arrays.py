@@ -169,7 +169,7 @@ class StridedArray(Source):
         batch, steps, features = self.shape
         self.offset = offset
         self.planes, width = (features, 1) if fortran else (1, features)
-        self.row_bytes = width * dtype.itemsize
+        self.row_bytes, self.plane_rows = width * dtype.itemsize, batch * steps
         self.time_outside = time_major != fortran
         # Rows from a sequence to the next one, and from a step to the next one.
         self.strides = (1, batch) if self.time_outside else (steps, 1)
@@ -183,6 +183,8 @@ class StridedArray(Source):
         begins = np.cumsum(lengths) - lengths
         for sequences, steps in self._tiles(len(lengths), int(lengths.max())):
             valid = steps < lengths[sequences]
+            if not valid.any():
+                continue
             index = (first + sequences) * self.strides[0] + (start + steps) * self.strides[1]
             self._gather(index[valid], (begins[sequences] + steps)[valid], rows)
 
@@ -221,8 +223,8 @@ class StridedArray(Source):
                 rows[:, plane * width :][:, : values.shape[1]][places[low:high]] = values
 
     def _fetch(self, part: NDArray[Any], plane: int, row: int) -> None:
-        place = plane * self.shape[0] * self.shape[1] + row
-        self.data.fetch(part.reshape(-1).view(np.uint8).data, self.offset + place * self.row_bytes)
+        offset = self.offset + (plane * self.plane_rows + row) * self.row_bytes
+        self.data.fetch(part.reshape(-1).view(np.uint8).data, offset)
 
 
 class ChunkedArray(Source):

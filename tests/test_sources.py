@@ -203,6 +203,15 @@ def test_more_sequences_than_the_staging_buffer_holds(layout, time_major, tmp_pa
         np.testing.assert_array_equal(read(source, 0, 0, lengths), x[mask])
 
 
+@pytest.mark.parametrize(("layout", "time_major"), ORDERS)
+def test_many_neighbours_without_a_step(layout, time_major, tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "TILE", 8)
+    lengths = [0] * 20 + [4] + [0] * 20 + [1, 2] + [0] * 20
+    x = padded(lengths, 6, 3)
+    with closing(open_layout(layout, tmp_path / "x.npy", x, time_major)) as source:
+        np.testing.assert_array_equal(read(source, 0, 0, lengths), packed(x, 0, 0, lengths, np.float32))
+
+
 def open_empty(layout, path, shape):
     x = np.empty(shape, np.float32)
     if layout == "pipe":
