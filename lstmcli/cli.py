@@ -127,6 +127,7 @@ def lstmcli() -> None:
     metavar="PATH",
     help="Input (sequences, steps, features): .npy, HDF5, or - for an NPY stream. file.h5::/name names a dataset.",
 )
+@click.option("--time-major", is_flag=True, help="The input is (steps, sequences, features). The outputs never are.")
 @click.option(
     "-l",
     "--lens",
@@ -137,6 +138,11 @@ def lstmcli() -> None:
 @click.option("-u", "--units", type=IntegerList(), help="Units of each layer, bottom to top, with new weights from --seed.")
 @click.option("-w", "--weights", metavar="FILE", help="Model file, or the result of an earlier run, instead of --units.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the new weights: the same on any machine.  [default: 0]")
+@click.option(
+    "--initial-state",
+    metavar="FILE",
+    help="Start where an earlier run ended: its result, the NPZ of its --states, or file.h5::/group.  [default: zeros]",
+)
 @click.option(
     "-o",
     "--output",

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli import hdf5
+from lstmcli.arrays import Lengths, Source
 from lstmcli.errors import DataError, StorageError, UsageError, shown
 from lstmcli.npy import HEADER_LIMIT, NPY_MAGIC, read_header
-from lstmcli.sources import Lengths, Source, is_hdf5, split_spec
+from lstmcli.sources import is_hdf5, split_spec
 
 NAMES = ("lengths", "lens", "sequence_length")
 

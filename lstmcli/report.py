@@ -69,7 +69,8 @@ def write(stream: TextIO, text: str) -> None:
 
 def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     given, lengths, model = facts["input"], facts["lengths"], facts["model"]
-    yield "input", f"{shape(given['shape'])} {given['dtype']}  {shown(given['path'])}"
+    order = ", time-major" if given["time_major"] else ""
+    yield "input", f"{shape(given['shape'])} {given['dtype']}{order}  {shown(given['path'])}"
     origin = f"  {shown(lengths['from'])}" if lengths["from"] else "  all full: no lengths given"
     yield (
         "lengths",
@@ -78,6 +79,8 @@ def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     units = ", ".join(str(n) for n in model["units"])
     yield "model", f"LSTM of {units} units, {model['parameters']:,} parameters  {shown(model['from'])}"
+    if facts["initial_state"]:
+        yield "start", f"from {shown(facts['initial_state'])}"
     stored = "" if facts["outputs"]["stored"] else "  not stored"
     yield "outputs", f"{shape(facts['outputs']['shape'])} {facts['outputs']['dtype']}{stored}"
     for k, state in enumerate(facts["state"]):

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lstmcli import __version__
+from lstmcli.arrays import Lengths, Source
 from lstmcli.blocks import Block, packed_starts
 from lstmcli.cpus import available_threads
 from lstmcli.errors import DataError, OutputError, UsageError, shown
@@ -22,8 +24,9 @@ from lstmcli.model import Floats, Model, State, count_parameters, init_model
 from lstmcli.model_file import load_model
 from lstmcli.partial import check_target, partial_name
 from lstmcli.results import Arrays, Facts, Result, create_result
-from lstmcli.sources import Lengths, Source, open_source, split_spec
+from lstmcli.sources import open_source, split_spec
 from lstmcli.spans import Limits, Span, plan
+from lstmcli.states import States, open_states
 
 Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole run
 
@@ -38,10 +41,12 @@ class Job:
     """What the options of `lstmcli run` say."""
 
     input: str
+    time_major: bool = False
     lens: str | None = None
     units: tuple[int, ...] | None = None
     weights: str | None = None
     seed: int = 0
+    initial_state: str | None = None
     output: str | None = None
     states: str | None = None
     save: frozenset[str] = frozenset({"outputs", "states"})
@@ -61,13 +66,17 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
     targets = Targets.of(job)
     for path in targets.all():
         check_target(path, job.overwrite)
-    source = open_source(job.input)
-    try:
+    with ExitStack() as opened:
+        source = opened.enter_context(closing(open_source(job.input, job.time_major)))
         refuse_inputs(targets, job)
         lengths, origin = read_lengths(job.lens, source)
         model = read_model(job, source)
+        initial = None
+        if job.initial_state is not None:
+            states = open_states(job.initial_state, model.state_widths(), source.shape[0], np.dtype(job.dtype))
+            initial = opened.enter_context(closing(states))
         arrays = stored_arrays(job, model, source)
-        facts = describe(job, targets, source, lengths, origin, model)
+        facts = describe(job, targets, source, lengths, origin, model, initial)
         if not job.dry_run:
             attributes = {
                 "model_config": model.config(),
@@ -80,8 +89,10 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
                 targets.main, targets.states, targets.model, arrays, Facts(model, lengths, attributes), job.overwrite
             )
             try:
-                compute(job, source, lengths, forward, result, on_progress)
+                compute(job, source, lengths, initial, forward, result, on_progress)
                 source.finish()
+                if initial:
+                    initial.finish()
                 result.publish()
             except BaseException:
                 result.discard()
@@ -89,11 +100,17 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
             facts["seconds"] = round(time.perf_counter() - began, 6)
             facts["steps_per_second"] = round(facts["valid_steps"] / facts["seconds"])
         return facts
-    finally:
-        source.close()
 
 
-def compute(job: Job, source: Source, lengths: Lengths, forward: Forward, result: Result, on_progress: Progress) -> None:
+def compute(
+    job: Job,
+    source: Source,
+    lengths: Lengths,
+    initial: States | None,
+    forward: Forward,
+    result: Result,
+    on_progress: Progress,
+) -> None:
     """Reads span k + 1 and stores span k - 1 while span k is computed, each in a thread of its own, on two buffers in turn."""
     total = int(lengths.sum())
     limits = block_limits(job, source, lengths, forward)
@@ -131,7 +148,9 @@ def compute(job: Job, source: Source, lengths: Lengths, forward: Forward, result
                 coming = next(reading, None)
                 if len(storing) == 2:
                     storing.popleft().result()
-                if span.start == 0:
+                if span.start == 0 and initial:
+                    state = initial.read(span.first, span.count)
+                elif span.start == 0:
                     state = {name: np.zeros((span.count, width), forward.dtype) for name, width in forward.widths.items()}
                 above = block.like(buffer[: len(block.rows)])
                 forward(block, above, state)
@@ -159,7 +178,7 @@ def block_limits(job: Job, source: Source, lengths: Lengths, forward: Forward) -
     return Limits(
         rows=max(1, min(total, useful, budget * 9 // 10 // per_row)),
         sequences=max(1, budget // 10 // per_sequence),
-        fill=1 if in_order else 2 * forward.rows * threads,
+        fill=1 if in_order else max(2 * forward.rows * threads, source.side_by_side),
     )
 
 
@@ -210,7 +229,7 @@ class Targets:
 def refuse_inputs(targets: Targets, job: Job) -> None:
     """OutputError where a file that would be replaced is also read, under whatever name."""
     for target in targets.names():
-        for spec in (job.input, job.lens, job.weights):
+        for spec in (job.input, job.lens, job.weights, job.initial_state):
             path = Path(split_spec(spec)[0]) if spec else target
             if spec and path.exists() and target.exists() and path.samefile(target):
                 raise OutputError(f"{shown(str(target))}: is also an input of this run; choose another --output")
@@ -226,7 +245,7 @@ def read_model(job: Job, source: Source) -> Model:
     check_memory(job, model.parameters())
     if model.input_size != features:
         raise DataError(
-            f"{job.weights}: the model takes {model.input_size} features, {source.name} {source.shape} has {features}"
+            f"{job.weights}: the model takes {model.input_size} features, {source.name} {source.stored_shape} has {features}"
         )
     return model
 
@@ -248,11 +267,24 @@ def stored_arrays(job: Job, model: Model, source: Source) -> Arrays:
     return arrays
 
 
-def describe(job: Job, targets: Targets, source: Source, lengths: Lengths, origin: str | None, model: Model) -> dict[str, Any]:
+def describe(
+    job: Job,
+    targets: Targets,
+    source: Source,
+    lengths: Lengths,
+    origin: str | None,
+    model: Model,
+    initial: States | None,
+) -> dict[str, Any]:
     batch, time, _ = source.shape
     total, cells = int(lengths.sum()), [cell for _, cell in model.cells()]
     return {
-        "input": {"path": source.name, "shape": list(source.shape), "dtype": source.dtype.name},
+        "input": {
+            "path": source.name,
+            "shape": list(source.stored_shape),
+            "time_major": source.time_major,
+            "dtype": source.dtype.name,
+        },
         "lengths": {
             "from": origin,
             "min": int(lengths.min(initial=time)) if batch else 0,
@@ -267,6 +299,7 @@ def describe(job: Job, targets: Targets, source: Source, lengths: Lengths, origi
             "units": [cell.units for cell in cells],
             "parameters": model.parameters(),
         },
+        "initial_state": initial.name if initial else None,
         "outputs": {"shape": [batch, time, model.output_size], "dtype": job.dtype, "stored": "outputs" in job.save},
         "state": [
             {"path": f"/state/{name}", "shape": [batch, width], "dtype": job.dtype}

@@ -292,3 +292,11 @@ def test_odd_names_stay_on_one_line_and_unstyled(folder: Path) -> None:
     ran = lstmcli("run", "--input", "[red]no\nsuch\x1b[31m.npy", "--units", 7, cwd=folder)
     assert_one_line(ran, 66, "[red]no")
     assert "\x1b" not in ran.err
+
+
+def test_time_major(folder: Path) -> None:
+    pipe = (folder / "x.npy").read_bytes()
+    refuse(folder, 2, "-: a pipe in time-major order", args=["--input", "-", "--time-major", "--units", "7"], stdin=pipe)
+    refuse(folder, 65, "expected 10 lengths", args=["--input", "x.npy", "--lens", "lens.npy", "--time-major", "--units", "7"])
+    files.write_npy(folder / "in.npy", np.ones((5, 10), np.float32))
+    refuse(folder, 65, "(steps, sequences, features)", args=["--input", "in.npy", "--time-major", "--units", "7"])

@@ -73,6 +73,17 @@ def test_memory_and_threads_change_no_bit_of_a_run_of_many_blocks(dtype: str, ca
     files.assert_same_bits(run(case, tmp_path, x[rows], lengths[rows], "--dtype", dtype), rows_of(want, rows))
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_time_major_in_many_blocks_gives_the_same_bits(order: str, case: Case, tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    lengths = rng.integers(0, 301, 500)
+    x = rng.normal(size=(500, 300, 20)).astype(np.float32)
+    want = run(case, tmp_path, x, lengths)
+    for memory in ("4MB", "1GB"):
+        got = run(case, tmp_path, np.asarray(x.swapaxes(0, 1), order=order), lengths, "--time-major", "--max-memory", memory)
+        files.assert_same_bits(got, want)
+
+
 def test_pipe_of_many_blocks_gives_the_same_bits(case: Case, tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     lengths = rng.integers(0, 301, 300)

@@ -70,6 +70,35 @@ def test_hdf5_layouts(layout: str, case: Case, tmp_path: Path) -> None:
     files.assert_same_bits(run(case, tmp_path, "in.h5"), case.result)
 
 
+@pytest.mark.parametrize("layout", ["C", "F", *LAYOUTS])
+def test_time_major(layout: str, case: Case, tmp_path: Path) -> None:
+    """The file is (T, N, E); the result is (N, T, D) as ever."""
+    x = case.x.copy()
+    x[files.padding(x.shape, case.lengths)] = np.nan
+    x = x.swapaxes(0, 1)
+    if layout in LAYOUTS:
+        options = dict(LAYOUTS[layout])
+        if "chunks" in options:
+            sequences, steps, features = options["chunks"]
+            options["chunks"] = steps, sequences, features
+        with h5py.File(tmp_path / "in", "w") as file:
+            file.create_dataset("x", data=x, **options)
+    else:
+        with (tmp_path / "in").open("wb") as file:
+            np.save(file, np.asarray(x, order=layout))  # type: ignore[call-overload]
+    files.assert_same_bits(run(case, tmp_path, "in", "--time-major"), case.result)
+
+
+def test_time_major_is_in_the_summary(case: Case, tmp_path: Path) -> None:
+    files.write_npy(tmp_path / "in.npy", case.x.swapaxes(0, 1))
+    args = ("run", "--time-major", "--input", "in.npy", "--lens", case.lens_npy, "--weights", case.weights, "--dry-run")
+    assert "(17, 13, 20) float32, time-major" in succeed(*args, cwd=tmp_path).text
+    facts = succeed(*args, "--json", cwd=tmp_path).json
+    assert facts["input"]["shape"] == [17, 13, 20]
+    assert facts["input"]["time_major"] is True
+    assert facts["outputs"]["shape"] == [13, 17, 5]
+
+
 def test_hdf5_of_the_newest_file_format(case: Case, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "in.h5", "w", libver="latest") as file:
         file.create_dataset("x", data=case.x, chunks=(4, 4, 20), compression="gzip")

@@ -1,4 +1,4 @@
-"""sources.py, lengths.py and hdf5.py: every reader against numpy, and every malformed file against its error."""
+"""sources.py, arrays.py, raw.py, lengths.py, hdf5.py: each reader against numpy, each malformed file against its error."""
 
 import errno
 import fcntl
@@ -11,6 +11,7 @@ import threading
 import warnings
 from contextlib import closing, suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstmcli import hdf5, sources
+from lstmcli import arrays, hdf5
 from lstmcli.errors import DataError, MissingInputError, StorageError, UsageError
 from lstmcli.lengths import read_lengths
 from lstmcli.sources import open_source
@@ -115,9 +116,16 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(params=LAYOUTS)
-def save(request, tmp_path):
-    return lambda x: LAYOUTS[request.param](tmp_path / "x.bin.npy", x)
+def open_layout(layout, path, x, time_major=False):
+    stored = np.ascontiguousarray(x.swapaxes(0, 1)) if time_major else x
+    return open_source(LAYOUTS[layout](path, stored), time_major)
+
+
+@pytest.fixture(params=[(layout, time_major) for time_major in (False, True) for layout in LAYOUTS])
+def opened(request, tmp_path):
+    """Opens (N, T, E) in every layout, stored as it is or as (T, N, E)."""
+    layout, time_major = request.param
+    return lambda x: open_layout(layout, tmp_path / "x.bin.npy", x, time_major)
 
 
 # Reading
@@ -125,10 +133,10 @@ def save(request, tmp_path):
 
 @pytest.mark.parametrize("stored", FLOATS)
 @pytest.mark.parametrize("wanted", [np.float32, np.float64])
-def test_rows_are_those_of_numpy(save, stored, wanted):
+def test_rows_are_those_of_numpy(opened, stored, wanted):
     lengths = [4, 9, 0, 1, 9, 9, 0, 5]
     x = padded(lengths, 9, 5, stored)
-    with closing(open_source(save(x))) as source:
+    with closing(opened(x)) as source:
         assert source.shape == x.shape
         assert source.dtype == np.dtype(stored)
         assert not source.sequential
@@ -139,51 +147,69 @@ def test_rows_are_those_of_numpy(save, stored, wanted):
         source.finish()
 
 
-def test_windows_of_time(save):
+def test_windows_of_time(opened):
     lengths = [4, 9, 0, 1, 9, 9, 2]
     x = padded(lengths, 9, 5)
-    with closing(open_source(save(x))) as source:
+    with closing(opened(x)) as source:
         for start, stop in [(0, 3), (3, 4), (4, 9), (8, 9), (1, 8)]:
             got, inside = read_window(source, lengths, 1, 5, start, stop)
             np.testing.assert_array_equal(got, packed(x, 1, start, inside, np.float32))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_any_shape_and_window(data, tmp_path_factory):
     steps, width = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 5))
     lengths = data.draw(st.lists(st.integers(0, steps), min_size=1, max_size=8))
     x = padded(lengths, steps, width, data.draw(st.sampled_from(FLOATS)))
     path = tmp_path_factory.mktemp("any") / "x"
+    time_major = data.draw(st.booleans())
+    stored = np.ascontiguousarray(x.swapaxes(0, 1)) if time_major else x
     if data.draw(st.booleans()):
-        chunks = tuple(data.draw(st.integers(1, size)) for size in x.shape)
-        spec = save_h5(path, x, chunks=chunks, compression=data.draw(st.sampled_from([None, "gzip", "lzf"])))
+        chunks = tuple(data.draw(st.integers(1, size)) for size in stored.shape)
+        spec = save_h5(path, stored, chunks=chunks, compression=data.draw(st.sampled_from([None, "gzip", "lzf"])))
     else:
-        spec = data.draw(st.sampled_from([LAYOUTS["npy-fortran"], LAYOUTS["h5-contiguous"]]))(f"{path}.npy", x)
+        spec = LAYOUTS[data.draw(st.sampled_from(["npy", "npy-fortran", "h5-contiguous"]))](f"{path}.npy", stored)
     first = data.draw(st.integers(0, len(lengths) - 1))
     count = data.draw(st.integers(1, len(lengths) - first))
     start = data.draw(st.integers(0, steps - 1))
     stop = data.draw(st.integers(start + 1, steps))
-    with closing(open_source(spec)) as source:
+    small = {name: data.draw(st.integers(8, 200)) for name in ("STAGING", "CALL", "TILE")}
+    with patch.multiple("lstmcli.arrays", **small), closing(open_source(spec, time_major)) as source:
+        assert source.shape == x.shape
+        assert source.stored_shape == stored.shape
         got, inside = read_window(source, lengths, first, count, start, stop)
     np.testing.assert_array_equal(got, packed(x, first, start, inside, np.float32))
 
 
-def test_more_than_the_staging_buffer_holds(tmp_path):
+ORDERS = [(layout, time_major) for layout in ("npy", "npy-fortran") for time_major in (False, True)]
+
+
+@pytest.mark.parametrize(("layout", "time_major"), ORDERS)
+def test_more_than_the_staging_buffer_holds(layout, time_major, tmp_path):
     lengths = np.random.default_rng(1).integers(0, 51, 600)
     x = padded(lengths, 50, 16, ">f8")
-    for spec in (save_npy(tmp_path / "c.npy", x), save_npy(tmp_path / "f.npy", np.asfortranarray(x))):
-        with closing(open_source(spec)) as source:
-            np.testing.assert_array_equal(read(source, 0, 0, lengths), packed(x, 0, 0, lengths, np.float32))
-            np.testing.assert_array_equal(read(source, 9, 0, lengths[9:]), packed(x, 9, 0, lengths[9:], np.float32))
+    with closing(open_layout(layout, tmp_path / "x.npy", x, time_major)) as source:
+        np.testing.assert_array_equal(read(source, 0, 0, lengths), packed(x, 0, 0, lengths, np.float32))
+        np.testing.assert_array_equal(read(source, 9, 0, lengths[9:]), packed(x, 9, 0, lengths[9:], np.float32))
 
 
-def test_more_sequences_than_the_staging_buffer_holds(tmp_path):
+@pytest.mark.parametrize(("layout", "time_major"), ORDERS)
+def test_more_sequences_than_the_staging_buffer_holds(layout, time_major, tmp_path):
     x = np.arange(300_000 * 2, dtype="<f4").reshape(-1, 2, 1)
     lengths = np.random.default_rng(2).integers(0, 3, len(x))
-    with closing(open_source(save_npy(tmp_path / "x.npy", np.asfortranarray(x)))) as source:
+    with closing(open_layout(layout, tmp_path / "x.npy", x, time_major)) as source:
         mask = np.arange(2) < lengths[:, None]
         np.testing.assert_array_equal(read(source, 0, 0, lengths), x[mask])
+
+
+@pytest.mark.parametrize(("layout", "time_major"), ORDERS)
+def test_many_neighbours_without_a_step(layout, time_major, tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "TILE", 8)
+    lengths = [0] * 20 + [4] + [0] * 20 + [1, 2] + [0] * 20
+    x = padded(lengths, 6, 3)
+    with closing(open_layout(layout, tmp_path / "x.npy", x, time_major)) as source:
+        np.testing.assert_array_equal(read(source, 0, 0, lengths), packed(x, 0, 0, lengths, np.float32))
 
 
 def open_empty(layout, path, shape):
@@ -243,14 +269,14 @@ def test_chunk_is_the_extent_in_the_file(tmp_path):
         assert source.chunk == (1, 1)
 
 
-def test_values_too_large_for_float32(save):
+def test_values_too_large_for_float32(opened):
     x = padded([2, 3], 4, 3, "<f8")
     x[0, 2:] = 1e300  # padding: of no concern
     x[1, 1, 0] = np.inf
-    with closing(open_source(save(x))) as source:
+    with closing(opened(x)) as source:
         assert np.isinf(read(source, 0, 0, [2, 3])).sum() == 1
     x[1, 2, 2] = -1e39
-    with closing(open_source(save(x))) as source:
+    with closing(opened(x)) as source:
         with pytest.raises(DataError, match=r"sequences 0 to 1: a value is too large for float32"):
             read(source, 0, 0, [2, 3])
         assert read(source, 0, 0, [2, 3], np.float64).min() == -1e39
@@ -276,6 +302,25 @@ def test_only_valid_rows_are_read(stored, layout, tmp_path, monkeypatch):
         read(source, 0, 0, lengths)
     row = 5 * x.itemsize
     assert calls == [4 * row, 18 * row, 2 * row, 9 * row]  # full neighbours are one read
+
+
+@pytest.mark.parametrize(("layout", "time_major"), ORDERS[1:])
+@pytest.mark.parametrize("stored", ["<f4", ">f8"])
+def test_wide_gaps_are_not_read(layout, time_major, stored, tmp_path, monkeypatch):
+    lengths = [1, 0, 2, 2, 0, 1]
+    x = padded(lengths, 4, 3, stored)
+    read_bytes = []
+    preadv = os.preadv
+
+    def counted(fd, views, offset):
+        read_bytes.append(preadv(fd, views, offset))
+        return read_bytes[-1]
+
+    with closing(open_layout(layout, tmp_path / "x.npy", x, time_major)) as source:
+        monkeypatch.setattr(os, "preadv", counted)
+        monkeypatch.setattr(arrays, "CALL", x.itemsize)
+        np.testing.assert_array_equal(read(source, 0, 0, lengths), packed(x, 0, 0, lengths, np.float32))
+    assert sum(read_bytes) == sum(lengths) * 3 * x.itemsize
 
 
 def chunk_at(path, place):
@@ -356,11 +401,10 @@ def test_cut_while_read(layout, tmp_path):
             read(source, 0, 0, [50] * 4)
 
 
-def test_changed_while_read(save):
-    spec = save(np.ones((4, 5, 3), np.float32))
-    with closing(open_source(spec)) as source:
+def test_changed_while_read(opened):
+    with closing(opened(np.ones((4, 5, 3), np.float32))) as source:
         source.finish()
-        os.utime(spec.partition("::")[0], ns=(1, 1))
+        os.utime(source.name.partition("::")[0], ns=(1, 1))
         with pytest.raises(DataError, match="was changed while it was read"):
             source.finish()
 
@@ -503,8 +547,8 @@ def test_a_read_of_a_pipe_can_be_stopped(busy):
         os.close(target)
 
 
-def test_files_take_no_notice_of_a_stop(save):
-    with closing(open_source(save(np.ones((2, 3, 4), np.float32)))) as source:
+def test_files_take_no_notice_of_a_stop(opened):
+    with closing(opened(np.ones((2, 3, 4), np.float32))) as source:
         source.stop()
         assert read(source, 0, 0, [3, 3]).all()
 
@@ -846,7 +890,7 @@ def test_a_large_array_of_which_little_is_stored(tmp_path):
 
 
 def test_a_large_chunk_of_which_little_is_stored(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "LARGE", 1 << 20)
+    monkeypatch.setattr(arrays, "LARGE", 1 << 20)
     with h5py.File(tmp_path / "x.h5", "w") as f:
         f.create_dataset("x", (10, 10, 10), "f4", maxshape=(None, None, None), chunks=(100, 100, 100))
     with pytest.raises(DataError, match=r"declares chunks of 4000000 bytes, but holds only 0 bytes"):
