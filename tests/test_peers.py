@@ -92,6 +92,7 @@ def agree(model: Model, batch: Batch, peer: Peer, data: st.DataObject) -> None:
     want[np.arange(want.shape[1]) >= batch.lengths[:, None]] = 0  # what a peer leaves there is its own affair
     assert want_state.keys() == widths.keys()
     for name, (outputs, state) in {
+        "lstmcli": model(batch.x, batch.lengths, initial_state=start),
         "naive": naive.run(as_naive(model), batch.x, batch.lengths.tolist(), start),
     }.items():
         assert golden.relative_error(outputs, want) <= TOLERANCE, name
