@@ -59,6 +59,21 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         return frozenset(names)
 
 
+def about_weights(command: Any) -> Any:
+    """The options that say which LSTM of a file is meant, and what the file does not hold."""
+    for option in reversed((
+        click.option("--select", metavar="PREFIX", help="Of several LSTMs in FILE, the one whose name is or begins with this."),
+        click.option("--forget-bias", type=float, help="Added to the forget gate.  [TensorFlow 1 checkpoints; default: 1]"),
+        click.option("--cell-clip", type=float, metavar="X", help="Limit of c.  [TensorFlow 1 checkpoints; default: none]"),
+        click.option(
+            "--projection-clip", type=float, metavar="X", help="Limit of the projected h.  [as above]"
+        ),
+        click.option("--activation", metavar="NAME", help="[TensorFlow 1 and Keras's weights alone; default: tanh]"),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
 class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -135,7 +150,13 @@ def lstmcli() -> None:
     "[default: lengths, lens or sequence_length beside an HDF5 input]",
 )
 @click.option("-u", "--units", type=IntegerList(), help="Units of each layer, bottom to top, with new weights from --seed.")
-@click.option("-w", "--weights", metavar="FILE", help="Model file, or the result of an earlier run, instead of --units.")
+@click.option(
+    "-w",
+    "--weights",
+    metavar="FILE",
+    help="Instead of --units: model file, result of an earlier run, or weights of PyTorch, Keras, TensorFlow 1 or ONNX.",
+)
+@about_weights
 @click.option("--seed", type=click.IntRange(min=0), help="Of the new weights: the same on any machine.  [default: 0]")
 @click.option(
     "-o",
@@ -201,6 +222,9 @@ def run(as_json: bool, quiet: bool, progress: str, **options: Any) -> None:
         raise click.UsageError("expected either --units, for new weights, or --weights FILE")
     if options["weights"] is not None and options["seed"] is not None:
         raise click.UsageError("--seed is for the new weights of --units, not for --weights")
+    for name in ("select", "forget_bias", "cell_clip", "projection_clip", "activation"):
+        if options[name] is not None and options["weights"] is None:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for --weights, not for the new weights of --units")
     if options["output"] == "-" and sys.stdout and sys.stdout.isatty():
         raise click.UsageError("--output -: expected a pipe or a file to write binary data to, got a terminal")
     if not quiet and not compiled.is_cached(64 if options["dtype"] == "float64" else 32):
@@ -209,6 +233,8 @@ def run(as_json: bool, quiet: bool, progress: str, **options: Any) -> None:
     with report.progress("none" if quiet else progress) as on_progress:
         facts = run_job(job, on_progress)
     if not quiet:
+        for note in facts["notes"]:
+            report.note(note)
         report.summary(facts, as_json, sys.stderr if job.output == "-" else sys.stdout)
 
 
@@ -236,15 +262,54 @@ def init(input_size: int, units: tuple[int, ...], seed: int, output: str, overwr
     report.model(made, output, as_json=False)
 
 
+@model.command("import", short_help="Make a model file of weights from elsewhere.")
+@click.argument("file")
+@click.option("-o", "--output", metavar="FILE", required=True, help="The model file to make.")
+@about_weights
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def import_(file: str, output: str, overwrite: bool, **choices: Any) -> None:
+    """Make a model file of what PyTorch (.safetensors, .pt), Keras (.keras, .h5), TensorFlow 1 (X.index) or ONNX wrote.
+
+    Prints which tensor became which field of which layer, what was left out, and what was assumed. Nothing in FILE is run.
+    """
+    from lstmcli import report
+    from lstmcli.importers import Choices, load_weights
+    from lstmcli.model_file import save_model
+
+    found = load_weights(file, Choices(**choices))
+    save_model(found.model, Path(output), overwrite)
+    report.imported(found, file, output)
+
+
+@model.command(short_help="Write weights as torch.nn.LSTM takes them.")
+@click.argument("file")
+@click.option("-o", "--output", metavar="FILE", required=True, help="The .safetensors file to make.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def export(file: str, output: str, overwrite: bool) -> None:
+    """Write the weights of a model as safetensors, under the names of torch.nn.LSTM, where PyTorch can express the model.
+
+    forget_bias goes into bias_ih, and bias_hh is zeros.
+    """
+    from lstmcli import report
+    from lstmcli.importers import load_model
+    from lstmcli.importers.pytorch import export as write
+
+    report.exported(write(load_model(file), Path(output), overwrite), output)
+
+
 @model.command(short_help="Show a model's layers, shapes and parameters.")
 @click.argument("file")
+@about_weights
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tree.")
-def show(file: str, as_json: bool) -> None:
-    """Show the layers, shapes and parameter counts of a model file, or of the model in a result."""
+def show(file: str, as_json: bool, **choices: Any) -> None:
+    """Show the layers, shapes and parameter counts of a model file, of the model in a result, or of weights from elsewhere."""
     from lstmcli import report
-    from lstmcli.model_file import load_model
+    from lstmcli.importers import Choices, load_weights
 
-    report.model(load_model(file), file, as_json)
+    found = load_weights(file, Choices(**choices))
+    for note in found.notes:
+        report.note(note)
+    report.model(found.model, file, as_json)
 
 
 @lstmcli.command(short_help="Show versions, CPU, threads and the cache of kernels.")

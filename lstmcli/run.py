@@ -17,7 +17,6 @@ from lstmcli.errors import DataError, OutputError, UsageError, shown
 from lstmcli.forward import MAX_LANES, Block, Forward, check_supported, packed_starts
 from lstmcli.lengths import read_lengths
 from lstmcli.model import Floats, Model, State, count_parameters, init_model
-from lstmcli.model_file import load_model
 from lstmcli.partial import check_target, partial_name
 from lstmcli.results import Arrays, Facts, Result, create_result
 from lstmcli.sources import Lengths, Source, open_source, split_spec
@@ -39,6 +38,11 @@ class Job:
     lens: str | None = None
     units: tuple[int, ...] | None = None
     weights: str | None = None
+    select: str | None = None
+    forget_bias: float | None = None
+    cell_clip: float | None = None
+    projection_clip: float | None = None
+    activation: str | None = None
     seed: int = 0
     output: str | None = None
     states: str | None = None
@@ -63,10 +67,10 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
     try:
         refuse_inputs(targets, job)
         lengths, origin = read_lengths(job.lens, source)
-        model = read_model(job, source)
+        model, notes = read_model(job, source)
         check_supported(model, f"{shown(job.weights)}::/model" if job.weights else "model")
         arrays = stored_arrays(job, model, source)
-        facts = describe(job, targets, source, lengths, origin, model)
+        facts = describe(job, targets, source, lengths, origin, model) | {"notes": list(notes)}
         if not job.dry_run:
             attributes = {
                 "model_config": model.config(),
@@ -215,19 +219,24 @@ def refuse_inputs(targets: Targets, job: Job) -> None:
                 raise OutputError(f"{shown(str(target))}: is also an input of this run; choose another --output")
 
 
-def read_model(job: Job, source: Source) -> Model:
+def read_model(job: Job, source: Source) -> tuple[Model, tuple[str, ...]]:
+    """The model, and what was assumed about its weights."""
     features = source.shape[2]
     if job.units is not None:
         check_memory(job, count_parameters(features, job.units))
-        return init_model(features, job.units, job.seed)
+        return init_model(features, job.units, job.seed), ()
     assert job.weights is not None
-    model = load_model(job.weights)
+    from lstmcli.importers import Choices, load_weights
+
+    choices = Choices(job.select, job.forget_bias, job.cell_clip, job.projection_clip, job.activation)
+    imported = load_weights(job.weights, choices)
+    model = imported.model
     check_memory(job, model.parameters())
     if model.input_size != features:
         raise DataError(
             f"{job.weights}: the model takes {model.input_size} features, {source.name} {source.shape} has {features}"
         )
-    return model
+    return model, imported.notes
 
 
 def check_memory(job: Job, parameters: int) -> None:

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 from lstmcli.errors import DataError, LstmcliError, StorageError, shown
 
-ZIP_MAGIC = b"PK\3\4"
-
 
 class Archive:
     def __init__(self, fd: int, where: str) -> None:

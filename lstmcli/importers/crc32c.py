@@ -11,9 +11,9 @@ MASK_DELTA = 0xA282EAD8
 
 
 def _table(bits: int) -> Words:
-    table = np.arange(1 << bits, dtype=np.uint32)
+    table: Words = np.arange(1 << bits, dtype=np.uint32)
     for _ in range(bits):
-        table = table >> 1 ^ np.where(table & 1, np.uint32(POLYNOMIAL), np.uint32(0))
+        table = (table >> 1 ^ np.where(table & 1, POLYNOMIAL, 0)).astype(np.uint32)
     return table
 
 
@@ -56,8 +56,9 @@ def unmasked(stored: int) -> int:
 
 
 def _shift_by_octet() -> Words:
-    bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    return bits >> 8 ^ TABLE8[bits & 0xFF]
+    bits = np.left_shift(np.uint32(1), np.arange(32, dtype=np.uint32))
+    shifted: Words = bits >> 8 ^ TABLE8[bits & 0xFF]
+    return shifted
 
 
 def _apply(shift: Words, registers: Words) -> Words:

@@ -1,5 +1,6 @@
 """What an import is made of: the tensors that a file holds, what the user says about them, and the tree that came of it."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -9,11 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.errors import DataError, UsageError, shown
-from lstmcli.model import Cell, Floats, Model, as_root
+from lstmcli.model import ACTIVATIONS, Cell, Floats, Model, as_root
 
-# By the names that safetensors and NumPy have for them.
-DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "BF16": np.dtype("<u2")}
-NAMES = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
+# What weights can be, by the names of safetensors; bfloat16 is the upper half of float32.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "BF16": np.dtype("<u2"),
+}
 MANY = 12  # tensors listed in a message
 
 Node = TypeVar("Node")
@@ -21,7 +26,7 @@ Node = TypeVar("Node")
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a file, not read yet. dtype: as in NAMES, or whatever the file calls one that no weight can have."""
+    """A tensor of a file, not read yet. dtype: one of DTYPES, or what the file calls another."""
 
     name: str
     shape: tuple[int, ...]
@@ -47,6 +52,15 @@ class Choices:
     cell_clip: float | None = None
     projection_clip: float | None = None
     activation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.activation not in (None, *ACTIVATIONS):
+            raise UsageError(f"--activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        if self.forget_bias is not None and not math.isfinite(self.forget_bias):
+            raise UsageError(f"--forget-bias: expected a finite number, got {self.forget_bias}")
+        for name, clip in (("cell", self.cell_clip), ("projection", self.projection_clip)):
+            if clip is not None and not clip > 0:
+                raise UsageError(f"--{name}-clip: expected a number above 0, got {clip}")
 
     def allow(self, where: str, *names: str) -> None:
         """UsageError where something is said that this kind of file holds itself, or has no room for."""
@@ -145,8 +159,9 @@ def decode(data: bytes | memoryview | NDArray[Any], dtype: str) -> Floats:
     """Little-endian values of one of DTYPES, flat and in native byte order; bfloat16 as float32."""
     values = np.frombuffer(data, DTYPES[dtype])
     if dtype == "BF16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    decoded: Floats = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return decoded
 
 
 def reorder(gates: Floats, permutation: tuple[int, ...], axis: int = -1) -> Floats:

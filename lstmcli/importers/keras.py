@@ -108,8 +108,8 @@ def import_layers(file: Any, where: str, config: Json, version: Json, choices: C
     if config is None:
         below = guessed([Layer(path, directions) for path, directions in found.by_path.items()], ordered=is_legacy(file))
         draft.note(
-            f"activation {choices.activation or 'tanh'}, recurrent_activation sigmoid, merge concat and the order of the layers "
-            "are assumed: a file of weights alone does not hold them"
+            f"assumed: activation {choices.activation or 'tanh'}, recurrent_activation sigmoid, merge concat, no go_backwards, "
+            "and the order of the layers; a file of weights alone does not hold them"
         )
     else:
         with draft.building("configuration"):
@@ -126,7 +126,7 @@ def import_layers(file: Any, where: str, config: Json, version: Json, choices: C
 
 
 def read_tensors(file: Any) -> list[Tensor]:
-    names = {dtype.newbyteorder("="): name for name, dtype in DTYPES.items() if dtype.kind == "f"}
+    names: dict[Any, str] = {dtype.newbyteorder("="): name for name, dtype in DTYPES.items() if dtype.kind == "f"}
     return [
         Tensor(
             entry.name[1:], entry.shape or (), names.get(entry.dtype and entry.dtype.newbyteorder("="), str(entry.dtype)),
@@ -211,7 +211,7 @@ def legacy_layers(file: Any, held: dict[str, Tensor]) -> Found:
                 inside.setdefault(path, {}).setdefault(direction[1] if direction else "forward", {})[FIELDS.index(leaf)] = (
                     tensor
                 )
-        weights |= inside if len(inside) > 1 else {(layer,): each for each in inside.values()}
+        weights |= inside if len(inside) > 1 else dict(zip([(layer,)], inside.values(), strict=False))
     return Found(collected(weights))
 
 
@@ -402,7 +402,8 @@ def read_cell(tensors: list[Tensor], config: dict[str, Json], version: Json, cho
     units = len(recurrent)
     if config.get("units", units) != units or config.get("use_bias", bias is not None) is not (bias is not None):
         raise DataError(
-            f"the configuration says {shown(str(config.get('units')))} units, use_bias {config.get('use_bias')}; got {tensors[1]}"
+            f"{tensors[1]} does not agree with the configuration: {shown(str(config.get('units')))} units, "
+            f"use_bias {shown(str(config.get('use_bias')))}"
         )
     if bias is not None and len(bias) == 8 * units:
         kernel = np.hstack([gate.T.reshape(gate.shape, order="F") for gate in np.hsplit(kernel, 4)])
@@ -414,9 +415,7 @@ def read_cell(tensors: list[Tensor], config: dict[str, Json], version: Json, cho
     if recurrent_activation == "hard_sigmoid":
         match re.match(r"[0-9]+", version if isinstance(version, str) else ""):
             case None:
-                raise DataError(
-                    "recurrent_activation hard_sigmoid: means one thing in Keras 2 and another in Keras 3, and the file does not say which"
-                )
+                raise DataError("hard_sigmoid is one function in Keras 2 and another in Keras 3; the file does not say which")
             case major if int(major[0]) < 3:
                 recurrent_activation = "hard_sigmoid_keras2"
     return draft.cell(

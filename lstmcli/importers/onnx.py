@@ -17,11 +17,9 @@ from lstmcli import hdf5
 from lstmcli.errors import DataError, shown
 from lstmcli.importers.imported import DTYPES, Choices, Draft, Imported, Origin, Tensor, chains, choose, decode, reorder
 from lstmcli.importers.protobuf import Message
-from lstmcli.importers.safetensors import fetch
 from lstmcli.model import Bidirectional, Cell, Floats, Model, Reverse, Stack
 from lstmcli.sources import FileBytes
 
-IR_VERSION = 0x08  # the first byte: the key of the field that comes first
 GATES, PEEPHOLES = (0, 2, 3, 1), (0, 2, 1)
 TYPES = {1: "F32", 10: "F16", 11: "F64", 16: "BF16"}
 VALUES = {"F32": (4, "<f4"), "F64": (10, "<f8")}  # the fields that hold values which are not raw
@@ -50,12 +48,13 @@ def import_model(file: FileBytes, path: str, choices: Choices) -> Imported:
     """The LSTM nodes that feed each other, as a stack. DataError: damaged, several stacks, anything that cannot be run."""
     where = file.name
     choices.allow(where, "select")
-    data = fetch(file, 0, file.opened.st_size)
+    data = file.take(0, file.opened.st_size)
     graph = Message(data, f"{where}: not a whole ONNX model").message(7)
     nodes = [read_node(message) for message in graph.messages(1)]
     tensors = [read_tensor(message, path, where) for message in graph.messages(5)]
+    needed = {name for node in nodes if node.operator == "LSTM" for name in node.inputs}
     for node in nodes:
-        if node.operator == "Constant" and "value" in node.attributes:
+        if node.operator == "Constant" and node.outputs[0] in needed and "value" in node.attributes:
             tensors.append(read_tensor(node.attributes["value"].message(5), path, where, node.outputs[0]))
     draft = Draft("an ONNX model", where, tensors)
     stacks = chained(nodes)
@@ -140,9 +139,9 @@ def read_layer(node: Node, held: dict[str, Tensor], draft: Draft) -> Model:
         "B": (count, 8 * units),
         "P": (count, 3 * units),
     }
-    for (name, shape), given in zip(shapes.items(), (kernel, recurrent, bias, peephole), strict=True):
-        if given and given[1].shape != shape:
-            raise DataError(f"{name}: expected shape {shape} for direction {shown(direction)}, got {given[1].shape}")
+    for (name, shape), pair in zip(shapes.items(), (kernel, recurrent, bias, peephole), strict=True):
+        if pair and pair[1].shape != shape:
+            raise DataError(f"{name}: expected shape {shape} for direction {shown(direction)}, got {pair[1].shape}")
     if "hidden_size" in node.attributes and node.attributes["hidden_size"].integer(3) != units:
         raise DataError(f"hidden_size is {node.attributes['hidden_size'].integer(3)}, but R has {units} columns")
     activations = read_activations(node, count)
@@ -257,7 +256,7 @@ def external(entry: dict[str, str], path: str, where: str, size: int) -> bytes:
             raise DataError(
                 f"{where}: takes {size} bytes, got {length} at {offset} of {file.name} ({file.opened.st_size} bytes)"
             )
-        return fetch(file, offset, size)
+        return file.take(offset, size)
     finally:
         os.close(fd)
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from lstmcli.errors import DataError, UsageError, shown
+from lstmcli.errors import DataError, UsageError
 from lstmcli.importers import safetensors
 from lstmcli.importers.imported import Choices, Draft, Imported, Origin, Tensor, choose
 from lstmcli.model import Bidirectional, Cell, Floats, Model, Stack, as_root

@@ -23,20 +23,15 @@ BITS = {
 }  # fmt: skip
 
 
-def looks_like(begin: bytes, size: int) -> bool:
-    """Whether a file of `size` bytes that begins with these 9 is one: a header fits into it, and is a JSON object."""
-    return begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= size - 8
-
-
 def read_tensors(file: FileBytes) -> list[Tensor]:
     """All tensors; their values are read when they are asked for. DataError for a header that does not fit the file."""
     size = file.opened.st_size
-    length = int.from_bytes(fetch(file, 0, 8), "little")
+    length = int.from_bytes(file.take(0, 8), "little")
     if length > min(HEADER_LIMIT, size - 8):
         raise DataError(f"{file.name}: damaged: a header of {length} bytes in a file of {size}")
     begin = 8 + length
     spans, tensors = [], []
-    for name, entry in parse(fetch(file, 8, length), file.name).items():
+    for name, entry in parse(file.take(8, length), file.name).items():
         if name == "__metadata__":
             continue
         match entry:
@@ -75,12 +70,6 @@ def parse(header: bytes, where: str) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise DataError(f"{where}: damaged safetensors header: expected an object")
     return parsed
-
-
-def fetch(file: FileBytes, offset: int, count: int) -> bytes:
-    data = bytearray(count)
-    file.fetch(memoryview(data), offset)
-    return bytes(data)
 
 
 def values(file: FileBytes, dtype: str, shape: tuple[int, ...], offset: int) -> Floats:

@@ -20,11 +20,9 @@ from lstmcli.errors import DataError, UsageError, shown
 from lstmcli.importers.crc32c import crc32c, unmasked
 from lstmcli.importers.imported import DTYPES, Choices, Draft, Imported, Origin, Tensor, choose, decode, reorder
 from lstmcli.importers.protobuf import Message, varint
-from lstmcli.importers.safetensors import fetch
 from lstmcli.model import Bidirectional, Cell, Floats, Model, Stack, as_root
 from lstmcli.sources import FileBytes
 
-MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # the last bytes of a table
 FOOTER = 48
 TRAILER = 5  # bytes after a block: its compression and its checksum
 BLOCK_LIMIT = 1 << 28
@@ -60,15 +58,8 @@ class Place(NamedTuple):
 Variables = dict[str, Tensor]  # by field
 
 
-def index_path(path: str) -> str:
-    """The X.index of a checkpoint that is named as X, as one of its X.data-*, or as it is; else `path`."""
-    prefix = re.sub(r"\.data-\d{5}-of-\d{5}$", "", path)
-    other = f"{prefix}.index"
-    return other if os.path.isfile(other) and (prefix != path or not os.path.lexists(path)) else path  # noqa: PTH113
-
-
 def import_checkpoint(index: FileBytes, path: str, choices: Choices) -> Imported:
-    """The LSTM of a checkpoint. forget_bias (TensorFlow's default is 1), clips and activation are not in it: `choices` has them.
+    """The LSTM of a checkpoint. forget_bias (TensorFlow's default is 1), clips and activation come from `choices` alone.
 
     DataError: damaged, none or several LSTMs, incomplete. MissingInputError: a data file is missing.
     """
@@ -77,11 +68,10 @@ def import_checkpoint(index: FileBytes, path: str, choices: Choices) -> Imported
     with ExitStack() as stack:
         draft = Draft("a TensorFlow 1 checkpoint", where, read_tensors(index, path.removesuffix(".index"), stack))
         lstms: dict[str, dict[Place, Variables]] = {}
-        cudnn = False
         for tensor in draft.tensors:
             if match := ADDRESS.fullmatch(tensor.name):
                 level, direction, layer = match["level"], match["direction"], match["layer"]
-                place = Place(level and int(level), direction, layer and int(layer))
+                place = Place(int(level) if level else None, direction, int(layer) if layer else None)
                 name = (
                     match["scope"] + re.sub(r"(/cell_\d+/.*|(?<=bidirectional_rnn)/(fw|bw)/)$", "", match["pair"] or "")
                 ).rstrip("/")
@@ -130,7 +120,7 @@ def read_pairs(cells: dict[Place, Variables], draft: Draft, chosen: dict[str, fl
             read_stack({place: variables for place, variables in below.items() if place.direction == direction}, draft, chosen)
             for direction in sorted(found, key=str, reverse=True)
         ]
-        pairs.append(Bidirectional(*directions) if len(directions) == 2 else directions[0])
+        pairs.append(Bidirectional(directions[0], directions[1]) if len(directions) == 2 else directions[0])
     return pairs[0] if levels == [None] else Stack(tuple(pairs))
 
 
@@ -230,7 +220,7 @@ def values(entry: Message, name: str, shape: tuple[int, ...], dtype: str, shard:
         raise DataError(f"{where}: {dtype} of shape {shape} does not take {size} bytes")
     if offset < 0 or offset + size > file.opened.st_size:
         raise DataError(f"{file.name}: ends at byte {file.opened.st_size}, but {shown(name)} at {offset + size}; it was cut")
-    data = fetch(file, offset, size)
+    data = file.take(offset, size)
     stored = entry.fixed32(6)
     if stored is None or crc32c(data) != unmasked(stored):
         raise DataError(f"{file.name}: {shown(name)}: wrong checksum, it is damaged; copy the checkpoint again")
@@ -239,7 +229,7 @@ def values(entry: Message, name: str, shape: tuple[int, ...], dtype: str, shard:
 
 def read_table(file: FileBytes) -> Iterator[tuple[bytes, memoryview]]:
     """Keys and values. DataError: damaged, or compressed."""
-    footer = memoryview(fetch(file, file.opened.st_size - FOOTER, FOOTER))
+    footer = memoryview(file.take(file.opened.st_size - FOOTER, FOOTER))
     _, at = handle(footer, 0, file.name)
     index, _ = handle(footer, at, file.name)
     for _, place in entries(read_block(file, index), file.name):
@@ -257,7 +247,7 @@ def read_block(file: FileBytes, place: tuple[int, int]) -> memoryview:
     offset, size = place
     if size > BLOCK_LIMIT or offset + size + TRAILER > file.opened.st_size:
         raise DataError(f"{file.name}: damaged: a block of {size} bytes at byte {offset}, the file has {file.opened.st_size}")
-    data = memoryview(fetch(file, offset, size + TRAILER))
+    data = memoryview(file.take(offset, size + TRAILER))
     if crc32c(data[: size + 1]) != unmasked(int.from_bytes(data[size + 1 :], "little")):
         raise DataError(f"{file.name}: wrong checksum of the block at byte {offset}, it is damaged; copy the checkpoint again")
     if data[size]:
