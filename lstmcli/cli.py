@@ -25,6 +25,16 @@ class IntegerList(click.ParamType):  # type: ignore[type-arg]
         return tuple(int(number) for number in value.split(","))
 
 
+class NumberList(click.ParamType):  # type: ignore[type-arg]
+    name = "X[,X...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float | None, ...]:
+        try:
+            return tuple(None if number == "none" else float(number) for number in value.split(","))
+        except ValueError:
+            self.fail(f"expected numbers or none, separated by commas, such as 10,none; got {value!r}", param, ctx)
+
+
 class Size(click.ParamType):  # type: ignore[type-arg]
     name = "size"
     units: ClassVar = {
@@ -61,14 +71,13 @@ class Names(click.ParamType):  # type: ignore[type-arg]
 
 def about_weights(command: Any) -> Any:
     """The options that say which LSTM of a file is meant, and what the file does not hold."""
+    numbers = NumberList()
     for option in reversed((
         click.option("--select", metavar="PREFIX", help="Of several LSTMs in FILE, the one whose name is or begins with this."),
-        click.option("--forget-bias", type=float, help="Added to the forget gate.  [TensorFlow 1 checkpoints; default: 1]"),
-        click.option("--cell-clip", type=float, metavar="X", help="Limit of c.  [TensorFlow 1 checkpoints; default: none]"),
-        click.option(
-            "--projection-clip", type=float, metavar="X", help="Limit of the projected h.  [as above]"
-        ),
-        click.option("--activation", metavar="NAME", help="[TensorFlow 1 and Keras's weights alone; default: tanh]"),
+        click.option("--forget-bias", type=numbers, help="Of a TensorFlow 1 checkpoint, for all layers or each.  [default: 1]"),
+        click.option("--cell-clip", type=numbers, help="Likewise the limit of c.  [default: none]"),
+        click.option("--projection-clip", type=numbers, help="Likewise the limit of the projected h.  [default: none]"),
+        click.option("--activation", metavar="NAME", help="Of such a checkpoint, or of Keras's weights alone.  [default: tanh]"),
     )):  # fmt: skip
         command = option(command)
     return command

@@ -39,9 +39,9 @@ class Job:
     units: tuple[int, ...] | None = None
     weights: str | None = None
     select: str | None = None
-    forget_bias: float | None = None
-    cell_clip: float | None = None
-    projection_clip: float | None = None
+    forget_bias: tuple[float | None, ...] | None = None
+    cell_clip: tuple[float | None, ...] | None = None
+    projection_clip: tuple[float | None, ...] | None = None
     activation: str | None = None
     seed: int = 0
     output: str | None = None

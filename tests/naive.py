@@ -5,6 +5,8 @@ Slow on purpose. It shares nothing with the package under test, and the goldens 
     i = s(x Wi + h Ui + bi + pi*c)          f = s(x Wf + h Uf + bf + forget_bias + pf*c)
     g = act(x Wg + h Ug + bg)               c' = clip(f*c + i*g)
     o = s(x Wo + h Uo + bo + po*c')         h' = clip_p((o * act(c')) P)
+
+gate_clip limits what s and act of the four gates are taken of; with input_forget f = 1 - i (both as ONNX has them).
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "softplus": lambda z: np.logaddexp(0.0, z),
     "elu": lambda z: np.where(z > 0.0, z, np.expm1(np.minimum(z, 0.0))),
     "linear": lambda z: z,
+    "hard_sigmoid": lambda z: np.clip(z + 3.0, 0.0, 6.0) / 6.0,
+    "hard_sigmoid_keras2": lambda z: np.clip(z / 5.0 + 0.5, 0.0, 1.0),
 }
 
 
@@ -45,6 +49,8 @@ class Cell:
     forget_bias: float = 0.0
     cell_clip: float | None = None
     projection_clip: float | None = None
+    gate_clip: float | None = None
+    input_forget: bool = False
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
 
@@ -96,8 +102,10 @@ def step(cell: Cell, x: Array, c: Array, h: Array) -> tuple[Array, Array]:
         z = z + np.float64(cell.bias)
     i, f, g, o = np.split(z, 4)
     pi, pf, po = np.zeros((3, cell.units)) if cell.peephole is None else np.float64(cell.peephole)
-    c_new = clip(s(f + cell.forget_bias + pf * c) * c + s(i + pi * c) * act(g), cell.cell_clip)
-    h_new = s(o + po * c_new) * act(c_new)
+    i = s(clip(i + pi * c, cell.gate_clip))
+    f = 1.0 - i if cell.input_forget else s(clip(f + cell.forget_bias + pf * c, cell.gate_clip))
+    c_new = clip(f * c + i * act(clip(g, cell.gate_clip)), cell.cell_clip)
+    h_new = s(clip(o + po * c_new, cell.gate_clip)) * act(c_new)
     if cell.projection is not None:
         h_new = clip(h_new @ np.float64(cell.projection), cell.projection_clip)
     return c_new, h_new

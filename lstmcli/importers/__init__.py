@@ -80,14 +80,15 @@ def index_path(path: str) -> str:
 
 
 def load_hdf5(path: str, choices: Choices) -> Imported:
-    from lstmcli.importers import keras
-
+    where = shown(path)
     with hdf5.open_file(path) as file:
-        where = shown(path)
         with hdf5.reading(where):
-            ours = "format" in file.attrs or not keras.looks_like(file)
+            ours = "format" in file.attrs
         if not ours:
-            return keras.import_file(file, where, choices)
+            from lstmcli.importers import keras
+
+            if keras.looks_like(file):
+                return keras.import_file(file, where, choices)
     choices.allow(where)
     return Imported(load_model_file(path), "lstmcli")
 

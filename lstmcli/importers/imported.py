@@ -1,7 +1,7 @@
 """What an import is made of: the tensors that a file holds, what the user says about them, and the tree that came of it."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 MANY = 12  # tensors listed in a message
 
 Node = TypeVar("Node")
+Numbers = float | Sequence[float | None] | None  # for all layers, or for each from the bottom to the top
 
 
 @dataclass(frozen=True)
@@ -48,26 +49,40 @@ class Choices:
     """What the user says: which LSTM of several, and what the file does not hold. None: nothing."""
 
     select: str | None = None
-    forget_bias: float | None = None
-    cell_clip: float | None = None
-    projection_clip: float | None = None
+    forget_bias: Numbers = None
+    cell_clip: Numbers = None
+    projection_clip: Numbers = None
     activation: str | None = None
 
     def __post_init__(self) -> None:
         if self.activation not in (None, *ACTIVATIONS):
             raise UsageError(f"--activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
-        if self.forget_bias is not None and not math.isfinite(self.forget_bias):
-            raise UsageError(f"--forget-bias: expected a finite number, got {self.forget_bias}")
-        for name, clip in (("cell", self.cell_clip), ("projection", self.projection_clip)):
-            if clip is not None and not clip > 0:
-                raise UsageError(f"--{name}-clip: expected a number above 0, got {clip}")
+        for number in self.of_layers("forget_bias", None, 0.0):
+            if number is None or not math.isfinite(number):
+                raise UsageError(f"--forget-bias: expected finite numbers, got {self.forget_bias}")
+        for name in ("cell_clip", "projection_clip"):
+            if not all(clip is None or clip > 0 for clip in self.of_layers(name, None, None)):
+                raise UsageError(f"{option(name)}: expected numbers above 0, or none, got {getattr(self, name)}")
+
+    def of_layers(self, name: str, count: int | None, default: float | None) -> list[float | None]:
+        """What is said for each of `count` layers, bottom to top: one number is for all. count None: as many as are said."""
+        said = getattr(self, name)
+        if said is None:
+            said = default
+        values = list(said) if isinstance(said, Sequence) else [said]
+        if count is not None and len(values) not in (1, count):
+            raise UsageError(f"{option(name)}: expected one number, or one for each of {count} layers, got {len(values)}")
+        return values * (count or 1) if len(values) == 1 else values
 
     def allow(self, where: str, *names: str) -> None:
         """UsageError where something is said that this kind of file holds itself, or has no room for."""
         for field in fields(self):
             if getattr(self, field.name) is not None and field.name not in names:
-                option = "--" + field.name.replace("_", "-")
-                raise UsageError(f"{option}: {where} says all about its model itself; leave the option out")
+                raise UsageError(f"{option(field.name)}: {where} says all about its model itself; leave the option out")
+
+
+def option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ class Found:
 
 def looks_like(file: Any) -> bool:
     """Whether an h5py.File may be one of Keras's."""
-    return "layer_names" in file.attrs or any(name in file for name in (*CONTAINERS, "model_weights", "vars"))
+    with hdf5.reading(hdf5.label(file)):
+        return is_legacy(file) or any(name in file for name in CONTAINERS)
 
 
 def import_archive(archive: Archive, choices: Choices) -> Imported:
