@@ -77,7 +77,7 @@ def about_weights(command: Any) -> Any:
         click.option("--forget-bias", type=numbers, help="Of a TensorFlow 1 checkpoint, for all layers or each.  [default: 1]"),
         click.option("--cell-clip", type=numbers, help="Likewise the limit of c.  [default: none]"),
         click.option("--projection-clip", type=numbers, help="Likewise the limit of the projected h.  [default: none]"),
-        click.option("--activation", metavar="NAME", help="Of such a checkpoint, or of Keras's weights alone.  [default: tanh]"),
+        click.option("--activation", metavar="NAME", help="Of such a checkpoint, or Keras's weights alone.  [default: tanh]"),
     )):  # fmt: skip
         command = option(command)
     return command

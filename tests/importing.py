@@ -6,6 +6,7 @@ from pathlib import Path
 
 import naive
 import numpy as np
+import pytest
 
 from lstmcli.errors import LstmcliError
 from lstmcli.importers import Choices, Imported, load_weights
@@ -36,15 +37,13 @@ def as_naive(model: Model) -> naive.Node:
 
 def refusal(path: Path, code: int = 65, **choices: object) -> str:
     """The message with which a file is refused."""
-    try:
+    with pytest.raises(LstmcliError) as caught:
         load(path, **choices)
-    except LstmcliError as error:
-        text = str(error)
-        assert error.exit_code == code, text
-        assert "\n" not in text
-        assert len(text) < 2000
-        return text
-    raise AssertionError(f"{path.name} was taken")
+    text = str(caught.value)
+    assert caught.value.exit_code == code, text
+    assert "\n" not in text
+    assert len(text) < 2000
+    return text
 
 
 def assert_same(got: naive.Node, want: naive.Node) -> None:

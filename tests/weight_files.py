@@ -38,7 +38,7 @@ def random_cell(
 
 def gates(weight: np.ndarray, order: str) -> np.ndarray:
     """Blocks i, f, g, o along the last axis, in another order."""
-    blocks = dict(zip("ifgo" if weight.shape[-1] % 4 == 0 else "ifo", np.split(weight, 4, axis=-1), strict=True))
+    blocks = dict(zip("ifgo", np.split(weight, 4, axis=-1), strict=True))
     return np.concatenate([blocks[gate] for gate in order], axis=-1)
 
 
@@ -97,7 +97,9 @@ def p_dict(pairs: Iterable[tuple[str, bytes]]) -> bytes:
     return b"}(" + b"".join(p_text(key) + value for key, value in pairs) + b"u"
 
 
-def p_tensor(key: str, count: int, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0, kind: str = "Float") -> bytes:
+def p_tensor(
+    key: str, count: int, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0, kind: str = "Float"
+) -> bytes:
     storage = p_tuple(p_text("storage"), f"ctorch\n{kind}Storage\n".encode(), p_text(key), p_text("cpu"), p_int(count)) + b"Q"
     sizes = p_tuple(*map(p_int, shape)), p_tuple(*map(p_int, strides))
     hooks = b"ccollections\nOrderedDict\n)R"
@@ -122,7 +124,10 @@ def write_pt(path: Path, pickle: bytes, storages: Mapping[str, bytes], **members
 def write_state_dict(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
     """As torch.save(model.state_dict()) does; strides are the arrays' own."""
     pairs = [(name, p_array(str(k), value)) for k, (name, value) in enumerate(tensors.items())]
-    data = {str(k): value.T.tobytes() if value.ndim == 2 and value.flags.f_contiguous else value.tobytes() for k, value in enumerate(tensors.values())}
+    data = {
+        str(k): value.T.tobytes() if value.ndim == 2 and value.flags.f_contiguous else value.tobytes()
+        for k, value in enumerate(tensors.values())
+    }
     return write_pt(path, p_dict(pairs), data)
 
 
@@ -186,7 +191,12 @@ TF_TYPES = {"f4": 1, "f8": 2, "f2": 19, "i8": 9}
 
 
 def write_checkpoint(
-    prefix: Path, variables: Mapping[str, np.ndarray], *, header: bytes = field(1, 1), compression: int = 0, extra: Mapping[str, bytes] = {}
+    prefix: Path,
+    variables: Mapping[str, np.ndarray],
+    *,
+    header: bytes = field(1, 1),
+    compression: int = 0,
+    extra: Mapping[str, bytes] = {},
 ) -> Path:
     """X.index of two blocks, and one data file. extra: more entries, by name."""
     data, entries = b"", {b"": header}
@@ -263,12 +273,20 @@ def onnx_weights(cells: Iterable[naive.Cell]) -> Arrays:
     return found
 
 
-def write_onnx(path: Path, nodes: Iterable[bytes], initializers: Iterable[bytes], inputs: Mapping[str, tuple[int | str, ...]] = {}, outputs: Iterable[str] = ()) -> Path:
+def write_onnx(
+    path: Path,
+    nodes: Iterable[bytes],
+    initializers: Iterable[bytes],
+    inputs: Mapping[str, tuple[int | str, ...]] = {},
+    outputs: Iterable[str] = (),
+) -> Path:
     def value(name: str, shape: tuple[int | str, ...]) -> bytes:
         sizes = b"".join(field(1, field(1, size) if isinstance(size, int) else field(2, size)) for size in shape)
         return field(1, name) + field(2, field(1, field(1, 1) + field(2, sizes)))
 
-    graph = b"".join(field(1, node) for node in nodes) + field(2, "graph") + b"".join(field(5, tensor) for tensor in initializers)
+    graph = (
+        b"".join(field(1, node) for node in nodes) + field(2, "graph") + b"".join(field(5, tensor) for tensor in initializers)
+    )
     graph += b"".join(field(11, value(name, shape)) for name, shape in inputs.items())
     graph += b"".join(field(12, field(1, name) + field(2, field(1, field(1, 1)))) for name in outputs)
     path.write_bytes(field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 17)))
@@ -279,7 +297,13 @@ def write_onnx(path: Path, nodes: Iterable[bytes], initializers: Iterable[bytes]
 
 
 def keras_lstm(name: str, units: int, **config: object) -> dict[str, object]:
-    plain = {"units": units, "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True, "return_sequences": True}
+    plain = {
+        "units": units,
+        "activation": "tanh",
+        "recurrent_activation": "sigmoid",
+        "use_bias": True,
+        "return_sequences": True,
+    }
     return {"class_name": "LSTM", "config": {"name": name, **plain, "go_backwards": False, **config}}
 
 

@@ -6,6 +6,7 @@ read that the user did not name (but for the parts of a checkpoint, and ONNX's d
 
 import os
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,10 @@ def load_archive(fd: int, where: str, choices: Choices) -> Imported:
     from lstmcli.importers import keras, pickled, pytorch
     from lstmcli.importers.archive import Archive
 
-    archive = Archive(fd, where)
-    if keras.CONFIG in archive.members and keras.WEIGHTS in archive.members:
-        return keras.import_archive(archive, choices)
-    if any(map(pickled.is_pickle, archive.members)):
-        return pytorch.import_tensors("PyTorch (.pt)", where, pickled.read_tensors(archive), choices)
+    with closing(Archive(fd, where)) as archive:
+        if keras.CONFIG in archive.members and keras.WEIGHTS in archive.members:
+            return keras.import_archive(archive, choices)
+        if any(map(pickled.is_pickle, archive.members)):
+            return pytorch.import_tensors("PyTorch (.pt)", where, pickled.read_tensors(archive), choices)
     held = ", ".join(map(shown, list(archive.members)[:5])) or "nothing"
     raise DataError(f"{where}: a ZIP archive, but neither PyTorch's nor Keras's: it holds {held}")

@@ -14,14 +14,20 @@ class Archive:
         """Reads the directory of an open file; `fd` stays the caller's."""
         self.where = where
         self.size = os.fstat(fd).st_size
-        with self._reading():
-            self.file = zipfile.ZipFile(os.fdopen(os.dup(fd), "rb"))
+        self.raw = os.fdopen(os.dup(fd), "rb")
+        try:
+            with self._reading(where):
+                self.file = zipfile.ZipFile(self.raw)
             self.members = {member.filename: member for member in self.file.infolist()}
             if len(self.members) != len(self.file.infolist()):
                 raise DataError(f"{where}: damaged: two members of one name")
+        except BaseException:
+            self.raw.close()
+            raise
 
-    def size_of(self, name: str) -> int:
-        return self.members[name].file_size
+    def close(self) -> None:
+        self.file.close()
+        self.raw.close()
 
     def read(self, name: str) -> bytes:
         """A whole member, its CRC checked. DataError: missing, compressed, damaged, or larger than the archive."""
@@ -37,7 +43,7 @@ class Archive:
             return self.file.read(member)
 
     @contextmanager
-    def _reading(self, where: str | None = None) -> Iterator[None]:
+    def _reading(self, where: str) -> Iterator[None]:
         try:
             yield
         except LstmcliError:
@@ -45,5 +51,5 @@ class Archive:
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, OverflowError) as error:
             # zipfile itself raises an OSError without an errno, or EINVAL for an offset, where the file is bad.
             if isinstance(error, OSError) and error.errno not in (None, 22):
-                raise StorageError(f"{where or self.where}: reading failed: {error.strerror}") from error
-            raise DataError(f"{where or self.where}: damaged ZIP archive: {shown(str(error))[:200]}") from error
+                raise StorageError(f"{where}: reading failed: {error.strerror}") from error
+            raise DataError(f"{where}: damaged ZIP archive: {shown(str(error))[:200]}") from error

@@ -54,9 +54,12 @@ class Strided:
     strides: tuple[int, ...]
 
 
-@dataclass(eq=False)
 class Mark:
-    """The place in the stack that MARK makes, and anything that no tensor is found in."""
+    """The place in the stack that MARK makes."""
+
+
+class Opaque:
+    """Anything that no tensor is found in."""
 
 
 @dataclass(eq=False)
@@ -197,7 +200,7 @@ class Machine:
                     raise DataError(f"{self.where}: damaged: a tensor whose shape and strides are no sizes")
                 return Strided(storage, at, shape, strides)
             case Global(name="device" | "Size"), tuple():
-                return Mark()
+                return Opaque()
         called = f"{function.module}.{function.name}" if isinstance(function, Global) else "a value"
         return self.refuse(f"a call of {called} with other arguments than PyTorch's")
 
@@ -213,7 +216,7 @@ def paired(values: list[Any]) -> dict[Any, Any]:
     if len(values) % 2:
         raise ValueError("a key without a value")
     plain = (str, int, float, bool, bytes, type(None))
-    return {key if isinstance(key, plain) else Mark(): value for key, value in zip(values[::2], values[1::2], strict=True)}
+    return {key if isinstance(key, plain) else Opaque(): value for key, value in zip(values[::2], values[1::2], strict=True)}
 
 
 def read_tensors(archive: Archive) -> list[Tensor]:
@@ -245,7 +248,7 @@ def leaves(root: Any) -> Iterator[tuple[str, Strided]]:
             continue
         seen.add(id(value))
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        below = [(f"{name}.{key}" if name else str(key), part, depth + 1) for key, part in items if not isinstance(key, Mark)]
+        below = [(f"{name}.{key}" if name else str(key), part, depth + 1) for key, part in items if not isinstance(key, Opaque)]
         waiting.extend(reversed(below))
 
 
