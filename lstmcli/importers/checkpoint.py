@@ -73,8 +73,7 @@ def values(entry: Message, name: str, shape: tuple[int, ...], dtype: str, shard:
     if offset < 0 or offset + size > file.opened.st_size:
         raise DataError(f"{file.name}: ends at byte {file.opened.st_size}, but {shown(name)} at {offset + size}; it was cut")
     data = file.take(offset, size)
-    stored = entry.fixed32(6)
-    if stored is None or crc32c(data) != unmasked(stored):
+    if crc32c(data) != unmasked(entry.fixed32(6)):
         raise DataError(f"{file.name}: {shown(name)}: wrong checksum, it is damaged; copy the checkpoint again")
     return decode(data, dtype).reshape(shape)
 

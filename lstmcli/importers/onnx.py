@@ -146,7 +146,7 @@ def read_layer(node: Node, held: dict[str, Tensor], draft: Draft) -> Model:
         raise DataError(f"hidden_size is {node.attributes['hidden_size'].integer(3)}, but R has {units} columns")
     activations = read_activations(node, count)
     shared = {
-        "gate_clip": float(node.attributes["clip"].numbers(2, "<f4")[-1]) if "clip" in node.attributes else None,
+        "gate_clip": node.attributes["clip"].float32(2) if "clip" in node.attributes else None,
         "input_forget": bool(node.attributes["input_forget"].integer(3)) if "input_forget" in node.attributes else False,
     }
 

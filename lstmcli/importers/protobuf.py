@@ -86,9 +86,18 @@ class Message:
     def integer(self, number: int, default: int = 0) -> int:
         return (self.integers(number) or [default])[-1]
 
-    def fixed32(self, number: int, default: int | None = None) -> int | None:
+    def fixed32(self, number: int) -> int:
+        return int.from_bytes(self._word(number), "little")
+
+    def float32(self, number: int) -> float:
+        return float(struct.unpack("<f", self._word(number))[0])
+
+    def _word(self, number: int) -> memoryview:
         found = self._of(number, FIXED32)
-        return int(struct.unpack("<I", found[-1][1])[0]) if found else default
+        if not found:
+            raise DataError(f"{self.where}: damaged: field {number} is missing")
+        value: memoryview = found[-1][1]
+        return value
 
     def numbers(self, number: int, dtype: str) -> NDArray[Any]:
         """Fixed-size numbers, packed or not."""
