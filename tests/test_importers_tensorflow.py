@@ -156,9 +156,15 @@ def test_gaps_are_named(tmp_path: Path) -> None:
         ("projection/bias", (2,)),
     ],
 )
-def test_variables_that_do_not_fit(name: str, value: np.ndarray, tmp_path: Path) -> None:
-    refusal(
-        wf.write_checkpoint(tmp_path / "m", wf.tensorflow_variables(ONE, "rnn/lstm_cell") | {f"rnn/lstm_cell/{name}": value})
+def test_variables_that_do_not_fit(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    changed = {f"rnn/lstm_cell/{name}": np.ones(shape, "f4")}
+    refusal(wf.write_checkpoint(tmp_path / "m", wf.tensorflow_variables(ONE, "rnn/lstm_cell") | changed))
+
+
+def test_variables_of_integers(tmp_path: Path) -> None:
+    changed = {"rnn/lstm_cell/kernel": np.ones((8, 20), "i8")}
+    assert "floating point" in refusal(
+        wf.write_checkpoint(tmp_path / "m", wf.tensorflow_variables(ONE, "rnn/lstm_cell") | changed)
     )
 
 
