@@ -290,11 +290,12 @@ def configured(model: Json, found: Found, path: Path = (), classes: Path = ()) -
         if directions is None:
             raise DataError(f"layer {shown(name)!r} is an LSTM, but the file holds no weights of it; was it cut or edited?")
         made[name] = Layer(place, directions, entry)
+    for name, layer in made.items():
         source, steps = sources[name], len(entries)
         while kinds.get(source) in PASSING and steps:
             source, steps = sources[source], steps - 1
         lower = made.get(source)
-        yield made[name], lower if lower and settings(inner_lstm(lower.config)).get("return_sequences") is True else None
+        yield layer, lower if lower and settings(inner_lstm(lower.config)).get("return_sequences") is True else None
 
 
 def inner_lstm(entry: Json) -> Json:
