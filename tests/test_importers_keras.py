@@ -173,6 +173,16 @@ def test_a_state_and_a_last_output_feed_no_layer(tmp_path: Path) -> None:
     assert "2 LSTMs" in refusal(archive(tmp_path / "c", functional(*graph), cells))
 
 
+def test_an_initial_state_from_the_graph_is_said(tmp_path: Path) -> None:
+    config = functional((INPUT, None), (wf.keras_lstm("a", 4), "x"))
+    assert load(archive(tmp_path / "a", config, {"layers/lstm": A})).notes == ()
+    config["config"]["layers"][1]["inbound_nodes"][0]["kwargs"]["initial_state"] = [{}, {}]
+    assert "initial state" in load(archive(tmp_path / "b", config, {"layers/lstm": A})).notes[0]
+    config = functional((INPUT, None), (wf.keras_lstm("a", 4), "x"), keras=2)
+    config["config"]["layers"][1]["inbound_nodes"][0] += [["h", 0, 1, {}], ["c", 0, 2, {}]]
+    assert "initial state" in load(archive(tmp_path / "c", config, {"layers/lstm": A})).notes[0]
+
+
 def test_models_in_a_model(tmp_path: Path) -> None:
     inner = wf.sequential(wf.keras_lstm("lstm", 4))
     inner["config"]["name"] = "encoder"  # type: ignore[index]

@@ -62,9 +62,8 @@ def _shift_by_octet() -> Words:
 
 
 def _apply(shift: Words, registers: Words) -> Words:
-    moved = np.zeros_like(registers)
-    for bit in range(32):
-        moved ^= np.where(registers >> np.uint32(bit) & 1, shift[bit], np.uint32(0))
+    bits = registers[:, None] >> np.arange(32, dtype=np.uint32) & 1
+    moved: Words = np.bitwise_xor.reduce(bits * shift, axis=1)
     return moved
 
 

@@ -317,6 +317,18 @@ def feeding(entry: Json) -> str:
     return ""
 
 
+def is_seeded(entry: Json) -> bool:
+    """Whether a layer is given an initial state by the graph."""
+    match entry.get("inbound_nodes"):
+        case [{"args": [list(), *_]}] | [{"args": [_, dict() | list(), *_]}]:  # Keras 3
+            return True
+        case [{"kwargs": {"initial_state": state}}] | [[[str(), _, _, {"initial_state": state}], *_]]:
+            return bool(state)
+        case [[[str(), *_], [str(), *_], *_]]:  # Keras 2
+            return True
+    return False
+
+
 def snake_case(name: str) -> str:
     """As Keras has it (to_snake_case in keras/src/utils/naming.py)."""
     name = re.sub(r"\W+", "", name)
@@ -372,6 +384,8 @@ def build(layers: list[Layer], version: Json, choices: Choices, draft: Draft) ->
                 direction: read_cell(tensors, inner_config(entry, direction), version, choices, draft)
                 for direction, tensors in layer.directions.items()
             }
+            if entry is not None and is_seeded(entry):
+                draft.note(f"layer {shown(layer.name)!r} gets its initial state from the graph, which is not imported")
             backwards ^= settings(inner).get("go_backwards") is True
             made: Model = cells["forward"]
             if entry is not None and ("backward" in cells) != (entry.get("class_name") == "Bidirectional"):
