@@ -85,6 +85,10 @@ def test_numbers_that_are_none_are_said(tmp_path: Path) -> None:
     tensors["weight_hh_l0"] = tensors["weight_hh_l0"].copy()
     tensors["weight_hh_l0"][0, 0] = np.nan
     assert any("finite" in note for note in load(wf.write_safetensors(tmp_path / "a", tensors)).notes)
+    tensors |= {"bias_ih_l0": np.full(20, np.inf, "f4"), "bias_hh_l0": np.full(20, -np.inf, "f4")}
+    ran = succeed("model", "import", wf.write_safetensors(tmp_path / "a", tensors), "-o", "m.h5", cwd=tmp_path)
+    assert "finite" in ran.text
+    assert ran.err == ""
 
 
 def test_several_are_listed_and_one_is_selected(tmp_path: Path) -> None:

@@ -128,9 +128,10 @@ class Draft:
 
     @contextmanager
     def building(self, what: str) -> Iterator[None]:
-        """Says in a DataError which part of which file it is about."""
+        """Says in a DataError which part of which file it is about. Infinities may be summed: cell() says that they are there."""
         try:
-            yield
+            with np.errstate(all="ignore"):
+                yield
         except DataError as error:
             text = str(error)
             raise DataError(text if text.startswith(self.where) else f"{self.where}: {shown(what)}: {text}") from error
