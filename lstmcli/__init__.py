@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lstmcli.errors import LstmcliError
+    from lstmcli.importers import load_model
     from lstmcli.model import Model, init_model
-    from lstmcli.model_file import load_model
 
 __version__ = "0.1.0"
 __all__ = ["LstmcliError", "Model", "init_model", "load_model"]
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
     # NumPy and h5py are loaded when something is used, so that `lstmcli --help` does not wait for them.
     from importlib import import_module
 
-    for module in ("errors", "model", "model_file"):
+    for module in ("errors", "model", "importers"):
         if name in __all__ and hasattr(found := import_module(f"lstmcli.{module}"), name):
             return getattr(found, name)
     raise AttributeError(f"module 'lstmcli' has no attribute {name!r}")

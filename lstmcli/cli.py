@@ -25,6 +25,16 @@ class IntegerList(click.ParamType):  # type: ignore[type-arg]
         return tuple(int(number) for number in value.split(","))
 
 
+class NumberList(click.ParamType):  # type: ignore[type-arg]
+    name = "X[,X...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float | None, ...]:
+        try:
+            return tuple(None if number == "none" else float(number) for number in value.split(","))
+        except ValueError:
+            self.fail(f"expected numbers or none, separated by commas, such as 10,none; got {value!r}", param, ctx)
+
+
 class Size(click.ParamType):  # type: ignore[type-arg]
     name = "size"
     units: ClassVar = {
@@ -57,6 +67,20 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         if unknown := [name for name in names if name not in self.known]:
             self.fail(f"expected names of {', '.join(self.known)}, separated by commas; got {unknown[0]!r}", param, ctx)
         return frozenset(names)
+
+
+def about_weights(command: Any) -> Any:
+    """The options that say which LSTM of a file is meant, and what the file does not hold."""
+    numbers = NumberList()
+    for option in reversed((
+        click.option("--select", metavar="PREFIX", help="Of several LSTMs in FILE, the one whose name is or begins with this."),
+        click.option("--forget-bias", type=numbers, help="Of a TensorFlow 1 checkpoint, for all layers or each.  [default: 1]"),
+        click.option("--cell-clip", type=numbers, help="Likewise the limit of c.  [default: none]"),
+        click.option("--projection-clip", type=numbers, help="Likewise the limit of the projected h.  [default: none]"),
+        click.option("--activation", metavar="NAME", help="Of such a checkpoint, or Keras's weights alone.  [default: tanh]"),
+    )):  # fmt: skip
+        command = option(command)
+    return command
 
 
 class Commands(click.Group):
@@ -136,7 +160,13 @@ def lstmcli() -> None:
     "[default: lengths, lens or sequence_length beside an HDF5 input]",
 )
 @click.option("-u", "--units", type=IntegerList(), help="Units of each layer, bottom to top, with new weights from --seed.")
-@click.option("-w", "--weights", metavar="FILE", help="Model file, or the result of an earlier run, instead of --units.")
+@click.option(
+    "-w",
+    "--weights",
+    metavar="FILE",
+    help="Instead of --units: model file, result of an earlier run, or weights of PyTorch, Keras, TensorFlow 1 or ONNX.",
+)
+@about_weights
 @click.option("--seed", type=click.IntRange(min=0), help="Of the new weights: the same on any machine.  [default: 0]")
 @click.option(
     "--initial-state",
@@ -207,6 +237,9 @@ def run(as_json: bool, quiet: bool, progress: str, **options: Any) -> None:
         raise click.UsageError("expected either --units, for new weights, or --weights FILE")
     if options["weights"] is not None and options["seed"] is not None:
         raise click.UsageError("--seed is for the new weights of --units, not for --weights")
+    for name in ("select", "forget_bias", "cell_clip", "projection_clip", "activation"):
+        if options[name] is not None and options["weights"] is None:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for --weights, not for the new weights of --units")
     if options["output"] == "-" and sys.stdout and sys.stdout.isatty():
         raise click.UsageError("--output -: expected a pipe or a file to write binary data to, got a terminal")
     if not quiet and not compiled.is_cached(64 if options["dtype"] == "float64" else 32):
@@ -215,6 +248,8 @@ def run(as_json: bool, quiet: bool, progress: str, **options: Any) -> None:
     with report.progress("none" if quiet else progress) as on_progress:
         facts = run_job(job, on_progress)
     if not quiet:
+        for note in facts["notes"]:
+            report.note(note)
         report.summary(facts, as_json, sys.stderr if job.output == "-" else sys.stdout)
 
 
@@ -242,15 +277,54 @@ def init(input_size: int, units: tuple[int, ...], seed: int, output: str, overwr
     report.model(made, output, as_json=False)
 
 
+@model.command("import", short_help="Make a model file of weights from elsewhere.")
+@click.argument("file")
+@click.option("-o", "--output", metavar="FILE", required=True, help="The model file to make.")
+@about_weights
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def import_(file: str, output: str, overwrite: bool, **choices: Any) -> None:
+    """Make a model file of what PyTorch (.safetensors, .pt), Keras (.keras, .h5), TensorFlow 1 (X.index) or ONNX wrote.
+
+    Prints which tensor became which field of which layer, what was left out, and what was assumed. Nothing in FILE is run.
+    """
+    from lstmcli import report
+    from lstmcli.importers import Choices, load_weights
+    from lstmcli.model_file import save_model
+
+    found = load_weights(file, Choices(**choices))
+    save_model(found.model, Path(output), overwrite)
+    report.imported(found, file, output)
+
+
+@model.command(short_help="Write weights as torch.nn.LSTM takes them.")
+@click.argument("file")
+@click.option("-o", "--output", metavar="FILE", required=True, help="The .safetensors file to make.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def export(file: str, output: str, overwrite: bool) -> None:
+    """Write the weights of a model as safetensors, under the names of torch.nn.LSTM, where PyTorch can express the model.
+
+    forget_bias goes into bias_ih, and bias_hh is zeros.
+    """
+    from lstmcli import report
+    from lstmcli.importers import load_model
+    from lstmcli.importers.pytorch import export as write
+
+    report.exported(write(load_model(file), Path(output), overwrite), output)
+
+
 @model.command(short_help="Show a model's layers, shapes and parameters.")
 @click.argument("file")
+@about_weights
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tree.")
-def show(file: str, as_json: bool) -> None:
-    """Show the layers, shapes and parameter counts of a model file, or of the model in a result."""
+def show(file: str, as_json: bool, **choices: Any) -> None:
+    """Show the layers, shapes and parameter counts of a model file, of the model in a result, or of weights from elsewhere."""
     from lstmcli import report
-    from lstmcli.model_file import load_model
+    from lstmcli.importers import Choices, load_weights
 
-    report.model(load_model(file), file, as_json)
+    found = load_weights(file, Choices(**choices))
+    for note in found.notes:
+        report.note(note)
+    report.model(found.model, file, as_json)
 
 
 @lstmcli.command(short_help="Show versions, CPU, threads and the cache of kernels.")

@@ -20,6 +20,7 @@ from lstmcli.errors import DataError, LstmcliError, MissingInputError, StorageEr
 
 # h5py is imported inside functions because it takes a tenth of a second.
 
+MAX_DEFLATE = 1032  # times that deflate can make data larger
 FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 
 
@@ -83,6 +84,17 @@ def open_file(path: str) -> Any:
         return h5py.File(path, "r", locking="best-effort")
 
 
+def open_image(data: bytes, name: str) -> Any:
+    """An h5py.File, read-only, of a whole file in memory; `name` is for messages."""
+    import h5py
+
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fapl_core(backing_store=False)
+    access.set_file_image(data)
+    with reading(name):
+        return h5py.File(h5py.h5f.open(name.encode("utf-8", "surrogateescape"), h5py.h5f.ACC_RDONLY, access))
+
+
 def label(item: Any) -> str:
     """`file::/name` of an h5py object, for messages."""
     return f"{shown(item.file.filename)}::{shown(item.name)}"
@@ -130,6 +142,22 @@ def find(group: Any, name: str) -> Any:
                 )
             item = item[part]
     return item
+
+
+def refuse_links(file: Any) -> None:
+    """DataError names the first soft or external link, where all of a file is searched and none must be overlooked."""
+    import h5py
+
+    def visit(name: bytes, info: Any) -> bytes | None:
+        return None if info.type == h5py.h5l.TYPE_HARD else name
+
+    with reading(label(file)):
+        found = file.id.links.visit(visit, info=True)
+    if found is not None:
+        name = shown(found.decode("utf-8", "backslashreplace"))
+        raise DataError(
+            f"{label(file)}{name}: is a soft or external link, which are not followed; copy into the file what it points to"
+        )
 
 
 def dataset(file: Any, name: str) -> Any:

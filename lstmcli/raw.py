@@ -39,6 +39,12 @@ class FileBytes:
                 raise DataError(f"{self.name}: ended at byte {offset}, expected {len(view)} bytes more")
             view, offset = view[count:], offset + count
 
+    def take(self, offset: int, count: int) -> bytes:
+        """`count` bytes. The caller has checked that the file is so long."""
+        taken = bytearray(count)
+        self.fetch(memoryview(taken), offset)
+        return bytes(taken)
+
     def stop(self) -> None:
         """A file never waits for long."""
 

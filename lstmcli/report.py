@@ -16,6 +16,8 @@ from lstmcli.model import Model as ModelTree
 
 if TYPE_CHECKING:
     from lstmcli.bench import Case, Measured
+    from lstmcli.importers import Imported
+    from lstmcli.model import Floats
 
 LOG_SECONDS = 10.0
 
@@ -227,6 +229,28 @@ def model(tree: ModelTree, name: str, as_json: bool) -> None:
         root = Tree(label(shown(name), tree))
         grow(root, tree)
         show(sys.stdout, root)
+
+
+def imported(found: "Imported", name: str, output: str) -> None:
+    """Which tensor became which field, what was left out, what was assumed."""
+    if sys.stdout is None:
+        return
+    rows = [("weights", f"{shown(name)}  {found.kind}")]
+    for k, mapped in enumerate(found.mapping):
+        text = f"{shown(mapped.name)} {mapped.shape} -> {mapped.path} {mapped.field}, {mapped.how}"
+        rows.append(("mapping" if k == 0 else "", text))
+    for k, tensor in enumerate(found.left_out):
+        rows.append(("left out" if k == 0 else "", str(tensor)))
+    rows += [("note", text) for text in found.notes]
+    rows.append(("output", shown(output)))
+    named(sys.stdout, iter(rows))
+
+
+def exported(tensors: "dict[str, Floats]", output: str) -> None:
+    """The tensors of an exported model."""
+    if sys.stdout:
+        rows = [("", f"{name} {tensor.shape} {tensor.dtype}") for name, tensor in tensors.items()]
+        named(sys.stdout, iter([("tensors", rows[0][1]), *rows[1:], ("output", shown(output))]))
 
 
 def label(name: str, tree: ModelTree) -> str:

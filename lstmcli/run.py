@@ -21,7 +21,6 @@ from lstmcli.forward import Forward
 from lstmcli.layer import MAX_LANES
 from lstmcli.lengths import read_lengths
 from lstmcli.model import Floats, Model, State, count_parameters, init_model
-from lstmcli.model_file import load_model
 from lstmcli.partial import check_target, partial_name
 from lstmcli.results import Arrays, Facts, Result, create_result
 from lstmcli.sources import open_source, split_spec
@@ -45,6 +44,11 @@ class Job:
     lens: str | None = None
     units: tuple[int, ...] | None = None
     weights: str | None = None
+    select: str | None = None
+    forget_bias: tuple[float | None, ...] | None = None
+    cell_clip: tuple[float | None, ...] | None = None
+    projection_clip: tuple[float | None, ...] | None = None
+    activation: str | None = None
     seed: int = 0
     initial_state: str | None = None
     output: str | None = None
@@ -70,13 +74,13 @@ def run(job: Job, on_progress: Progress) -> dict[str, Any]:
         source = opened.enter_context(closing(open_source(job.input, job.time_major)))
         refuse_inputs(targets, job)
         lengths, origin = read_lengths(job.lens, source)
-        model = read_model(job, source)
+        model, notes = read_model(job, source)
         initial = None
         if job.initial_state is not None:
             states = open_states(job.initial_state, model.state_widths(), source.shape[0], np.dtype(job.dtype))
             initial = opened.enter_context(closing(states))
         arrays = stored_arrays(job, model, source)
-        facts = describe(job, targets, source, lengths, origin, model, initial)
+        facts = describe(job, targets, source, lengths, origin, model, initial) | {"notes": list(notes)}
         if not job.dry_run:
             attributes = {
                 "model_config": model.config(),
@@ -235,19 +239,24 @@ def refuse_inputs(targets: Targets, job: Job) -> None:
                 raise OutputError(f"{shown(str(target))}: is also an input of this run; choose another --output")
 
 
-def read_model(job: Job, source: Source) -> Model:
+def read_model(job: Job, source: Source) -> tuple[Model, tuple[str, ...]]:
+    """The model, and what was assumed about its weights."""
     features = source.shape[2]
     if job.units is not None:
         check_memory(job, count_parameters(features, job.units))
-        return init_model(features, job.units, job.seed)
+        return init_model(features, job.units, job.seed), ()
     assert job.weights is not None
-    model = load_model(job.weights)
+    from lstmcli.importers import Choices, load_weights
+
+    choices = Choices(job.select, job.forget_bias, job.cell_clip, job.projection_clip, job.activation)
+    imported = load_weights(job.weights, choices)
+    model = imported.model
     check_memory(job, model.parameters())
     if model.input_size != features:
         raise DataError(
             f"{job.weights}: the model takes {model.input_size} features, {source.name} {source.stored_shape} has {features}"
         )
-    return model
+    return model, imported.notes
 
 
 def check_memory(job: Job, parameters: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 DATASETS = ("input_kernel", "recurrent_kernel", "bias", "peephole", "projection")
-CLIPS = ("cell_clip", "projection_clip")
+CLIPS = ("cell_clip", "projection_clip", "gate_clip")
 
 
 def write_model(path: Path, model: naive.Node, dtype: str = "float32") -> Path:
@@ -47,11 +47,34 @@ def write_cell(group: h5py.Group, cell: naive.Cell, dtype: str) -> None:
     for name in CLIPS:
         if (value := getattr(cell, name)) is not None:
             group.attrs[name] = value
+    if cell.input_forget:
+        group.attrs["input_forget"] = True
     group.attrs["units"] = cell.units
     group.attrs["activation"] = cell.activation
     group.attrs["recurrent_activation"] = cell.recurrent_activation
     group.attrs["forget_bias"] = cell.forget_bias
     group.attrs["gate_order"] = "i,f,g,o"
+
+
+def read_model(path: Path) -> naive.Node:
+    """A model file as the naive reference runs it."""
+    with h5py.File(path) as file:
+        assert (file.attrs["format"], file.attrs["format_version"]) == ("lstmcli-model", 1)
+        return read_node(file["model"])
+
+
+def read_node(group: h5py.Group) -> naive.Node:
+    children = {name: read_node(child) for name, child in group.items() if isinstance(child, h5py.Group)}
+    match group.attrs["kind"]:
+        case "stack":
+            return naive.Stack(tuple(children[str(k)] for k in range(len(children))))
+        case "bidirectional":
+            return naive.Bidirectional(children["forward"], children["backward"], group.attrs["merge"])
+        case "reverse" | "residual" as kind:
+            return (naive.Reverse if kind == "reverse" else naive.Residual)(children["inner"])
+    names = ("activation", "recurrent_activation", "forget_bias", "input_forget", *CLIPS)
+    options = {name: group.attrs[name] for name in names if name in group.attrs}
+    return naive.Cell(**{name: value[:] for name, value in group.items()}, **options)
 
 
 def random_model(features: int, units: list[int], seed: int = 0) -> naive.Stack:

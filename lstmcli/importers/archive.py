@@ -1,0 +1,55 @@
+"""ZIP archives as PyTorch and Keras write them, uncompressed; members are read into memory and never extracted."""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lstmcli.errors import DataError, LstmcliError, StorageError, shown
+
+
+class Archive:
+    def __init__(self, fd: int, where: str) -> None:
+        """Reads the directory of an open file; `fd` stays the caller's."""
+        self.where = where
+        self.size = os.fstat(fd).st_size
+        self.raw = os.fdopen(os.dup(fd), "rb")
+        try:
+            with self._reading(where):
+                self.file = zipfile.ZipFile(self.raw)
+            self.members = {member.filename: member for member in self.file.infolist()}
+            if len(self.members) != len(self.file.infolist()):
+                raise DataError(f"{where}: damaged: two members of one name")
+        except BaseException:
+            self.raw.close()
+            raise
+
+    def close(self) -> None:
+        self.file.close()
+        self.raw.close()
+
+    def read(self, name: str) -> bytes:
+        """A whole member, its CRC checked. DataError: missing, compressed, damaged, or larger than the archive."""
+        where = f"{self.where}, member {shown(name)}"
+        if name not in self.members:
+            raise DataError(f"{where}: missing; was the file cut or packed by hand?")
+        member = self.members[name]
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            raise DataError(f"{where}: compressed or encrypted, which its framework never does; pack it again with: zip -0")
+        if member.file_size != member.compress_size or member.file_size > self.size:
+            raise DataError(f"{where}: damaged: claims {member.file_size} bytes, the archive has {self.size}")
+        with self._reading(where):
+            return self.file.read(member)
+
+    @contextmanager
+    def _reading(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except LstmcliError:
+            raise
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, OverflowError) as error:
+            # zipfile itself raises an OSError without an errno, or EINVAL for an offset, where the file is bad.
+            if isinstance(error, OSError) and error.errno not in (None, 22):
+                raise StorageError(f"{where}: reading failed: {error.strerror}") from error
+            raise DataError(f"{where}: damaged ZIP archive: {shown(str(error))[:200]}") from error

@@ -1,0 +1,450 @@
+"""Keras: .keras archives and .weights.h5 (Keras 3), and the older .h5 (Keras 2, and Keras 3 where that is asked for).
+
+A layer has kernel (E, 4U), recurrent_kernel (U, 4U) and mostly bias (4U,), gates i, f, c, o (c is the candidate, our g).
+What else there is to know stands in a configuration, which files of weights alone lack. In a CuDNNLSTM the kernels are
+transposed gate by gate, and the two halves of the bias (8U,) are summed (_convert_rnn_weights in Keras 2).
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lstmcli import hdf5
+from lstmcli.errors import DataError, shown
+from lstmcli.importers.archive import Archive
+from lstmcli.importers.imported import DTYPES, Choices, Draft, Imported, Origin, Tensor, chains, choose
+from lstmcli.model import Bidirectional, Cell, Floats, Model, Reverse, Stack
+from lstmcli.model_file import read_weight
+
+CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "ave": "mean"}
+PASSING = (  # layers that change nothing when a model is run
+    "InputLayer", "Masking", "Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "AlphaDropout",
+    "ActivityRegularization",
+)  # fmt: skip
+CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # the second: Keras 2.13
+FIELDS = ("kernel", "recurrent_kernel", "bias")
+WALKED = re.compile(r"(?P<layer>.+?)(?:/(?P<direction>forward|backward)_layer)?/cell/vars/(?P<k>[0-2])", re.DOTALL)
+MAX_DEPTH = 32
+
+Json = Any
+Path = tuple[str, ...]  # of a layer: the names of the models around it, and its own
+Directions = dict[str, list[Tensor]]  # "forward", and of a bidirectional layer "backward": the tensors, as in FIELDS
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """An LSTM or Bidirectional layer, with its configuration where the file has one."""
+
+    path: Path
+    directions: Directions
+    config: Json = None
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.path)
+
+    @property
+    def input_size(self) -> int:
+        return self.directions["forward"][0].shape[0]
+
+    @property
+    def output_size(self) -> int:
+        return sum(tensors[1].shape[0] for tensors in self.directions.values())
+
+    def described(self) -> str:
+        return f"{shown(self.name)} {self.directions['forward'][0].shape}{', bidirectional' * (len(self.directions) > 1)}"
+
+
+@dataclass
+class Found:
+    """The layers whose weights are in a file, in the order in which they are there."""
+
+    by_path: dict[Path, Directions] = field(default_factory=dict)
+    by_class: dict[Path, Path] = field(default_factory=dict)  # by names that Keras makes of the classes: lstm, lstm_1, ...
+
+    def get(self, path: Path, classes: Path) -> Directions | None:
+        # A file of Keras 2 has one group for all that is inside a model.
+        for key in (path, self.by_class.get(classes), (path[0], path[-1]), path[:1]):
+            if key in self.by_path:
+                return self.by_path[key]
+        return None
+
+
+def looks_like(file: Any) -> bool:
+    """Whether an h5py.File may be one of Keras's."""
+    with hdf5.reading(hdf5.label(file)):
+        return is_legacy(file) or any(name in file for name in CONTAINERS)
+
+
+def import_archive(archive: Archive, choices: Choices) -> Imported:
+    """A .keras file. DataError: damaged, a Lambda layer, no LSTM, or several that do not feed each other."""
+    where = archive.where
+    config = parse(archive.read(CONFIG), f"{where}, {CONFIG}")
+    metadata = parse(archive.read(METADATA), f"{where}, {METADATA}")
+    with hdf5.open_image(archive.read(WEIGHTS), f"{where}::{WEIGHTS}") as file:
+        return import_layers(file, where, config, metadata.get("keras_version"), choices)
+
+
+def import_file(file: Any, where: str, choices: Choices) -> Imported:
+    """A .weights.h5 or .h5 file, open. DataError as above."""
+    with hdf5.reading(where):
+        config, version = (as_text(file.attrs.get(name)) for name in ("model_config", "keras_version"))
+    parsed = None if config is None else parse(config.encode(), f"{where}, attribute model_config")
+    return import_layers(file, where, parsed, version, choices)
+
+
+def import_layers(file: Any, where: str, config: Json, version: Json, choices: Choices) -> Imported:
+    choices.allow(where, "select", *(["activation"] if config is None else []))
+    hdf5.refuse_links(file)
+    draft = Draft("Keras", where, read_tensors(file))
+    held = {tensor.name: tensor for tensor in draft.tensors}
+    with hdf5.reading(where):
+        found = legacy_layers(file, held) if is_legacy(file) else walked_layers(file, held)
+    if config is None:
+        below = guessed([Layer(path, directions) for path, directions in found.by_path.items()], ordered=is_legacy(file))
+        draft.note(
+            f"assumed: activation {choices.activation or 'tanh'}, recurrent_activation sigmoid, merge concat, no go_backwards, "
+            "and the order of the layers; a file of weights alone does not hold them"
+        )
+    else:
+        with draft.building("configuration"):
+            refuse_code(config)
+            below = dict(configured(config, found))
+    stacks = {stack[0].name: stack for stack in chains(below)}
+    name = choose(
+        {name: ", ".join(layer.described() for layer in stack) for name, stack in stacks.items()}, choices.select, draft
+    )
+    return draft.finish(Stack(tuple(build(stacks[name], version, choices, draft))))
+
+
+# What is in the file.
+
+
+def read_tensors(file: Any) -> list[Tensor]:
+    names: dict[Any, str] = {dtype.newbyteorder("="): name for name, dtype in DTYPES.items() if dtype.kind == "f"}
+    return [
+        Tensor(
+            entry.name[1:], entry.shape or (), names.get(entry.dtype and entry.dtype.newbyteorder("="), str(entry.dtype)),
+            partial(read_values, file, entry.name[1:]),
+        )
+        for entry in hdf5.entries(file)
+    ]  # fmt: skip
+
+
+def read_values(file: Any, name: str) -> Floats:
+    item = hdf5.dataset(file, name)
+    with hdf5.reading(hdf5.label(item)):
+        size, limit = item.size * item.dtype.itemsize, file.id.get_filesize()
+    if size > limit * (hdf5.MAX_DEFLATE if item.chunks else 1):
+        raise DataError(f"{hdf5.label(item)}: claims {size} bytes, the whole file has {limit}")
+    values: Floats = read_weight(file, name)
+    return values
+
+
+def is_legacy(file: Any) -> bool:
+    return "model_weights" in file or any(name.startswith("layer_names") for name in file.attrs)
+
+
+def is_lstm(tensors: list[Tensor]) -> bool:
+    """By the shapes: a GRU has three gates."""
+    shapes = [tensor.shape for tensor in tensors]
+    if len(shapes) not in (2, 3) or len(shapes[0]) != 2 or len(shapes[1]) != 2:
+        return False
+    units = shapes[1][0]
+    return shapes[0][1] == shapes[1][1] == 4 * units > 0 and shapes[2:] in ([], [(4 * units,)], [(8 * units,)])
+
+
+def collected(weights: dict[Path, dict[str, dict[int, Tensor]]]) -> dict[Path, Directions]:
+    """From path, direction and number to the LSTMs among them."""
+    found = {
+        path: {name: [tensors[k] for k in sorted(tensors)] for name, tensors in sorted(directions.items(), reverse=True)}
+        for path, directions in weights.items()
+    }
+    return {
+        path: each for path, each in found.items() if "forward" in each and all(is_lstm(tensors) for tensors in each.values())
+    }
+
+
+def walked_layers(file: Any, held: dict[str, Tensor]) -> Found:
+    """Of Keras 3: groups that end in cell/vars. Their names are made of the classes; attributes hold the layers' own."""
+    weights: dict[Path, dict[str, dict[int, Tensor]]] = {}
+    by_class: dict[Path, Path] = {}
+    for name, tensor in held.items():
+        if match := WALKED.fullmatch(name):
+            classes, path, at = [], [], ""
+            for part in match["layer"].split("/"):
+                at += f"{part}/"
+                if part not in CONTAINERS:
+                    classes.append(part)
+                    variables = file.get(f"{at}vars")
+                    path.append(as_text(variables.attrs.get("name")) if variables is not None else None)
+            key = tuple(part or shown for part, shown in zip(path, classes, strict=True))
+            by_class[tuple(classes)] = key
+            weights.setdefault(key, {}).setdefault(match["direction"] or "forward", {})[int(match["k"])] = tensor
+    return Found(collected(weights), by_class)
+
+
+def legacy_layers(file: Any, held: dict[str, Tensor]) -> Found:
+    """Of Keras 2: a group for each layer, whose attribute weight_names lists what is in it."""
+    base = "model_weights" if "model_weights" in file else ""
+    weights: dict[Path, dict[str, dict[int, Tensor]]] = {}
+    for layer in listed(hdf5.find(file, base), "layer_names"):
+        group = hdf5.find(file, f"{base}/{layer}")
+        inside: dict[Path, dict[str, dict[int, Tensor]]] = {}
+        for name in listed(group, "weight_names") if group is not None else []:
+            *parts, leaf = name.removesuffix(":0").split("/")
+            tensor = held.get(f"{base}/{layer}/{name}".lstrip("/"))
+            if tensor is None:
+                raise DataError(f"{hdf5.label(group)}: lists the weight {shown(name)}, which is not there")
+            if parts and re.fullmatch(r"(.+_)?cell(_\d+)?", parts[-1]):
+                parts.pop()
+            direction = re.match(r"(forward|backward)_", parts[-1]) if parts else None
+            if direction:
+                parts.pop()
+            if leaf in FIELDS:
+                path = (layer, *parts[-1:])
+                inside.setdefault(path, {}).setdefault(direction[1] if direction else "forward", {})[FIELDS.index(leaf)] = (
+                    tensor
+                )
+        weights |= inside if len(inside) > 1 else dict(zip([(layer,)], inside.values(), strict=False))
+    return Found(collected(weights))
+
+
+def listed(group: Any, name: str) -> list[str]:
+    """Texts of an attribute, which Keras cuts into name0, name1, ... where it is long."""
+    pieces = [name] if name in group.attrs else [f"{name}{k}" for k in range(len(group.attrs))]
+    values = [value for piece in pieces if piece in group.attrs for value in np.ravel(group.attrs[piece])]
+    return [as_text(value) or "" for value in values]
+
+
+def as_text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return str(value) if isinstance(value, str) else None
+
+
+# What the configuration says.
+
+
+def parse(data: bytes, where: str) -> dict[str, Json]:
+    try:
+        parsed = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: damaged JSON: {shown(str(error))[:200]}") from error
+    if not isinstance(parsed, dict):
+        raise DataError(f"{where}: expected a JSON object, got {type(parsed).__name__}")
+    return parsed
+
+
+def refuse_code(config: Json) -> None:
+    """A Lambda layer holds code, and what it does to the sequences only that code says."""
+    waiting = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if value.get("class_name") in ("Lambda", "__lambda__"):
+                raise DataError(f"refused: the layer {shown(layer_name(value))!r} is a Lambda, and nothing in a file is run")
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+
+
+def settings(entry: Json) -> dict[str, Json]:
+    """The config of a serialized layer."""
+    found = entry.get("config") if isinstance(entry, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def layer_name(entry: Json) -> str:
+    return str(settings(entry).get("name") or entry.get("name") or "")
+
+
+def configured(model: Json, found: Found, path: Path = (), classes: Path = ()) -> Iterator[tuple[Layer, Layer | None]]:
+    """The LSTM layers of a model's configuration, each with the one whose outputs it takes."""
+    config = model.get("config")
+    entries = config if isinstance(config, list) else settings(model).get("layers")
+    if not isinstance(entries, list) or len(path) > MAX_DEPTH:
+        return
+    entries = [entry for entry in entries if isinstance(entry, dict)]
+    sequential = model.get("class_name") == "Sequential"
+    below = [layer_name(entry) for entry in [{}, *entries]] if sequential else [feeding(entry) for entry in entries]
+    sources = {layer_name(entry): source for entry, source in zip(entries, below, strict=False)}
+    kinds = {layer_name(entry): str(entry.get("class_name")) for entry in entries}
+    made: dict[str, Layer] = {}
+    counts: dict[str, int] = {}
+    for entry in entries:
+        name, kind = layer_name(entry), str(entry.get("class_name"))
+        counts[kind] = counts.get(kind, -1) + 1
+        place, called = (*path, name), (*classes, snake_case(kind) + (f"_{counts[kind]}" if counts[kind] else ""))
+        inner = inner_lstm(entry)
+        if inner is None:
+            yield from configured(entry, found, place, called)
+            continue
+        directions = found.get(place, called)
+        if directions is None:
+            raise DataError(f"layer {shown(name)!r} is an LSTM, but the file holds no weights of it; was it cut or edited?")
+        made[name] = Layer(place, directions, entry)
+    for name, layer in made.items():
+        source, steps = sources[name], len(entries)
+        while kinds.get(source) in PASSING and steps:
+            source, steps = sources[source], steps - 1
+        lower = made.get(source)
+        yield layer, lower if lower and settings(inner_lstm(lower.config)).get("return_sequences") is True else None
+
+
+def inner_lstm(entry: Json) -> Json:
+    """The LSTM that a serialized layer is or wraps; None if it is another layer."""
+    if entry.get("class_name") == "Bidirectional":
+        entry = settings(entry).get("layer")
+    return entry if isinstance(entry, dict) and entry.get("class_name") in ("LSTM", "CuDNNLSTM") else None
+
+
+def feeding(entry: Json) -> str:
+    """The layer whose first output is the first input of this one; "" where there is none, or several calls."""
+    match entry.get("inbound_nodes"):
+        case [{"args": [{"config": {"keras_history": [str(name), _, 0]}}, *_]}]:  # Keras 3
+            return name
+        case [[[str(name), _, 0, *_], *_]]:  # Keras 2
+            return name
+        case [[str(name), _, 0, *_]]:
+            return name
+    return ""
+
+
+def is_seeded(entry: Json) -> bool:
+    """Whether a layer is given an initial state by the graph."""
+    match entry.get("inbound_nodes"):
+        case [{"args": [list(), *_]}] | [{"args": [_, dict() | list(), *_]}]:  # Keras 3
+            return True
+        case [{"kwargs": {"initial_state": state}}] | [[[str(), _, _, {"initial_state": state}], *_]]:
+            return bool(state)
+        case [[[str(), *_], [str(), *_], *_]]:  # Keras 2
+            return True
+    return False
+
+
+def snake_case(name: str) -> str:
+    """As Keras has it (to_snake_case in keras/src/utils/naming.py)."""
+    name = re.sub(r"\W+", "", name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def guessed(layers: list[Layer], ordered: bool) -> dict[Layer, Layer | None]:
+    """Without a configuration: which layer feeds which, by their widths; a file of Keras 2 has them in order.
+
+    Keras 3 counts the layers of each class, so the order between classes is not in the file. It is taken where only one fits.
+    """
+    if ordered:
+        pairs = zip([None, *layers], layers, strict=False)
+        return {layer: lower if lower and lower.output_size == layer.input_size else None for lower, layer in pairs}
+    below: dict[Layer, Layer | None] = dict.fromkeys(layers)
+    for container in {layer.path[:-1] for layer in layers}:
+        classes: dict[str, list[Layer]] = {}
+        for layer in sorted((layer for layer in layers if layer.path[:-1] == container), key=counter):
+            classes.setdefault(re.sub(r"_\d+$", "", layer.path[-1]), []).append(layer)
+        orders = [order for first in classes if (order := one_order(list(classes.values()), classes[first][0]))]
+        if len(orders) == 1:
+            below |= dict(zip(orders[0][1:], orders[0], strict=False))
+    return below
+
+
+def counter(layer: Layer) -> int:
+    number = re.search(r"_(\d{1,9})$", layer.path[-1])
+    return int(number[1]) if number else 0
+
+
+def one_order(classes: list[list[Layer]], first: Layer) -> list[Layer] | None:
+    """All layers in the one order that begins with `first`, keeps each class in order, and fits; None: there is none such."""
+    order, left = [first], [[layer for layer in each if layer is not first] for each in classes]
+    while any(left):
+        fitting = [each for each in left if each and each[0].input_size == order[-1].output_size]
+        if len(fitting) != 1:
+            return None
+        order.append(fitting[0].pop(0))
+    return order
+
+
+# From layers to a tree.
+
+
+def build(layers: list[Layer], version: Json, choices: Choices, draft: Draft) -> Iterator[Model]:
+    """go_backwards gives a layer's outputs last step first, so that the layers above run the other way, too."""
+    backwards = False
+    for layer in layers:
+        with draft.building(f"layer {layer.name!r}"):
+            entry, inner = layer.config, inner_lstm(layer.config) if layer.config else None
+            cells = {
+                direction: read_cell(tensors, inner_config(entry, direction), version, choices, draft)
+                for direction, tensors in layer.directions.items()
+            }
+            if entry is not None and is_seeded(entry):
+                draft.note(f"layer {shown(layer.name)!r} gets its initial state from the graph, which is not imported")
+            backwards ^= settings(inner).get("go_backwards") is True
+            made: Model = cells["forward"]
+            if entry is not None and ("backward" in cells) != (entry.get("class_name") == "Bidirectional"):
+                raise DataError("the configuration and the weights do not agree on whether it is bidirectional")
+            if "backward" in cells:
+                merge = settings(entry).get("merge_mode", "concat")
+                if merge not in MERGES:
+                    raise DataError(f"merge_mode: expected one of {', '.join(MERGES)}, got {shown(str(merge))}")
+                made = Bidirectional(made, cells["backward"], MERGES[merge])
+            yield Reverse(made) if backwards else made
+    if backwards:
+        draft.note("go_backwards: outputs stand at the steps that they belong to, where Keras gives the last step first")
+
+
+def inner_config(entry: Json, direction: str) -> dict[str, Json]:
+    """The config of the LSTM of one direction; {} without one."""
+    if entry is None:
+        return {}
+    other = settings(entry).get("backward_layer") if direction == "backward" else None
+    return settings(other if isinstance(other, dict) else inner_lstm(entry))
+
+
+def read_cell(tensors: list[Tensor], config: dict[str, Json], version: Json, choices: Choices, draft: Draft) -> Cell:
+    origins = [
+        Origin(tensor, name, "as it is")
+        for tensor, name in zip(tensors, ("input_kernel", "recurrent_kernel", "bias"), strict=False)
+    ]
+    kernel, recurrent = tensors[0].array(rank=2), tensors[1].array(rank=2)
+    bias = tensors[2].array(rank=1) if len(tensors) > 2 else None
+    units = len(recurrent)
+    if config.get("units", units) != units or config.get("use_bias", bias is not None) is not (bias is not None):
+        raise DataError(
+            f"{tensors[1]} does not agree with the configuration: {shown(str(config.get('units')))} units, "
+            f"use_bias {shown(str(config.get('use_bias')))}"
+        )
+    if bias is not None and len(bias) == 8 * units:
+        kernel = np.hstack([gate.T.reshape(gate.shape, order="F") for gate in np.hsplit(kernel, 4)])
+        recurrent = np.hstack([gate.T for gate in np.hsplit(recurrent, 4)])
+        bias = np.sum(np.split(bias, 2), axis=0)
+        hows = ("gates of CuDNNLSTM, transposed", "gates of CuDNNLSTM, transposed", "the two halves summed")
+        origins = [Origin(origin.tensor, origin.field, how) for origin, how in zip(origins, hows, strict=True)]
+    recurrent_activation = activation(config, "recurrent_activation", "sigmoid")
+    if recurrent_activation == "hard_sigmoid":
+        match re.match(r"[0-9]+", version if isinstance(version, str) else ""):
+            case None:
+                raise DataError("hard_sigmoid is one function in Keras 2 and another in Keras 3; the file does not say which")
+            case major if int(major[0]) < 3:
+                recurrent_activation = "hard_sigmoid_keras2"
+    return draft.cell(
+        origins, kernel, recurrent, bias=bias,
+        activation=activation(config, "activation", choices.activation or "tanh"), recurrent_activation=recurrent_activation,
+    )  # fmt: skip
+
+
+def activation(config: dict[str, Json], name: str, default: str) -> str:
+    """By name; a file may hold a serialized function instead, of which the registered ones have a name, too."""
+    value = config.get(name, default)
+    if isinstance(value, dict):
+        value = value.get("config")
+    if not isinstance(value, str | None):
+        raise DataError(f"{name}: expected the name of a function, got {type(value).__name__}")
+    return "linear" if value is None else value
