@@ -1,11 +1,14 @@
 """One run: open, plan blocks, read ahead, compute, write behind, publish."""
 
+import hashlib
 import itertools
+import json
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,19 @@ import numpy as np
 
 from lstmcli import __version__
 from lstmcli.cpus import available_threads
-from lstmcli.errors import DataError, OutputError, UsageError, shown
+from lstmcli.errors import DataError, LstmcliError, OutputError, StoppedError, UsageError, shown
 from lstmcli.forward import MAX_LANES, Block, Forward, check_supported, packed_starts
+from lstmcli.journal import Done, Journal, journal_name
 from lstmcli.lengths import read_lengths
 from lstmcli.model import Floats, Model, State, count_parameters, init_model
 from lstmcli.model_file import load_model
-from lstmcli.partial import check_target, partial_name
-from lstmcli.results import Arrays, Facts, Result, create_result
+from lstmcli.nonfinite import Nonfinite, find_nonfinite
+from lstmcli.partial import Partial, check_left_over, check_target, partial_name
+from lstmcli.results import Arrays, Facts, Paths, Result, create_result
 from lstmcli.sources import Lengths, Source, open_source, split_spec
-from lstmcli.spans import Limits, Span, plan
+from lstmcli.spans import Limits, Span, plan, steps_until
+from lstmcli.stop import Stop
+from lstmcli.verify import verify
 
 Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole run
 
@@ -46,87 +53,236 @@ class Job:
     dtype: str = "float32"
     threads: int | None = None
     max_memory: int = 1_000_000_000
+    nonfinite: str = "warn"  # error | warn | pass
+    rows: tuple[int, int] | None = None  # first, stop: of the input only these sequences
     overwrite: bool = False
+    resume: bool = False
     dry_run: bool = False
 
 
-def run(job: Job, on_progress: Progress) -> dict[str, Any]:
+# Options that change no bit of a result, and those whose files or numbers are in the fingerprint themselves.
+UNMARKED = {
+    *("threads", "max_memory", "overwrite", "resume", "dry_run"),
+    *("input", "lens", "units", "weights", "seed", "output"),
+}
+
+
+def run(job: Job, on_progress: Progress, stop: Stop | None = None) -> dict[str, Any]:
     """Runs the job and returns its facts, ready for JSON: input, lengths, model, outputs, state, output, seconds, ...
 
-    The result gets its name only when it is complete and on disk; after a failure nothing is left of it, unless it is complete
-    and somebody else took its name meanwhile: then OUT.partial stays. LstmcliError.
+    The result gets its name only when it is complete and on disk. What a run that was stopped or failed has done stays in
+    OUT.partial and OUT.journal for another one with `resume`; nothing stays where nothing was done, or the input is bad.
+    LstmcliError.
     """
-    targets = Targets.of(job)
-    for path in targets.all():
-        check_target(path, job.overwrite)
+    stop = stop or Stop()
+    targets = targets_of(job)
+    if not (job.resume and targets.main and journal_name(targets.main).exists()):  # else it may be half named already
+        for path in targets.all():
+            check_target(path, job.overwrite)
     source = open_source(job.input)
     try:
         refuse_inputs(targets, job)
         lengths, origin = read_lengths(job.lens, source)
+        if job.rows:
+            lengths = lengths[slice(*job.rows)]
+            source.restrict(*job.rows)
         model = read_model(job, source)
         check_supported(model, f"{shown(job.weights)}::/model" if job.weights else "model")
-        arrays = stored_arrays(job, model, source)
         facts = describe(job, targets, source, lengths, origin, model)
+        journaled = is_journaled(job, targets, source, stop)
         if not job.dry_run:
-            attributes = {
-                "model_config": model.config(),
-                "options": {"dtype": job.dtype, "save": sorted(job.save)},
-                "versions": {"lstmcli": __version__},
-            }
             forward = Forward(model, np.dtype(job.dtype), facts["threads"])
             began = time.perf_counter()
-            result = create_result(
-                targets.main, targets.states, targets.model, arrays, Facts(model, lengths, attributes), job.overwrite
-            )
-            try:
-                compute(job, source, lengths, forward, result, on_progress)
-                source.finish()
-                result.publish()
-            except BaseException:
-                result.discard()
-                raise
+            journal = open_journal(job, targets, source, lengths, model) if journaled else None
+            with stop.deferred() if journal else nullcontext():
+                facts |= complete(job, targets, source, lengths, forward, model, journal, stop, on_progress)
             facts["seconds"] = round(time.perf_counter() - began, 6)
-            facts["steps_per_second"] = round(facts["valid_steps"] / facts["seconds"])
+            facts["steps_per_second"] = round((facts["valid_steps"] - facts["resumed_steps"]) / facts["seconds"])
         return facts
     finally:
         source.close()
 
 
-def compute(job: Job, source: Source, lengths: Lengths, forward: Forward, result: Result, on_progress: Progress) -> None:
-    """Reads span k + 1 and stores span k - 1 while span k is computed, each in a thread of its own, on two buffers in turn."""
+def complete(
+    job: Job,
+    targets: Paths,
+    source: Source,
+    lengths: Lengths,
+    forward: Forward,
+    model: Model,
+    journal: Journal | None,
+    stop: Stop,
+    on_progress: Progress,
+) -> dict[str, Any]:
+    """Makes the result, or what is missing of it. The facts that are known only then."""
+    if journal and journal.sealed:
+        name_sealed(targets, job.overwrite)
+        journal.remove()
+        return {"resumed_steps": int(lengths.sum())}
+    resumes = bool(journal and journal.done)
+    arrays, about = stored_arrays(job, model, source), Facts(model, lengths, attributes(job, model, Nonfinite()))
+    result: Result | None = None
+    try:
+        if journal:
+            journal.begin()
+        result = create_result(targets, arrays, about, job.overwrite, resumes)
+        before = restore(journal, result, lengths, forward) if journal else None
+        found, resumed = compute(job, source, lengths, forward, result, journal, before, stop, on_progress)
+        source.finish()
+        result.seal(replace(about, attributes=attributes(job, model, found)))
+        if journal:
+            journal.seal()
+        result.publish()
+    except BaseException as error:
+        leave(result, journal, error)
+        raise
+    if journal:
+        journal.remove()
+    result.close()
+    return {"resumed_steps": resumed, "nonfinite": found._asdict() if job.nonfinite != "pass" else None}
+
+
+def leave(result: Result | None, journal: Journal | None, error: BaseException) -> None:
+    """What is done stays for --resume, if anything is, and if it can be of use."""
+    useless = isinstance(error, DataError | UsageError)  # the input, or the options, will be others
+    if journal and result and not useless and not journal.sealed:
+        with suppress(LstmcliError):
+            journal.flush(result)
+    if journal and (journal.done or journal.sealed) and not useless:
+        if result:
+            result.close()
+        journal.close()
+        return
+    if result:
+        result.discard()
+    if journal:
+        journal.remove()
+
+
+def name_sealed(targets: Paths, overwrite: bool) -> None:
+    """An earlier run was stopped while it gave its files, complete and on disk, their names."""
+    for path in reversed(targets.all()):
+        name = partial_name(path)
+        if not name.exists():
+            continue  # it has its name
+        if path.exists() and path.samefile(name):
+            name.unlink()
+            continue
+        verify(str(name))
+        partial = Partial(path, overwrite, resume=True)
+        partial.publish()
+        partial.close()
+
+
+def is_journaled(job: Job, targets: Paths, source: Source, stop: Stop) -> bool:
+    """Whether the run can be resumed. UsageError: it cannot, and an option wants that. OutputError: something is in the way."""
+    if targets.main is not None and not source.sequential:
+        return True
+    if not job.overwrite:
+        for path in targets.all():
+            check_left_over(path)
+    if job.resume or stop.after is not None:
+        option = "--resume" if job.resume else "--stop-after"
+        raise UsageError(f"{option}: a run from or to a pipe cannot be resumed; give files as input and output")
+    return False
+
+
+def open_journal(job: Job, targets: Paths, source: Source, lengths: Lengths, model: Model) -> Journal:
+    """Claims the output for this run. DataError: what is there belongs to another run. OutputError: it may not be resumed."""
+    assert targets.main
+    marked = {name: value for name, value in asdict(job).items() if name not in UNMARKED}
+    weights = hashlib.sha256(json.dumps(model.config()).encode())
+    for _, cell in model.cells():
+        for weight in cell.weights().values():
+            weights.update(weight.tobytes())
+    fingerprint = {
+        "lstmcli": __version__,
+        "input": {"shape": list(source.shape), "dtype": source.dtype.str} | source.identity(),
+        "lengths": hashlib.sha256(lengths.tobytes()).hexdigest()[:16],
+        "model": weights.hexdigest()[:16],
+        "options": marked | {"save": sorted(job.save)},
+    }
+    journal = Journal(targets.main, json.loads(json.dumps(fingerprint)), job.resume)
+    try:
+        for path in targets.all():
+            if not journal.sealed:
+                check_target(path, job.overwrite)
+            if not (job.resume or job.overwrite):
+                check_left_over(path)
+    except BaseException:
+        journal.close()
+        raise
+    return journal
+
+
+def restore(journal: Journal, result: Result, lengths: Lengths, forward: Forward) -> Done | None:
+    """The last span that an earlier run has stored, as far as its data are still what was stored."""
+    for count, done in enumerate(journal.done):
+        fits = done.span.first + done.span.count <= len(lengths) and done.fits(forward.widths, forward.dtype)
+        if not fits or result.check(done.span, done.span.lengths(lengths)) != done.checksum:
+            journal.keep(count)
+            break
+    return journal.done[-1] if journal.done else None
+
+
+def compute(
+    job: Job,
+    source: Source,
+    lengths: Lengths,
+    forward: Forward,
+    result: Result,
+    journal: Journal | None,
+    before: Done | None,
+    stop: Stop,
+    on_progress: Progress,
+) -> tuple[Nonfinite, int]:
+    """Reads span k + 1 and stores span k - 1 while span k is computed, each in a thread of its own, on two buffers in turn.
+
+    before: the last span that is stored already. What is not finite, and the steps that were stored before. StoppedError.
+    """
     total = int(lengths.sum())
     limits = block_limits(job, source, lengths, forward)
     inputs, outputs = (
         [np.empty((limits.rows, width), forward.dtype) for _ in range(2)] for width in (forward.input_size, forward.output_size)
     )
+    seen = before.nonfinite if before else Nonfinite()
+    resumed = steps_until(before.span, lengths) if before else 0
+    ready = resumed
+    on_progress(resumed, total)
 
-    def read(span: Span, buffer: Floats) -> Block:
+    def read(span: Span, buffer: Floats) -> tuple[Block, Nonfinite]:
         steps = span.lengths(lengths)
         block = Block(buffer[: steps.sum()], packed_starts(steps), steps)
         source.read(span.first, span.start, steps, block.rows)
-        return block
+        found = find_nonfinite(block.rows, span.first, span.start, steps) if job.nonfinite != "pass" else Nonfinite()
+        if found.steps and job.nonfinite == "error":
+            raise DataError(
+                f"{source.name}, sequence {found.row}, step {found.step}: expected finite values, got NaN or Inf; "
+                "--nonfinite warn computes with them"
+            )
+        return block, found
 
-    def store(span: Span, block: Block, state: State) -> None:
-        if field := result.fields.get("outputs"):
-            field.put_steps(span.first, span.start, block.lengths, block.rows)
-        for name, rows in state.items():
-            if span.last and (field := result.fields.get(f"state/{name}")):
-                field.put(span.first, rows)
-        on_progress(int(block.lengths.sum()), total)
+    def store(span: Span, block: Block, state: State, found: Nonfinite) -> None:
+        nonlocal seen, ready
+        seen += found
+        checksum = result.put(span, block.lengths, {"outputs": block.rows} | {f"state/{k}": v for k, v in state.items()})
+        if journal:
+            journal.record(Done(span, checksum, seen, None if span.last else state), result)
+        count = int(block.lengths.sum())
+        ready += count
+        on_progress(count, total)
 
-    state: State = {}
+    state: State = before.state if before and before.state else {}
     storing: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         buffers = itertools.cycle(zip(inputs, outputs, strict=True))
-        reading = (
-            (span, *pair, reader.submit(read, span, pair[0]))
-            for span, pair in zip(plan(lengths, limits, source.chunk), buffers, strict=False)
-        )
+        spans = plan(lengths, limits, source.chunk, before.span if before else None)
+        reading = ((span, *pair, reader.submit(read, span, pair[0])) for span, pair in zip(spans, buffers, strict=False))
         try:
             coming = next(reading, None)
-            while coming:
+            while coming and not stop.reason():
                 span, _, buffer, block_read = coming
-                block = block_read.result()
+                block, found = block_read.result()
                 coming = next(reading, None)
                 if len(storing) == 2:
                     storing.popleft().result()
@@ -134,12 +290,16 @@ def compute(job: Job, source: Source, lengths: Lengths, forward: Forward, result
                     state = {name: np.zeros((span.count, width), forward.dtype) for name, width in forward.widths.items()}
                 above = block.like(buffer[: len(block.rows)])
                 forward(block, above, state)
-                storing.append(writer.submit(store, span, above, state))
+                kept = state if span.last else {name: rows.copy() for name, rows in state.items()}
+                storing.append(writer.submit(store, span, above, kept, found))
             for stored in storing:
                 stored.result()
         except BaseException:
             source.stop()  # the reader may be waiting for a pipe in which nothing comes
             raise
+    if coming:
+        raise StoppedError(f"stopped by {stop.reason()} after {ready:,} of {total:,} steps")
+    return seen, resumed
 
 
 def block_limits(job: Job, source: Source, lengths: Lengths, forward: Forward) -> Limits:
@@ -162,53 +322,43 @@ def block_limits(job: Job, source: Source, lengths: Lengths, forward: Forward) -
     )
 
 
-@dataclass(frozen=True)
-class Targets:
-    """The files that a job makes; None: not this one. `main` is None for standard output."""
-
-    main: Path | None
-    states: Path | None = None
-    model: Path | None = None
-
-    @classmethod
-    def of(cls, job: Job) -> "Targets":
-        """UsageError for names and options that do not go together."""
-        if "" in (job.output, job.states):
-            raise UsageError("expected a name after --output and --states, got an empty one")
-        output = job.output or f"{'stdin' if job.input == '-' else Path(split_spec(job.input)[0]).stem}.lstm.h5"
-        suffix = "-" if output == "-" else Path(output).suffix
-        if suffix in (".h5", ".hdf5"):
-            if job.states:
-                raise UsageError(
-                    f"--states {job.states}: an HDF5 result holds the states itself; leave it out, or use --output NAME.npy"
-                )
-            return cls(Path(output))
-        if suffix not in (".npy", "-"):
-            raise UsageError(f"--output {output}: expected a name that ends in .h5, .hdf5 or .npy, or -")
-        if "outputs" not in job.save:
-            raise UsageError(f"--save {','.join(sorted(job.save))}: {output} holds the outputs alone; use --output NAME.h5")
-        if job.states and "states" not in job.save:
-            raise UsageError(f"--states {job.states}: --save leaves the states out")
-        if suffix == "-":
-            return cls(None, Path(job.states) if job.states else None)
-        path = Path(output)
-        states = Path(job.states) if job.states else path.with_suffix(".states.npz")
-        targets = cls(path, states if "states" in job.save else None, path.with_suffix(".model.h5"))
-        if len(set(targets.names())) < len(targets.names()):
-            raise UsageError(f"--states {job.states}: is also the name of another file of this result; choose another one")
-        return targets
-
-    def all(self) -> list[Path]:
-        return [path for path in (self.main, self.states, self.model) if path]
-
-    def names(self) -> list[Path]:
-        """Of all files that exist at any time."""
-        return [name for path in self.all() for name in (path, partial_name(path))]
+def targets_of(job: Job) -> Paths:
+    """The files that a job makes. UsageError for names and options that do not go together."""
+    if "" in (job.output, job.states):
+        raise UsageError("expected a name after --output and --states, got an empty one")
+    output = job.output or f"{'stdin' if job.input == '-' else Path(split_spec(job.input)[0]).stem}.lstm.h5"
+    suffix = "-" if output == "-" else Path(output).suffix
+    if suffix in (".h5", ".hdf5"):
+        if job.states:
+            raise UsageError(
+                f"--states {job.states}: an HDF5 result holds the states itself; leave it out, or use --output NAME.npy"
+            )
+        return Paths(Path(output))
+    if suffix not in (".npy", "-"):
+        raise UsageError(f"--output {output}: expected a name that ends in .h5, .hdf5 or .npy, or -")
+    if "outputs" not in job.save:
+        raise UsageError(f"--save {','.join(sorted(job.save))}: {output} holds the outputs alone; use --output NAME.h5")
+    if job.states and "states" not in job.save:
+        raise UsageError(f"--states {job.states}: --save leaves the states out")
+    if suffix == "-":
+        return Paths(None, Path(job.states) if job.states else None)
+    path = Path(output)
+    states = Path(job.states) if job.states else path.with_suffix(".states.npz")
+    targets = Paths(path, states if "states" in job.save else None, path.with_suffix(".model.h5"))
+    if len(set(names := temporary_names(targets))) < len(names):
+        raise UsageError(f"--states {job.states}: is also the name of another file of this result; choose another one")
+    return targets
 
 
-def refuse_inputs(targets: Targets, job: Job) -> None:
+def temporary_names(targets: Paths) -> list[Path]:
+    """Of all files that exist at any time."""
+    names = [name for path in targets.all() for name in (path, partial_name(path))]
+    return [*names, journal_name(targets.main)] if targets.main else names
+
+
+def refuse_inputs(targets: Paths, job: Job) -> None:
     """OutputError where a file that would be replaced is also read, under whatever name."""
-    for target in targets.names():
+    for target in temporary_names(targets):
         for spec in (job.input, job.lens, job.weights):
             path = Path(split_spec(spec)[0]) if spec else target
             if spec and path.exists() and target.exists() and path.samefile(target):
@@ -236,6 +386,18 @@ def check_memory(job: Job, parameters: int) -> None:
         raise UsageError(f"--max-memory {job.max_memory:,}: the weights alone take {size:,} bytes; raise it")
 
 
+def attributes(job: Job, model: Model, found: Nonfinite) -> dict[str, Any]:
+    """What a result says of its making besides its lengths."""
+    known: dict[str, Any] = {
+        "model_config": model.config(),
+        "options": {"dtype": job.dtype, "save": sorted(job.save)},
+        "versions": {"lstmcli": __version__},
+    }
+    if job.nonfinite != "pass":
+        known |= {"nonfinite_steps": np.int64(found.steps), "nonfinite_first": np.array([found.row, found.step], np.int64)}
+    return known
+
+
 def stored_arrays(job: Job, model: Model, source: Source) -> Arrays:
     batch, time, _ = source.shape
     dtype = np.dtype(job.dtype)
@@ -247,7 +409,7 @@ def stored_arrays(job: Job, model: Model, source: Source) -> Arrays:
     return arrays
 
 
-def describe(job: Job, targets: Targets, source: Source, lengths: Lengths, origin: str | None, model: Model) -> dict[str, Any]:
+def describe(job: Job, targets: Paths, source: Source, lengths: Lengths, origin: str | None, model: Model) -> dict[str, Any]:
     batch, time, _ = source.shape
     total, cells = int(lengths.sum()), [cell for _, cell in model.cells()]
     return {
@@ -278,5 +440,7 @@ def describe(job: Job, targets: Targets, source: Source, lengths: Lengths, origi
         "valid_steps": total,
         "seconds": 0.0,
         "steps_per_second": 0,
+        "resumed_steps": 0,
+        "nonfinite": None,
         "dry_run": job.dry_run,
     }

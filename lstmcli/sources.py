@@ -8,6 +8,7 @@ import math
 import os
 import select
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
@@ -25,6 +26,7 @@ HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 HEADER_BEGIN = 10  # bytes of an NPY file before the text of its header, at least
 LARGE = 4 << 30  # bytes that a file may make this program take, however little it holds
 STOP_CHECK = 200  # milliseconds
+SAMPLES, SAMPLE = 16, 64 << 10  # pieces of a file, and bytes of each, that stand for the whole
 STAGING = 1 << 20  # bytes read at a time where values must be converted or moved
 
 Lengths = NDArray[np.int64]
@@ -42,6 +44,9 @@ class Bytes(Protocol):
 
     def finish(self) -> None:
         """DataError if these are not, or no longer, the bytes that the header announced."""
+
+    def identity(self) -> dict[str, Any]:
+        """What differs when the bytes do; JSON."""
 
 
 class FileBytes:
@@ -68,6 +73,14 @@ class FileBytes:
         now = os.fstat(self.fd)
         if (now.st_size, now.st_mtime_ns) != (self.opened.st_size, self.opened.st_mtime_ns):
             raise DataError(f"{self.name}: was changed while it was read; run again when nothing writes to it")
+
+    def identity(self) -> dict[str, Any]:
+        size, checksum = self.opened.st_size, 0
+        piece = bytearray(min(size, SAMPLE))
+        for k in range(SAMPLES):
+            self.fetch(memoryview(piece), (size - len(piece)) * k // (SAMPLES - 1))
+            checksum = zlib.crc32(piece, checksum)
+        return {"bytes": size, "modified_ns": self.opened.st_mtime_ns, "sample": checksum}
 
 
 class PipeBytes:
@@ -112,6 +125,9 @@ class PipeBytes:
     def stop(self) -> None:
         self.stopped = True
 
+    def identity(self) -> dict[str, Any]:
+        return {}  # it cannot be read twice
+
     def finish(self) -> None:
         assert self.size is not None
         self.fetch(memoryview(b""), self.size)
@@ -127,6 +143,7 @@ class Source:
     dtype: np.dtype[Any]  # as stored: float16, 32 or 64 of either byte order
     chunk: tuple[int, int] = (1, 1)  # (sequences, steps) that are best read together
     sequential: bool = False  # a pipe: blocks in order, each sequence whole or in pieces in order of time
+    first: int = 0  # of the sequences in the file
     dataset: Any = None  # the h5py.Dataset behind it, if there is one
 
     def __init__(
@@ -148,6 +165,14 @@ class Source:
         self.shape = (shape[0], shape[1], shape[2])
         self._close: Callable[[], None]
 
+    def restrict(self, first: int, stop: int) -> None:
+        """To the sequences first .. stop: from now on these are all."""
+        self.first, self.shape = self.first + first, (stop - first, *self.shape[1:])
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this input from another one, and from itself after a change."""
+        return self.data.identity()
+
     def read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
         """Packs steps start .. start + lengths[s] of the sequences first, first + 1, ... one after another into `rows`.
 
@@ -161,7 +186,7 @@ class Source:
             return
         try:
             with np.errstate(over="raise", invalid="ignore"):
-                self._read(first, start, lengths, rows)
+                self._read(self.first + first, start, lengths, rows)
         except FloatingPointError as error:
             raise DataError(
                 f"{self.name}, sequences {first} to {first + len(lengths) - 1}: a value is too large for {rows.dtype}; "
