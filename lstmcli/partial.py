@@ -33,7 +33,8 @@ class Partial:
         self.fd = claim(self.name, path)
         try:
             if not resume:
-                os.ftruncate(self.fd, 0)
+                with storing(path):
+                    os.ftruncate(self.fd, 0)
         except BaseException:
             os.close(self.fd)
             raise
@@ -113,11 +114,12 @@ class Partial:
 
     def discard(self) -> None:
         """Removes OUT.partial; and a new file that was published already, as part of a result that failed later."""
-        if not self.published and not self.kept:
-            self.name.unlink(missing_ok=True)
-        if self.published and not self.overwrite:
-            self.path.unlink(missing_ok=True)
-        self.close()
+        with suppress(OSError):  # comes after another failure, which says more
+            if not self.published and not self.kept:
+                self.name.unlink(missing_ok=True)
+            if self.published and not self.overwrite:
+                self.path.unlink(missing_ok=True)
+            os.close(self.fd)
 
 
 class Stream:

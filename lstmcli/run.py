@@ -16,7 +16,7 @@ import numpy as np
 
 from lstmcli import __version__
 from lstmcli.cpus import available_threads
-from lstmcli.errors import DataError, LstmcliError, OutputError, StoppedError, UsageError, shown
+from lstmcli.errors import DataError, LstmcliError, OutputError, StoppedError, StorageError, UsageError, shown
 from lstmcli.forward import MAX_LANES, Block, Forward, check_supported, packed_starts
 from lstmcli.journal import Done, Journal, journal_name
 from lstmcli.lengths import read_lengths
@@ -134,7 +134,8 @@ def complete(
             journal.seal()
         result.publish()
     except BaseException as error:
-        leave(result, journal, error)
+        if leave(result, journal, error) and isinstance(error, StorageError):
+            raise StorageError(f"{error}; --resume goes on from what was done") from error
         raise
     if journal:
         journal.remove()
@@ -142,8 +143,8 @@ def complete(
     return {"resumed_steps": resumed, "nonfinite": found._asdict() if job.nonfinite != "pass" else None}
 
 
-def leave(result: Result | None, journal: Journal | None, error: BaseException) -> None:
-    """What is done stays for --resume, if anything is, and if it can be of use."""
+def leave(result: Result | None, journal: Journal | None, error: BaseException) -> bool:
+    """Whether what was done stays for --resume: if anything was, and if it can be of use."""
     useless = isinstance(error, DataError | UsageError)  # the input, or the options, will be others
     if journal and result and not useless and not journal.sealed:
         with suppress(LstmcliError):
@@ -152,11 +153,12 @@ def leave(result: Result | None, journal: Journal | None, error: BaseException) 
         if result:
             result.close()
         journal.close()
-        return
+        return True
     if result:
         result.discard()
     if journal:
         journal.remove()
+    return False
 
 
 def name_sealed(targets: Paths, overwrite: bool) -> None:
@@ -298,6 +300,8 @@ def compute(
             source.stop()  # the reader may be waiting for a pipe in which nothing comes
             raise
     if coming:
+        if journal:
+            journal.flush(result)
         raise StoppedError(f"stopped by {stop.reason()} after {ready:,} of {total:,} steps")
     return seen, resumed
 

@@ -9,6 +9,7 @@ fault    kill     SIGKILL before the call
 argv     of the command; what is in the current folder when this begins is there again before each command
 again    the number of the call at which the run that resumes is killed, before another one resumes
 step     from one call to the next that is tried, instead of 1
+stop     only this call goes wrong, and nothing is resumed afterwards
 
 Calls are those that change files. Prints a JSON object for each process until one has no more calls that could go wrong. The
 modules are loaded once and a process is a fork of this one, so that it takes milliseconds.
@@ -114,6 +115,9 @@ def main() -> None:
     compiled.load(32)
     # Each block is put on disk before the next is stored, in one thread, so that the n-th call is the same in each process.
     journal.Journal.record = lambda self, done, result: (self.waiting.append(done), self._sync(result))  # type: ignore[assignment]
+    if "stop" in job:
+        command(job["argv"], (job["fault"], job["stop"], False))
+        return
     before = {path: path.read_bytes() for path in Path().iterdir()}
     for number in range(1, 10_000, job.get("step", 1)):
         restore(before)
