@@ -123,10 +123,16 @@ def main() -> None:
 
 def resuming(argv: list[str]) -> str:
     """The command, for a shell, that goes on with the run of this one."""
-    words = [word for word in argv[1:] if word != "--resume"]
-    # What a terminal must not get, and what would break the line, in the shell's own notation.
-    quoted = [shlex.quote(word) if word.isprintable() else f"$'{ascii(word)[1:-1]}'" for word in words]
-    return " ".join(["lstmcli", *quoted, "--resume"])
+    words = [shell_word(word) for word in argv[1:] if word != "--resume"]
+    return " ".join(["lstmcli", *words, "--resume"])
+
+
+def shell_word(word: str) -> str:
+    """Quoted for a shell; what a terminal must not get, or what would break the line, in bash's notation."""
+    if word.isprintable():
+        return shlex.quote(word)
+    plain = (chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}" for byte in os.fsencode(word))
+    return f"$'{''.join(plain)}'"
 
 
 def fail(message: str, code: int) -> None:

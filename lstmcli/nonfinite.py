@@ -1,5 +1,6 @@
 """NaN and Inf among the valid steps of an input: counted, and the first one named."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +27,9 @@ def find_nonfinite(rows: Floats, first: int, start: int, lengths: Lengths) -> No
     """In steps start .. start + lengths[s] of the sequences first, first + 1, ..., packed in rows (R, E)."""
     values = rows.reshape(-1)
     # One pass at the speed of memory: a sum of squares is finite, or something in it is not or is too large to tell.
-    suspect = [
-        at for at in range(0, len(values), PIECE) if not np.isfinite(np.dot(values[at : at + PIECE], values[at : at + PIECE]))
-    ]
+    with np.errstate(over="ignore", invalid="ignore"):
+        pieces = ((at, values[at : at + PIECE]) for at in range(0, len(values), PIECE))
+        suspect = [at for at, piece in pieces if not math.isfinite(np.dot(piece, piece))]
     if not suspect or np.isfinite(values[suspect[0] :]).all():
         return Nonfinite()
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
