@@ -200,6 +200,7 @@ def lstmcli() -> None:
     help="Of the whole program, whatever the file's size.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output, once the new one is complete.")
+@click.option("--follow-links", is_flag=True, help="Let HDF5 inputs be links, virtual, or in external files.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped; if there is none, begin.")
 @click.option(
     "--stop-after",

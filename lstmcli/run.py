@@ -54,6 +54,7 @@ class Job:
     threads: int | None = None
     max_memory: int = 1_000_000_000
     nonfinite: str = "warn"  # error | warn | pass
+    follow_links: bool = False
     rows: tuple[int, int] | None = None  # first, stop: of the input only these sequences
     overwrite: bool = False
     resume: bool = False
@@ -62,7 +63,7 @@ class Job:
 
 # Options that change no bit of a result, and those whose files or numbers are in the fingerprint themselves.
 UNMARKED = {
-    *("threads", "max_memory", "overwrite", "resume", "dry_run"),
+    *("threads", "max_memory", "overwrite", "resume", "dry_run", "follow_links"),
     *("input", "lens", "units", "weights", "seed", "output"),
 }
 
@@ -79,10 +80,10 @@ def run(job: Job, on_progress: Progress, stop: Stop | None = None) -> dict[str, 
     if not (job.resume and targets.main and journal_name(targets.main).exists()):  # else it may be half named already
         for path in targets.all():
             check_target(path, job.overwrite)
-    source = open_source(job.input)
+    source = open_source(job.input, job.follow_links)
     try:
         refuse_inputs(targets, job)
-        lengths, origin = read_lengths(job.lens, source)
+        lengths, origin = read_lengths(job.lens, source, job.follow_links)
         if job.rows:
             lengths = lengths[slice(*job.rows)]
             source.restrict(*job.rows)

@@ -285,14 +285,32 @@ class ChunkedArray(Source):
     """An HDF5 dataset that libhdf5 must decode. A chunk is decoded at most once in a read, and only for valid steps."""
 
     def __init__(self, data: Bytes, name: str, dataset: Any, dtype: np.dtype[Any]) -> None:
-        chunk = math.prod(dataset.chunks or dataset.shape) * dtype.itemsize
+        # What has no chunks is compact, or in other files.
+        chunks = dataset.chunks or (
+            max(1, STAGING // max(1, math.prod(dataset.shape[1:]) * dtype.itemsize)),
+            *dataset.shape[1:],
+        )
+        chunk = math.prod(chunks) * dtype.itemsize
         super().__init__(data, name, dataset.shape, dtype, dataset.id.get_storage_size(), chunk)
         self.dataset, self.space = dataset, dataset.id.get_space()
         self.written = hdf5.written_chunks(dataset)
-        extents = zip(dataset.chunks or dataset.shape, dataset.shape, strict=True)
-        self.extent = tuple(max(1, min(extent, size)) for extent, size in extents)
+        self.extent = tuple(max(1, min(extent, size)) for extent, size in zip(chunks, dataset.shape, strict=True))
         self.chunk = self.extent[:2]
         self.staging = np.empty(0, dtype)
+        self.others = [FileBytes(hdf5.open_readable(str(path)), shown(str(path))) for path in hdf5.other_files(dataset)]
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {other.name: other.identity() for other in self.others}
+
+    def finish(self) -> None:
+        super().finish()
+        for other in self.others:
+            other.finish()
+
+    def close(self) -> None:
+        for other in self.others:
+            os.close(other.fd)
+        super().close()
 
     def _read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
         begins = np.cumsum(lengths) - lengths
@@ -329,8 +347,10 @@ class ChunkedArray(Source):
         return part
 
 
-def open_source(spec: str) -> Source:
+def open_source(spec: str, follow_links: bool = False) -> Source:
     """Opens the input that `spec` names: a path (NPY or HDF5, told by its first bytes), `file.h5::/dataset`, or `-`.
+
+    follow_links: an HDF5 dataset may be a link or lie in other files.
 
     MissingInputError: no such file. DataError: not an array that can be read; the message says what is there.
     """
@@ -341,7 +361,7 @@ def open_source(spec: str) -> Source:
         if stat.S_ISREG(os.fstat(fd).st_mode) and path != "-":
             if is_hdf5(fd, shown(path)):
                 file = stack.enter_context(hdf5.open_file(path))
-                source = _open_dataset(file, dataset)
+                source = _open_dataset(file, dataset, follow_links)
             else:
                 source = _open_npy(FileBytes(fd, shown(path)), shown(path))
         else:
@@ -401,11 +421,11 @@ def _open_npy(data: FileBytes | PipeBytes, name: str) -> Source:
     return source
 
 
-def _open_dataset(file: Any, name: str | None) -> Source:
-    dataset = hdf5.dataset(file, name or _only_candidate(file))
+def _open_dataset(file: Any, name: str | None, follow_links: bool) -> Source:
+    dataset = hdf5.dataset(file, name or _only_candidate(file), follow_links)
     where = hdf5.label(dataset)
     dtype, offset = hdf5.dtype_of(dataset), hdf5.raw_offset(dataset)
-    data = FileBytes(file.id.get_vfd_handle(), where)
+    data = FileBytes(dataset.file.id.get_vfd_handle(), where)
     if offset is None:
         return ChunkedArray(data, where, dataset, dtype)
     if offset + dataset.nbytes > data.opened.st_size:
