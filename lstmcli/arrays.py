@@ -5,6 +5,7 @@ its padding too, because it cannot seek, and drops it. Nothing is mapped: a mapp
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -13,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli import hdf5
-from lstmcli.errors import DataError
-from lstmcli.raw import Bytes
+from lstmcli.errors import DataError, shown
+from lstmcli.raw import Bytes, FileBytes
 
 LARGE = 4 << 30  # bytes that a file may make this program take, however little it holds
 STAGING = 1 << 20  # bytes read at a time where values must be converted or moved
@@ -35,6 +36,7 @@ class Source:
     chunk: tuple[int, int] = (1, 1)  # (sequences, steps) that are decoded at once
     side_by_side: int = 1  # sequences that are best read together, rather than many steps of fewer of them
     sequential: bool = False  # a pipe: blocks in order, each sequence whole or in pieces in order of time
+    first: int = 0  # of the sequences in the file
     dataset: Any = None  # the h5py.Dataset behind it, if there is one
 
     def __init__(
@@ -76,6 +78,14 @@ class Source:
         """From (N, T, E) to the order in the file, and back."""
         return (sizes[1], sizes[0], sizes[2]) if self.time_major else sizes
 
+    def restrict(self, first: int, stop: int) -> None:
+        """To the sequences first .. stop: from now on these are all."""
+        self.first, self.shape = self.first + first, (stop - first, *self.shape[1:])
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this input from another one, and from itself after a change."""
+        return self.data.identity()
+
     def read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
         """Packs steps start .. start + lengths[s] of the sequences first, first + 1, ... one after another into `rows`.
 
@@ -89,7 +99,7 @@ class Source:
             return
         try:
             with np.errstate(over="raise", invalid="ignore"):
-                self._read(first, start, lengths, rows)
+                self._read(self.first + first, start, lengths, rows)
         except FloatingPointError as error:
             raise DataError(
                 f"{self.name}, sequences {first} to {first + len(lengths) - 1}: a value is too large for {rows.dtype}; "
@@ -231,15 +241,31 @@ class ChunkedArray(Source):
     """An HDF5 dataset that libhdf5 must decode. A chunk is decoded at most once in a read, and only for valid steps."""
 
     def __init__(self, data: Bytes, name: str, dataset: Any, dtype: np.dtype[Any], time_major: bool) -> None:
-        chunk = math.prod(dataset.chunks or dataset.shape) * dtype.itemsize
+        # What has no chunks is compact, or in other files.
+        row = max(1, math.prod(dataset.shape[1:]) * dtype.itemsize)
+        chunks = dataset.chunks or (max(1, STAGING // row), *dataset.shape[1:])
+        chunk = math.prod(chunks) * dtype.itemsize
         super().__init__(data, name, dataset.shape, dtype, dataset.id.get_storage_size(), chunk, time_major)
         self.dataset, self.space = dataset, dataset.id.get_space()
         self.written = hdf5.written_chunks(dataset)
-        extents = zip(dataset.chunks or dataset.shape, dataset.shape, strict=True)
-        first, second, third = (max(1, min(extent, size)) for extent, size in extents)
+        first, second, third = (max(1, min(extent, size)) for extent, size in zip(chunks, dataset.shape, strict=True))
         self.extent = self._turned((first, second, third))
         self.chunk, self.side_by_side = self.extent[:2], self.extent[0]
         self.staging = np.empty(0, dtype)
+        self.others = [FileBytes(hdf5.open_readable(str(path)), shown(str(path))) for path in hdf5.other_files(dataset)]
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {other.name: other.identity() for other in self.others}
+
+    def finish(self) -> None:
+        super().finish()
+        for other in self.others:
+            other.finish()
+
+    def close(self) -> None:
+        for other in self.others:
+            os.close(other.fd)
+        super().close()
 
     def _read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
         begins = np.cumsum(lengths) - lengths

@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 import click
 
 from lstmcli import __version__
-from lstmcli.errors import LstmcliError, StorageError
+from lstmcli.errors import LstmcliError, StoppedError, StorageError
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 BROKEN_PIPE = StorageError.exit_code
@@ -54,6 +55,17 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         if not match or match[2] not in self.units or not (size := int(float(match[1]) * self.units[match[2]])):
             self.fail(f"expected a size such as 500MB, 1.5GB or 2GiB; got {value!r}", param, ctx)
         return size
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    name = "time"
+    units: ClassVar = {"D": 86400, "H": 3600, "M": 60, "S": 1, "": 1}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        parts = re.findall(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([DHMS]?)", value.upper())
+        if not parts or "".join(number + unit for number, unit in parts) != value.upper():
+            self.fail(f"expected a time such as 90s, 55m or 1h30m; got {value!r}", param, ctx)
+        return sum(float(number) * self.units[unit] for number, unit in parts)
 
 
 class Names(click.ParamType):  # type: ignore[type-arg]
@@ -123,6 +135,8 @@ def main() -> None:
         if isinstance(error, click.UsageError) and error.ctx:
             hint = f" (see {error.ctx.command_path} --help)"
         fail(error.format_message() + hint, error.exit_code)
+    except StoppedError as error:
+        fail(f"{error}; go on with: {resuming(sys.argv)}", error.exit_code)
     except LstmcliError as error:
         fail(str(error), error.exit_code)
     except MemoryError:
@@ -131,8 +145,22 @@ def main() -> None:
         fail("interrupted", 130)
 
 
+def resuming(argv: list[str]) -> str:
+    """The command, for a shell, that goes on with the run of this one."""
+    words = [shell_word(word) for word in argv[1:] if word != "--resume"]
+    return " ".join(["lstmcli", *words, "--resume"])
+
+
+def shell_word(word: str) -> str:
+    """Quoted for a shell; what a terminal must not get, or what would break the line, in bash's notation."""
+    if word.isprintable():
+        return shlex.quote(word)
+    plain = (chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}" for byte in os.fsencode(word))
+    return f"$'{''.join(plain)}'"
+
+
 def fail(message: str, code: int) -> None:
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message.replace("\n", " "))
     print(f"lstmcli: {line}", file=sys.stderr)
     sys.exit(code)
 
@@ -187,7 +215,7 @@ def lstmcli() -> None:
 )
 @click.option(
     "--save",
-    type=Names("outputs", "states"),
+    type=Names("outputs", "states", "cells", "layers"),
     default="outputs,states",
     show_default=True,
     help="What the result holds.",
@@ -208,6 +236,21 @@ def lstmcli() -> None:
     help="Of the whole program, whatever the file's size.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output, once the new one is complete.")
+@click.option("--follow-links", is_flag=True, help="Let HDF5 inputs be links, virtual, or in external files.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped; if there is none, begin.")
+@click.option(
+    "--stop-after",
+    type=Duration(),
+    metavar="TIME",
+    help="Stop in order after so long, such as 55m or 1h30m; --resume goes on.",
+)
+@click.option(
+    "--nonfinite",
+    type=click.Choice(["error", "warn", "pass"]),
+    default="warn",
+    show_default=True,
+    help="What to do about NaN or Inf in valid steps; pass: do not look.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and print the summary; compute and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.option("-q", "--quiet", is_flag=True, help="Print neither summary nor progress.")
@@ -218,7 +261,7 @@ def lstmcli() -> None:
     show_default=True,
     help="On stderr; auto: a bar on a terminal, else a line now and then.",
 )
-def run(as_json: bool, quiet: bool, progress: str, **options: Any) -> None:
+def run(as_json: bool, quiet: bool, progress: str, stop_after: float | None, **options: Any) -> None:
     """Run a model over a file of padded sequences and store its outputs and final states.
 
     \b
@@ -230,6 +273,7 @@ def run(as_json: bool, quiet: bool, progress: str, **options: Any) -> None:
     from lstmcli.kernel import compiled
     from lstmcli.run import Job
     from lstmcli.run import run as run_job
+    from lstmcli.stop import Stop
 
     gc.freeze()
     gc.enable()
@@ -245,12 +289,41 @@ def run(as_json: bool, quiet: bool, progress: str, **options: Any) -> None:
     if not quiet and not compiled.is_cached(64 if options["dtype"] == "float64" else 32):
         report.note("compiling the kernel for this CPU, once")
     job = Job(**options | {"seed": options["seed"] or 0})
-    with report.progress("none" if quiet else progress) as on_progress:
-        facts = run_job(job, on_progress)
+    stop = Stop(stop_after)
+    with stop.heed_signals(), report.progress("none" if quiet else progress) as on_progress:
+        facts = run_job(job, on_progress, stop)
+    if (found := facts["nonfinite"]) and found["steps"]:
+        report.note(
+            f"{job.input}: NaN or Inf in {found['steps']:,} of {facts['valid_steps']:,} valid steps, "
+            f"first in sequence {found['row']}, step {found['step']}"
+        )
     if not quiet:
         for note in facts["notes"]:
             report.note(note)
         report.summary(facts, as_json, sys.stderr if job.output == "-" else sys.stdout)
+
+
+@lstmcli.command(short_help="Check that files are whole and hold what was written.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing about files that are right.")
+def verify(files: tuple[str, ...], quiet: bool) -> None:
+    """Check results, and the model, NPY and NPZ files beside them: is each whole, and are its checksums right?"""
+    from lstmcli import report
+    from lstmcli.verify import verify as verify_file
+
+    failed: LstmcliError | None = None
+    for file in files:
+        try:
+            found = verify_file(file)
+        except LstmcliError as error:
+            if failed:
+                report.note(str(failed))
+            failed = error
+        else:
+            if not quiet:
+                report.found(file, found)
+    if failed:
+        raise failed
 
 
 @lstmcli.group()

@@ -3,6 +3,8 @@
 The text of an error says where (file, dataset, row), what was expected, what came, and what to do, in one line.
 """
 
+import signal
+
 
 class LstmcliError(Exception):
     """Root of all expected failures; anything else that is raised is a bug."""
@@ -38,6 +40,20 @@ class StorageError(LstmcliError):
     """Reading or writing failed on the way: disk full, quota, device error, broken pipe."""
 
     exit_code = 74
+
+
+class StoppedError(LstmcliError):
+    """A signal or --stop-after ended the run after a whole block: --resume goes on from there."""
+
+    exit_code = 75
+
+
+class SignalError(LstmcliError):
+    """A signal ended the command, and nothing is kept."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.exit_code = 130 if number == signal.SIGINT else 143
 
 
 def shown(name: str) -> str:

@@ -38,13 +38,15 @@ class Forward:
         state    in/out  C-contiguous arrays (n, width): before, the initial state; after, the one after the last step,
                          unchanged where the length is 0
         saved    out     what else to keep of each step: "cells" with the starts of `outputs`, c of the top layer, and
-                         "layers/...", packed, the outputs of the layers of model.layers()
+                         "layers/...", packed, the outputs of the layers of model.layers_by_name()
 
         With `saved` layers, or with a model that is pointwise, block and outputs must be packed.
         """
         schedule = Schedule.of(block.lengths)
         if schedule.steps:
             Call(self, schedule, state, saved).walk(self.model, "", block, outputs, saved.get("cells"))
+            if "layers/0" in saved and not self.model.layers_by_name():  # it is one layer itself
+                np.copyto(saved["layers/0"].rows, outputs.rows)
 
     def buffer(self, key: tuple[int, int], steps: int, width: int) -> Floats:
         """Rows that only the next layer or a merge reads; reused by what follows in this thread."""

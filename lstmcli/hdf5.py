@@ -1,7 +1,8 @@
 """HDF5 files of other people, opened passively: such a file cannot make this program read another file or load code.
 
 Refused: external and soft links (a soft link inside the file too: it may lead through an external one), datasets in
-external storage, virtual datasets, and filters other than the four below. libhdf5 itself is trusted with the bytes.
+external storage, virtual datasets, unless `follow` says that they are wanted; and filters other than the four below. libhdf5
+itself is trusted with the bytes.
 """
 
 import errno
@@ -11,6 +12,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,8 +127,11 @@ def listed(found: list[Entry]) -> str:
     return ", ".join(map(str, found[:10])) + more if found else "no dataset at all"
 
 
-def find(group: Any, name: str) -> Any:
-    """The group or dataset `name`, or None if there is none; DataError where a link on the way is not a hard link."""
+def find(group: Any, name: str, follow: bool = False) -> Any:
+    """The group or dataset `name`, or None if there is none; DataError where a link on the way is not a hard link.
+
+    follow: links are followed, into other files too.
+    """
     import h5py
 
     item = group
@@ -135,12 +140,20 @@ def find(group: Any, name: str) -> Any:
             key = part.encode("utf-8", "surrogateescape")
             if not isinstance(item, h5py.Group) or not item.id.links.exists(key):
                 return None
-            if item.id.links.get_info(key).type != h5py.h5l.TYPE_HARD:
+            linked = item.id.links.get_info(key).type != h5py.h5l.TYPE_HARD
+            if linked and not follow:
                 raise DataError(
                     f"{label(item)}: {shown(part)} is a soft or external link, which are not followed; "
-                    "name the dataset that it points to, or copy it into the file"
+                    "name the dataset that it points to, copy it into the file, or allow it with --follow-links"
                 )
-            item = item[part]
+            try:
+                item = item[part]
+            except (KeyError, OSError) as error:
+                if not linked:
+                    raise
+                link = item.get(part, getlink=True)
+                target = f"{getattr(link, 'filename', '')}::{link.path}"
+                raise DataError(f"{label(item)}: {shown(part)} is a link to {shown(target)}, which cannot be opened") from error
     return item
 
 
@@ -160,11 +173,14 @@ def refuse_links(file: Any) -> None:
         )
 
 
-def dataset(file: Any, name: str) -> Any:
-    """The h5py.Dataset `name` of a file or group, checked to hold its own data, readable without plugins."""
+def dataset(file: Any, name: str, follow: bool = False) -> Any:
+    """The h5py.Dataset `name` of a file or group, readable without plugins, and checked to hold its own data.
+
+    follow: or to have it in other files that are all there.
+    """
     import h5py
 
-    item = find(file, name)
+    item = find(file, name, follow)
     if not isinstance(item, h5py.Dataset):
         got = "no such dataset" if item is None else f"expected a dataset, got a {type(item).__name__.lower()}"
         where = f"{label(file).rstrip('/')}/{shown(name.lstrip('/'))}"
@@ -175,7 +191,12 @@ def dataset(file: Any, name: str) -> Any:
         if item.shape is None:
             raise DataError(f"{where}: expected an array, got a dataset without a shape")
         if item.is_virtual or properties.get_external_count():
-            raise DataError(f"{where}: its data lies in other files, which are not read; copy it into one file (h5repack)")
+            if not follow:
+                raise DataError(
+                    f"{where}: its data lies in other files, which are not read; "
+                    "copy it into one file (h5repack), or allow it with --follow-links"
+                )
+            check_others(item)
         filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
         if unknown := sorted(set(filters) - set(FILTERS)):
             raise DataError(
@@ -183,6 +204,33 @@ def dataset(file: Any, name: str) -> Any:
                 "convert it with: h5repack -f GZIP=4"
             )
     return item
+
+
+def other_files(item: Any) -> list[Path]:
+    """Those that hold the data of a virtual dataset, or of one in external storage."""
+    properties = item.id.get_create_plist()
+    if item.is_virtual:
+        names = [source.file_name for source in item.virtual_sources() if source.file_name != "."]
+    else:
+        names = [os.fsdecode(properties.get_external(k)[0]) for k in range(properties.get_external_count())]
+    folder = Path(item.file.filename).parent
+    return [folder / name for name in dict.fromkeys(names)]
+
+
+def check_others(item: Any) -> None:
+    """DataError where libhdf5 would give fill values: for files and datasets that are missing, and for values in no file."""
+    where = label(item)
+    for path in other_files(item):
+        if not path.is_file():
+            raise DataError(f"{where}: {shown(str(path))} holds part of it, but is missing")
+    if not item.is_virtual:
+        return
+    for source in dict.fromkeys((source.file_name, source.dset_name) for source in item.virtual_sources()):
+        with open_file(item.file.filename if source[0] == "." else str(Path(item.file.filename).parent / source[0])) as file:
+            if find(file, source[1]) is None:
+                raise DataError(f"{where}: {shown(source[1])} in {shown(source[0])} holds part of it, but is missing")
+    if sum(source.vspace.get_select_npoints() for source in item.virtual_sources()) < item.size:
+        raise DataError(f"{where}: some of its values are in none of its files")
 
 
 def dtype_of(item: Any) -> np.dtype[Any]:
@@ -201,7 +249,8 @@ def raw_offset(item: Any) -> int | None:
     import h5py
 
     with reading(label(item)):
-        if item.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
+        properties = item.id.get_create_plist()
+        if properties.get_layout() != h5py.h5d.CONTIGUOUS or properties.get_external_count():
             return None
         if item.size == 0:
             return 0

@@ -19,7 +19,7 @@ from lstmcli.sources import is_hdf5, split_spec
 NAMES = ("lengths", "lens", "sequence_length")
 
 
-def read_lengths(spec: str | None, source: Source) -> tuple[Lengths, str | None]:
+def read_lengths(spec: str | None, source: Source, follow_links: bool = False) -> tuple[Lengths, str | None]:
     """Lengths (N,) int64, all of them 0 .. T, and where they came from; None: nowhere, every sequence is full.
 
     spec: an NPY file, a text with one integer a line, `file.h5::/dataset`, `none`; or None to take the dataset
@@ -28,7 +28,7 @@ def read_lengths(spec: str | None, source: Source) -> tuple[Lengths, str | None]
     """
     batch, steps, _ = source.shape
     try:
-        found = None if spec == "none" else _beside(source) if spec is None else _named(spec, batch)
+        found = None if spec == "none" else _beside(source, follow_links) if spec is None else _named(spec, batch, follow_links)
         if found is None:
             return np.full(batch, steps, np.int64), None
         values, name = found
@@ -39,17 +39,17 @@ def read_lengths(spec: str | None, source: Source) -> tuple[Lengths, str | None]
         raise DataError(f"{error}; it lies beside the input, --lens none ignores it") from error
 
 
-def _beside(source: Source) -> tuple[NDArray[Any], str] | None:
+def _beside(source: Source, follow: bool) -> tuple[NDArray[Any], str] | None:
     if source.dataset is None:
         return None
     file, group = source.dataset.file, posixpath.dirname(source.dataset.name)
     for name in (f"{folder}/{name}" for folder in (group, "") for name in NAMES):
-        if hdf5.find(file, name) is not None:
-            return _from_dataset(hdf5.dataset(file, name), source.shape[0])
+        if hdf5.find(file, name, follow) is not None:
+            return _from_dataset(hdf5.dataset(file, name, follow), source.shape[0])
     return None
 
 
-def _named(spec: str, batch: int) -> tuple[NDArray[Any], str]:
+def _named(spec: str, batch: int, follow: bool) -> tuple[NDArray[Any], str]:
     if spec == "-":
         raise UsageError("--lens -: only --input may be -; give a file, or /dev/stdin")
     path, dataset = split_spec(spec)
@@ -57,7 +57,7 @@ def _named(spec: str, batch: int) -> tuple[NDArray[Any], str]:
         name = shown(path)
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and is_hdf5(file.fileno(), name):
             with hdf5.open_file(path) as container:
-                return _from_dataset(hdf5.dataset(container, dataset or _likely_name(container)), batch)
+                return _from_dataset(hdf5.dataset(container, dataset or _likely_name(container), follow), batch)
         if dataset is not None:
             raise DataError(f"{name}: dataset {shown(dataset)} is named, but this is not an HDF5 file")
         limit = 2 * HEADER_LIMIT + 32 * batch

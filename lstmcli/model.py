@@ -90,7 +90,7 @@ class Model:
 
     def layers_by_name(self) -> dict[str, Model]:
         """The layers of the outermost stacks, by their names in a result: "0", or "forward/0" below a direction."""
-        return {"0": self}
+        return {}
 
     def parameters(self) -> int:
         """How many numbers the weights are."""

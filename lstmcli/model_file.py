@@ -58,10 +58,11 @@ def model_image(model: Model) -> bytes:
 def save_model(model: Model, path: Path, overwrite: bool = False) -> None:
     """Writes a model file, whole or not at all. OutputError, StorageError."""
     image = model_image(model)
-    partial = Partial(path, overwrite)
+    partial = Partial(path, overwrite, resume=True)  # what a killed command may have left is written over
     try:
         partial.reserve(len(image))
         partial.write(image, 0)
+        partial.seal()
         partial.publish()
         partial.close()
     except BaseException:

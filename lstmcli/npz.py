@@ -21,36 +21,34 @@ DATE = 0x21  # 1980-01-01: the same run gives the same bytes
 
 
 class Npz(Partial):
-    """The arrays' values begin at offsets[name]; checksums and directory are written when it is published."""
+    """The arrays' values begin at offsets[name]; headers, checksums and directory are written when it is sealed."""
 
-    def __init__(self, path: Path, arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], overwrite: bool) -> None:
-        super().__init__(path, overwrite)
+    def __init__(
+        self, path: Path, arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], overwrite: bool, resume: bool = False
+    ) -> None:
+        super().__init__(path, overwrite, resume)
         self.members: list[tuple[bytes, int, int, int]] = []  # name, where its header starts, where it starts, its size
         self.offsets: dict[str, int] = {}
         self.end = 0
-        headers = {}
+        self.headers: dict[str, bytes] = {}
         for name, (shape, dtype) in arrays.items():
-            headers[name] = write_header(shape, dtype)
-            size = len(headers[name]) + math.prod(shape) * dtype.itemsize
+            header = self.headers[name] = write_header(shape, dtype)
+            size = len(header) + math.prod(shape) * dtype.itemsize
             member = f"{name}.npy".encode()
             start = self.end + len(local_header(member, size, 0))
             self.members.append((member, self.end, start, size))
-            self.offsets[name] = start + len(headers[name])
+            self.offsets[name] = start + len(header)
             self.end = start + size
-        try:
-            self.reserve(self.end + len(self._directory([0] * len(self.members))))
-            for name, header in headers.items():
-                self.write(header, self.offsets[name] - len(header))
-        except BaseException:
-            self.discard()
-            raise
+        self.size = self.end + len(self._directory([0] * len(self.members)))
 
-    def publish(self) -> None:
+    def seal(self) -> None:
+        for name, header in self.headers.items():
+            self.write(header, self.offsets[name] - len(header))
         sums = [self._checksum(start, size) for _, _, start, size in self.members]
-        for (member, header, _, size), checksum in zip(self.members, sums, strict=True):
-            self.write(local_header(member, size, checksum), header)
+        for (member, header_at, _, size), checksum in zip(self.members, sums, strict=True):
+            self.write(local_header(member, size, checksum), header_at)
         self.write(self._directory(sums), self.end)
-        super().publish()
+        super().seal()
 
     def _checksum(self, start: int, size: int) -> int:
         checksum = 0

@@ -5,64 +5,42 @@ import fcntl
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.errors import LstmcliError, OutputError, StorageError, shown
+from lstmcli.errors import OutputError, StorageError, shown
 
 Data = bytes | memoryview | NDArray[Any]
 
 
 class Partial:
-    """Owns OUT.partial, locked against other runs, until it is published as OUT or discarded."""
+    """Owns OUT.partial, locked against other runs, until it is published as OUT, discarded, or left for a later run."""
 
-    def __init__(self, path: Path, overwrite: bool) -> None:
-        """OutputError: OUT or OUT.partial is there and may not be replaced, or cannot be created."""
+    def __init__(self, path: Path, overwrite: bool, resume: bool = False) -> None:
+        """resume: what an earlier run left in OUT.partial is kept.
+
+        OutputError: OUT is there and may not be replaced, another run has OUT.partial, or it cannot be created.
+        """
         self.path, self.overwrite = path, overwrite
         self.name = partial_name(path)
         self.published = self.kept = False
         check_target(path, overwrite)
-        self.fd = self._claim()
-
-    def _claim(self) -> int:
-        """Opens and locks the partial file. A lock, unlike a lock file, ends with the process that holds it."""
+        self.fd = claim(self.name, path)
         try:
-            fd = os.open(self.name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
-        except OSError as error:
-            raise OutputError(f"{shown(str(self.name))}: cannot be created: {error.strerror}") from error
-        try:
-            status = os.fstat(fd)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OutputError(
-                    f"{shown(str(self.path))}: another run is writing it; wait, or choose another --output"
-                ) from error
-            except OSError:
-                pass  # a file system without locks
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or not self._is_named(status):
-                raise OutputError(f"{shown(str(self.name))}: in use or not a plain file; remove it, or choose another --output")
-            if status.st_size and not self.overwrite:
-                raise OutputError(
-                    f"{shown(str(self.name))}: is left from a run that was stopped; start again with --overwrite, or remove it"
-                )
-            os.ftruncate(fd, 0)
+            if not resume:
+                with storing(path):
+                    os.ftruncate(self.fd, 0)
         except BaseException:
-            os.close(fd)
+            os.close(self.fd)
             raise
-        return fd
-
-    def _is_named(self, status: os.stat_result) -> bool:
-        try:
-            return os.path.samestat(self.name.lstat(), status)
-        except FileNotFoundError:
-            return False
 
     def reserve(self, size: int) -> None:
-        """Makes the file `size` bytes of zeros, with their space taken. StorageError if there is not so much."""
+        """Makes the file `size` bytes, zeros where nothing was written, with their space taken. StorageError: no such space."""
         try:
             os.ftruncate(self.fd, size)
             if size and hasattr(os, "posix_fallocate"):
@@ -75,36 +53,44 @@ class Partial:
             ) from error
 
     def write(self, data: Data, offset: int) -> None:
-        view = as_bytes(data)
-        try:
-            while view:
-                count = os.pwrite(self.fd, view, offset)
-                view, offset = view[count:], offset + count
-        except OSError as error:
-            raise storage_error(shown(str(self.path)), error) from error
+        with storing(self.path):
+            write_all(self.fd, as_bytes(data), offset)
 
     def read(self, size: int, offset: int) -> bytes:
+        """At most 2 GiB."""
         try:
-            return os.pread(self.fd, size, offset)
+            content = os.pread(self.fd, size, offset)
         except OSError as error:
-            raise storage_error(shown(str(self.path)), error) from error
+            raise StorageError(f"{shown(str(self.name))}: reading at byte {offset} failed: {error.strerror}") from error
+        if len(content) < size:
+            raise StorageError(f"{shown(str(self.name))}: was cut by another program at byte {offset + len(content)}")
+        return content
+
+    def sync(self) -> None:
+        """All that was written until now is on disk afterwards. After a failure nobody knows what is: never try again."""
+        with storing(self.path):
+            os.fdatasync(self.fd)
+
+    def seal(self) -> None:
+        """The file is whole: on disk with its size and all."""
+        with storing(self.path):
+            os.fsync(self.fd)
+            os.close(os.dup(self.fd))  # network file systems report some failures only here
 
     def publish(self) -> None:
-        """Data on disk, then the name, then the name on disk."""
+        """After seal(): the name, then the name on disk."""
         try:
-            os.fsync(self.fd)
             if self.overwrite:
                 self.name.replace(self.path)
             else:
                 self._rename_to_new()
             self.published = True
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(self.path.parent)
         except OSError as error:
-            raise storage_error(shown(str(self.path)), error) from error
+            where = self.path if self.published else self.name
+            raise StorageError(
+                f"{shown(str(self.path))}: naming it failed: {error.strerror}; the result is complete in {shown(str(where))}"
+            ) from error
 
     def _rename_to_new(self) -> None:
         """Renames, but never onto a file that came in the meantime: then the partial file is left, as it is whole."""
@@ -122,16 +108,18 @@ class Partial:
             self.name.unlink()
 
     def close(self) -> None:
-        """After publish(), or before: then the partial file is removed."""
-        if not self.published and not self.kept:
-            self.name.unlink(missing_ok=True)
-        os.close(self.fd)
+        """Ends the lock. OUT.partial stays where it was not published."""
+        with storing(self.path):
+            os.close(self.fd)
 
     def discard(self) -> None:
-        """As close(); and a new file that was published already, as part of a result that failed later, is removed too."""
-        if self.published and not self.overwrite:
-            self.path.unlink(missing_ok=True)
-        self.close()
+        """Removes OUT.partial; and a new file that was published already, as part of a result that failed later."""
+        with suppress(OSError):  # comes after another failure, which says more
+            if not self.published and not self.kept:
+                self.name.unlink(missing_ok=True)
+            if self.published and not self.overwrite:
+                self.path.unlink(missing_ok=True)
+            os.close(self.fd)
 
 
 class Stream:
@@ -153,23 +141,89 @@ class Stream:
         self._put(as_bytes(data))
 
     def _put(self, view: memoryview) -> None:
-        try:
+        with storing("standard output"):
             while view:
                 count = os.write(1, view)
                 view, self.at = view[count:], self.at + count
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise storage_error("standard output", error) from error
+
+    def sync(self) -> None:
+        pass
+
+    def seal(self) -> None:
+        self.write(b"", self.size)
 
     def publish(self) -> None:
-        self.write(b"", self.size)
+        pass
 
     def close(self) -> None:
         pass
 
     def discard(self) -> None:
         pass
+
+
+def claim(name: Path, owner: Path) -> int:
+    """Opens and locks a file of a run on `owner`, made when missing. A lock, unlike a lock file, ends with its process."""
+    try:
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        raise OutputError(f"{shown(str(name))}: cannot be created: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(f"{shown(str(owner))}: another run is writing it; wait, or choose another --output") from error
+        except OSError:
+            pass  # a file system without locks
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or not is_named(name, status):
+            raise OutputError(f"{shown(str(name))}: in use or not a plain file; remove it, or choose another --output")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def is_named(name: Path, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(name.lstat(), status)
+    except FileNotFoundError:
+        return False
+
+
+def check_left_over(path: Path) -> None:
+    """OutputError where OUT.partial holds what a run that was stopped has left."""
+    name = partial_name(path)
+    with suppress(FileNotFoundError):
+        if name.lstat().st_size:
+            raise OutputError(
+                f"{shown(str(name))}: is left from a run that was stopped; --resume goes on with it, --overwrite starts again"
+            )
+
+
+def write_all(fd: int, view: memoryview, offset: int) -> None:
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def storing(path: Path | str) -> Iterator[None]:
+    """Turns the system's refusal to write into StorageError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{shown(str(path))}: writing failed: {error.strerror}") from error
 
 
 def partial_name(path: Path) -> Path:
@@ -196,7 +250,3 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{where}: expected a new file, got something that is not a plain file; choose another name")
     if not overwrite:
         raise OutputError(f"{where}: exists already; --overwrite replaces it")
-
-
-def storage_error(where: str, error: OSError) -> LstmcliError:
-    return StorageError(f"{where}: writing failed: {error.strerror}")

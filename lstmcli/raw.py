@@ -2,11 +2,13 @@
 
 import os
 import select
-from typing import Protocol
+import zlib
+from typing import Any, Protocol
 
 from lstmcli.errors import DataError, StorageError
 
 STOP_CHECK = 200  # milliseconds
+SAMPLES, SAMPLE = 16, 64 << 10  # pieces of a file, and bytes of each, that stand for the whole
 
 
 class Bytes(Protocol):
@@ -20,6 +22,9 @@ class Bytes(Protocol):
 
     def finish(self) -> None:
         """DataError if these are not, or no longer, the bytes that the header announced."""
+
+    def identity(self) -> dict[str, Any]:
+        """What differs when the bytes do; JSON."""
 
 
 class FileBytes:
@@ -52,6 +57,14 @@ class FileBytes:
         now = os.fstat(self.fd)
         if (now.st_size, now.st_mtime_ns) != (self.opened.st_size, self.opened.st_mtime_ns):
             raise DataError(f"{self.name}: was changed while it was read; run again when nothing writes to it")
+
+    def identity(self) -> dict[str, Any]:
+        size, checksum = self.opened.st_size, 0
+        piece = bytearray(min(size, SAMPLE))
+        for k in range(SAMPLES):
+            self.fetch(memoryview(piece), (size - len(piece)) * k // (SAMPLES - 1))
+            checksum = zlib.crc32(piece, checksum)
+        return {"bytes": size, "modified_ns": self.opened.st_mtime_ns, "sample": checksum}
 
 
 class PipeBytes:
@@ -95,6 +108,9 @@ class PipeBytes:
 
     def stop(self) -> None:
         self.stopped = True
+
+    def identity(self) -> dict[str, Any]:
+        return {}  # it cannot be read twice
 
     def finish(self) -> None:
         assert self.size is not None

@@ -159,7 +159,12 @@ class Log:
 
 def note(text: str) -> None:
     """A line on standard error."""
-    print(f"lstmcli: {text}", file=sys.stderr, flush=True)
+    print(f"lstmcli: {shown(text)}", file=sys.stderr, flush=True)
+
+
+def found(file: str, text: str) -> None:
+    if sys.stdout:
+        write(sys.stdout, f"{shown(file)}  {text}\n")
 
 
 def facts(found: dict[str, Any], as_json: bool) -> None:

@@ -1,22 +1,27 @@
-"""What a run stores: laid out once with its space reserved, then filled by position, then published.
+"""What a run stores: laid out once with its space reserved, then filled by position, sealed, published.
 
-    .h5    outputs (N, T, D), lengths (N,), state/... (N, width), model/... in one file
+    .h5    outputs (N, T, D), lengths (N,), state/... (N, width), model/..., checksums/... in one file
     .npy   outputs alone; the states in an NPZ and the model in a model file next to it
     -      outputs as an NPY stream on standard output; the states in an NPZ if one is named
 
-Only valid steps are written; the padding is zeros because nothing was ever written there.
+Only valid steps are written; the padding is zeros because nothing was ever written there. What makes a file one that can be
+opened (the HDF5 container, the header of an NPY file) is written last, so that nobody takes a part for the whole.
+
+checksums/NAME (N,) uint32 is the CRC-32 of the bytes of each row of NAME: of its valid steps where NAME has steps.
+checksums/container (1,) uint32 is the CRC-32 of all other bytes of the file, this number left out.
 """
 
-import errno
 import io
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +30,26 @@ from lstmcli.model import Floats, Model
 from lstmcli.model_file import FORMAT_VERSION, RESULT_FORMAT, model_image, write_model
 from lstmcli.npy import write_header
 from lstmcli.npz import Npz
-from lstmcli.partial import Data, Partial, Stream
+from lstmcli.partial import Data, Partial, Stream, as_bytes
+from lstmcli.spans import Lengths, Span
 
+CHECKSUMS = "checksums"
+CONTAINER = f"{CHECKSUMS}/container"
+
+Sums = NDArray[np.uint32]
 Arrays = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shapes and dtypes by name
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The files that a run makes; None: not this one. `main` is None for standard output."""
+
+    main: Path | None
+    states: Path | None = None
+    model: Path | None = None
+
+    def all(self) -> list[Path]:
+        return [path for path in (self.main, self.states, self.model) if path]
 
 
 class Store(Protocol):
@@ -35,37 +57,85 @@ class Store(Protocol):
 
     def reserve(self, size: int) -> None: ...
     def write(self, data: Data, offset: int) -> None: ...
+    def sync(self) -> None: ...
+    def seal(self) -> None: ...
     def publish(self) -> None: ...
     def close(self) -> None: ...
     def discard(self) -> None: ...
 
 
+class Extent(NamedTuple):
+    """Bytes of a file."""
+
+    offset: int
+    size: int
+
+
 @dataclass(frozen=True)
 class Field:
-    """One array of a result: C order, `offset` bytes into its store."""
+    """One array of a result: C order, `offset` bytes into its store. Steps are those of arrays (N, T, D), the rest has rows."""
 
     store: Store
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
+    def extent(self) -> Extent:
+        return Extent(self.offset, math.prod(self.shape) * self.dtype.itemsize)
+
     def put(self, first: int, rows: NDArray[Any]) -> None:
         """Stores rows first, first + 1, ..."""
         rows = np.ascontiguousarray(rows, self.dtype)
         self.store.write(rows, self.offset + first * rows[:1].nbytes)
 
-    def put_steps(self, first: int, start: int, lengths: NDArray[np.int64], rows: Floats) -> None:
+    def put_steps(self, first: int, start: int, lengths: Lengths, rows: Floats) -> None:
         """Stores steps start .. start + lengths[s] of the sequences first, first + 1, ..., packed in rows (R, D)."""
-        if not len(rows):
+        view = as_bytes(rows)
+        for offset, begin, end in self._runs(first, start, lengths):
+            self.store.write(view[begin:end], offset)
+
+    def get(self, first: int, count: int) -> NDArray[Any]:
+        rows = np.empty((count, *self.shape[1:]), self.dtype)
+        self._fetch(as_bytes(rows), self.offset + first * rows[:1].nbytes)
+        return rows
+
+    def get_steps(self, first: int, start: int, lengths: Lengths) -> Floats:
+        rows = np.empty((int(lengths.sum()), self.shape[2]), self.dtype)
+        view = as_bytes(rows)
+        for offset, begin, end in self._runs(first, start, lengths):
+            self._fetch(view[begin:end], offset)
+        return rows
+
+    def _fetch(self, view: memoryview, offset: int) -> None:
+        assert isinstance(self.store, Partial)
+        content = self.store.read(len(view), offset)
+        view[: len(content)] = content
+
+    def _runs(self, first: int, start: int, lengths: Lengths) -> Iterator[tuple[int, int, int]]:
+        """(offset in the store, begin, end in the packed bytes) of each run of sequences that have no padding between them."""
+        width = self.shape[2] * self.dtype.itemsize
+        used = np.flatnonzero(lengths)
+        if not len(used) or not width:
             return
-        ends = np.cumsum(lengths)
-        begins = ends - lengths
-        # Where each sequence goes, in rows of the padded array; sequences without padding between them are one write.
-        places = (first + np.arange(len(lengths))) * self.shape[1] + start
-        breaks = np.flatnonzero(places[1:] != places[:-1] + lengths[:-1]) + 1
-        for head, tail in zip([0, *breaks], [*breaks, len(lengths)], strict=True):
-            if len(run := rows[begins[head] : ends[tail - 1]]):
-                self.store.write(run, self.offset + int(places[head]) * run[0].nbytes)
+        ends = np.cumsum(lengths)[used]
+        begins = ends - lengths[used]
+        places = (first + used) * self.shape[1] + start  # in rows of the padded array
+        cuts = np.flatnonzero(places[1:] != places[:-1] + lengths[used[:-1]]) + 1
+        heads, tails = np.r_[0, cuts], np.r_[cuts, len(used)] - 1
+        yield from zip(
+            (self.offset + places[heads] * width).tolist(),
+            (begins[heads] * width).tolist(),
+            (ends[tails] * width).tolist(),
+            strict=True,
+        )
+
+
+def checksums(rows: NDArray[Any], ends: Lengths, sums: Sums) -> None:
+    """Carries on the CRC-32 of each sequence: rows ends[s - 1] .. ends[s] are those of sequence s. sums (n,) in/out."""
+    view = as_bytes(rows)
+    places = (ends * (len(view) // max(1, len(rows)))).tolist()
+    pieces = map(view.__getitem__, map(slice, [0, *places], places))
+    sums[:] = list(map(zlib.crc32, pieces, sums.tolist()))
 
 
 @dataclass(frozen=True)
@@ -73,21 +143,77 @@ class Facts:
     """What a result says of its making. Nothing in it may depend on threads, memory, time or place: same run, same bytes."""
 
     model: Model
-    lengths: NDArray[np.int64]
+    lengths: Lengths
     attributes: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Result:
     """The fields by their names in a result, and the stores that hold them."""
 
     fields: dict[str, Field]
     stores: list[Store]
+    finish: Callable[[Facts], None]  # writes what makes the stores files
+    checked: bool  # whether anybody will ask for the checksums
+    sums: dict[str, Field]  # where the checksums of the fields go
+    running: dict[str, Sums]  # those of the sequences of the last span
+
+    def put(self, span: Span, lengths: Lengths, arrays: dict[str, NDArray[Any]]) -> int:
+        """Stores a span of `lengths` steps and returns its checksum; called in the order of the spans.
+
+        arrays: packed steps (R, D) of the fields that have steps, and rows (count, width), which are final when the span is
+        the last of its sequences, of the others. Those that the result does not hold are left out.
+        """
+
+        def stored(name: str, field: Field) -> NDArray[Any]:
+            if len(field.shape) == 3:
+                field.put_steps(span.first, span.start, lengths, arrays[name])
+            else:
+                field.put(span.first, arrays[name])
+            return arrays[name]
+
+        return self._account(span, lengths, stored)
+
+    def check(self, span: Span, lengths: Lengths) -> int:
+        """The checksum of a span that an earlier run has stored, from what is in the file now; in the order of the spans."""
+
+        def found(name: str, field: Field) -> NDArray[Any]:
+            if len(field.shape) == 3:
+                return field.get_steps(span.first, span.start, lengths)
+            return field.get(span.first, span.count)
+
+        return self._account(span, lengths, found)
+
+    def _account(self, span: Span, lengths: Lengths, values: Callable[[str, Field], NDArray[Any]]) -> int:
+        if span.start == 0:
+            self.running = {name: np.zeros(span.count, np.uint32) for name in self.fields}
+        whole = 0
+        for name, field in self.fields.items():
+            if (steps := len(field.shape) == 3) or span.last:
+                rows = values(name, field)
+                if self.checked:
+                    checksums(rows, np.cumsum(lengths) if steps else np.arange(1, span.count + 1), self.running[name])
+            if span.last and name in self.sums:
+                self.sums[name].put(span.first, self.running[name])
+            whole = zlib.crc32(as_bytes(self.running[name]), whole)
+        return whole
+
+    def sync(self) -> None:
+        for store in self.stores:
+            store.sync()
+
+    def seal(self, facts: Facts) -> None:
+        """All is on disk, and every file is one."""
+        self.finish(facts)
+        for store in self.stores:
+            store.seal()
 
     def publish(self) -> None:
         """The outputs last: when they are there, all is."""
         for store in reversed(self.stores):
             store.publish()
+
+    def close(self) -> None:
         for store in self.stores:
             store.close()
 
@@ -96,47 +222,81 @@ class Result:
             store.discard()
 
 
-def create_result(
-    path: Path | None, states_path: Path | None, model_path: Path | None, arrays: Arrays, facts: Facts, overwrite: bool
-) -> Result:
+def create_result(paths: Paths, arrays: Arrays, facts: Facts, overwrite: bool, resume: bool = False) -> Result:
     """Lays out a result, with all its space taken.
 
-    path: OUT.h5, OUT.npy, or None for standard output. arrays: "outputs" and "state/..." of those that are stored.
-    states_path, model_path: where states and model go if `path` is not HDF5; None: nowhere. OutputError, StorageError.
+    arrays: "outputs" and "state/..." of those that are stored. facts: with the attributes of which seal() knows the values.
+    resume: keeps what an earlier run has stored of it. OutputError, StorageError.
     """
     stores: list[Store] = []
     try:
-        if path is not None and path.suffix != ".npy":
-            return create_hdf5(path, arrays, facts, overwrite, stores)
-        return create_npy(path, states_path, model_path, arrays, facts.model, overwrite, stores)
+        if paths.main is not None and paths.main.suffix != ".npy":
+            return create_hdf5(paths.main, arrays, facts, overwrite, resume, stores)
+        return create_npy(paths, arrays, facts.model, overwrite, resume, stores)
     except BaseException:
         for store in stores:
-            store.discard()
+            store.close() if resume else store.discard()
         raise
 
 
-def create_hdf5(path: Path, arrays: Arrays, facts: Facts, overwrite: bool, stores: list[Store]) -> Result:
+def create_hdf5(path: Path, arrays: Arrays, facts: Facts, overwrite: bool, resume: bool, stores: list[Store]) -> Result:
+    partial = Partial(path, overwrite, resume)
+    stores.append(partial)
+    with container(arrays, facts) as (_, size, offsets):
+        partial.reserve(size)
+    fields = {name: Field(partial, offsets[name], *array) for name, array in arrays.items()}
+    rows = facts.lengths.shape
+    sums = {name: Field(partial, offsets[f"{CHECKSUMS}/{name}"], rows, np.dtype(np.uint32)) for name in arrays}
+
+    kept = [field.extent() for field in fields.values()]
+    own = Field(partial, offsets[CONTAINER], (1,), np.dtype(np.uint32))
+    steps = Field(partial, offsets["lengths"], rows, facts.lengths.dtype)
+
+    def finish(facts: Facts) -> None:
+        with container(arrays, facts) as (image, _, _):
+            for offset, count in outside([field.extent() for field in (own, steps, *fields.values(), *sums.values())], size):
+                partial.write(os.pread(image.fileno(), count, offset), offset)
+        steps.put(0, facts.lengths)
+        own.put(0, np.array([container_checksum(partial.read, size, [*kept, own.extent()])], np.uint32))
+
+    return Result(fields, stores, finish, True, sums, {})
+
+
+@contextmanager
+def container(arrays: Arrays, facts: Facts) -> Iterator[tuple[io.BufferedRandom, int, dict[str, int]]]:
+    """A result without the values of its arrays, its size, and where the values go."""
     import h5py
 
-    partial = Partial(path, overwrite)
-    stores.append(partial)
-    # libhdf5 writes the empty container into memory (a sparse file there), never to the disk: on a full disk it would crash.
+    # libhdf5 writes it into memory (a sparse file there), never to the disk: on a full disk it would crash.
     with in_memory() as image:
         with h5py.File(image, "w") as file:
             file.attrs["format"] = RESULT_FORMAT
             file.attrs["format_version"] = FORMAT_VERSION
             for name, value in facts.attributes.items():
-                file.attrs[name] = json.dumps(value)
+                file.attrs[name] = value if isinstance(value, np.ndarray | np.integer) else json.dumps(value)
             write_model(file.create_group("model"), facts.model)
-            offsets = {name: allocate(file, name, *array) for name, array in arrays.items()}
-            offsets["lengths"] = allocate(file, "lengths", facts.lengths.shape, facts.lengths.dtype)
-        size = image.seek(0, os.SEEK_END)
-        partial.reserve(size)
-        for offset, piece in written(image, size):
-            partial.write(piece, offset)
-    fields = {name: Field(partial, offsets[name], *array) for name, array in arrays.items()}
-    Field(partial, offsets["lengths"], facts.lengths.shape, facts.lengths.dtype).put(0, facts.lengths)
-    return Result(fields, stores)
+            rows = facts.lengths.shape
+            all_arrays = arrays | {"lengths": (rows, facts.lengths.dtype), CONTAINER: ((1,), np.dtype(np.uint32))}
+            all_arrays |= {f"{CHECKSUMS}/{name}": (rows, np.dtype(np.uint32)) for name in arrays}
+            offsets = {name: allocate(file, name, *array) for name, array in all_arrays.items()}
+        yield image, image.seek(0, os.SEEK_END), offsets
+
+
+def container_checksum(read: Callable[[int, int], bytes], size: int, left_out: Iterable[Extent]) -> int:
+    """CRC-32 of a file of `size` bytes without the extents. read(count, offset) gives bytes of it."""
+    checksum = 0
+    for offset, count in outside(left_out, size):
+        checksum = zlib.crc32(read(count, offset), checksum)
+    return checksum
+
+
+def outside(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
+    """The rest of a file of `size` bytes, in pieces of at most 4 MiB."""
+    at = 0
+    for extent in sorted([*extents, Extent(size, 0)]):
+        for offset in range(at, extent.offset, 1 << 22):
+            yield Extent(offset, min(extent.offset - offset, 1 << 22))
+        at = max(at, extent.offset + extent.size)
 
 
 def allocate(file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
@@ -158,45 +318,29 @@ def in_memory() -> io.BufferedRandom:
     return tempfile.TemporaryFile()
 
 
-def written(image: io.BufferedRandom, size: int) -> Iterator[tuple[int, bytes]]:
-    """Offsets and bytes of a sparse file's pieces that are not holes."""
-    end = 0
-    while True:
-        try:
-            start = os.lseek(image.fileno(), end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole is left
-                return
-            raise
-        end = min(os.lseek(image.fileno(), start, os.SEEK_HOLE), size)
-        for offset in range(start, end, 1 << 24):
-            yield offset, os.pread(image.fileno(), min(end - offset, 1 << 24), offset)
-
-
-def create_npy(
-    path: Path | None,
-    states_path: Path | None,
-    model_path: Path | None,
-    arrays: Arrays,
-    model: Model,
-    overwrite: bool,
-    stores: list[Store],
-) -> Result:
-    outputs: Store = Stream() if path is None else Partial(path, overwrite)
+def create_npy(paths: Paths, arrays: Arrays, model: Model, overwrite: bool, resume: bool, stores: list[Store]) -> Result:
+    outputs: Store = Stream() if paths.main is None else Partial(paths.main, overwrite, resume)
     stores.append(outputs)
     shape, dtype = arrays["outputs"]
     header = write_header(shape, dtype)
     outputs.reserve(len(header) + math.prod(shape) * dtype.itemsize)
-    outputs.write(header, 0)
+    if paths.main is None:
+        outputs.write(header, 0)
     fields = {"outputs": Field(outputs, len(header), shape, dtype)}
     states = {name.removeprefix("state/"): array for name, array in arrays.items() if name != "outputs"}
-    if states_path is not None:
-        npz = Npz(states_path, states, overwrite)
+    if paths.states is not None:
+        npz = Npz(paths.states, states, overwrite, resume)
         stores.append(npz)
+        npz.reserve(npz.size)
         fields |= {f"state/{name}": Field(npz, npz.offsets[name], *array) for name, array in states.items()}
-    if model_path is not None:
-        stores.append(Partial(model_path, overwrite))
+    if paths.model is not None:
+        stores.append(Partial(paths.model, overwrite, resume))
         image = model_image(model)
         stores[-1].reserve(len(image))
         stores[-1].write(image, 0)
-    return Result(fields, stores)
+
+    def finish(facts: Facts) -> None:
+        if paths.main is not None:
+            outputs.write(header, 0)
+
+    return Result(fields, stores, finish, paths.main is not None, {}, {})

@@ -1,12 +1,14 @@
 """One run: open, plan blocks, read ahead, compute, write behind, publish."""
 
+import hashlib
 import itertools
+import json
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,20 @@ from lstmcli import __version__
 from lstmcli.arrays import Lengths, Source
 from lstmcli.blocks import Block, packed_starts
 from lstmcli.cpus import available_threads
-from lstmcli.errors import DataError, OutputError, UsageError, shown
+from lstmcli.errors import DataError, LstmcliError, OutputError, StoppedError, StorageError, UsageError, shown
 from lstmcli.forward import Forward
+from lstmcli.journal import Done, Journal, journal_name
 from lstmcli.layer import MAX_LANES
 from lstmcli.lengths import read_lengths
 from lstmcli.model import Floats, Model, State, count_parameters, init_model
-from lstmcli.partial import check_target, partial_name
-from lstmcli.results import Arrays, Facts, Result, create_result
+from lstmcli.nonfinite import Nonfinite, find_nonfinite
+from lstmcli.partial import Partial, check_left_over, check_target, partial_name
+from lstmcli.results import Arrays, Facts, Paths, Result, create_result
 from lstmcli.sources import open_source, split_spec
-from lstmcli.spans import Limits, Span, plan
+from lstmcli.spans import Limits, Span, plan, steps_until
 from lstmcli.states import States, open_states
+from lstmcli.stop import Stop
+from lstmcli.verify import verify
 
 Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole run
 
@@ -57,182 +63,347 @@ class Job:
     dtype: str = "float32"
     threads: int | None = None
     max_memory: int = 1_000_000_000
+    nonfinite: str = "warn"  # error | warn | pass
+    follow_links: bool = False
+    rows: tuple[int, int] | None = None  # first, stop: of the input only these sequences
     overwrite: bool = False
+    resume: bool = False
     dry_run: bool = False
 
 
-def run(job: Job, on_progress: Progress) -> dict[str, Any]:
+# Options that change no bit of a result, and those whose files or numbers are in the fingerprint themselves.
+UNMARKED = {
+    *("threads", "max_memory", "overwrite", "resume", "dry_run", "follow_links"),
+    *("input", "lens", "units", "weights", "seed", "initial_state", "output"),
+}
+
+
+def run(job: Job, on_progress: Progress, stop: Stop | None = None) -> dict[str, Any]:
     """Runs the job and returns its facts, ready for JSON: input, lengths, model, outputs, state, output, seconds, ...
 
-    The result gets its name only when it is complete and on disk; after a failure nothing is left of it, unless it is complete
-    and somebody else took its name meanwhile: then OUT.partial stays. LstmcliError.
+    The result gets its name only when it is complete and on disk. What a run that was stopped or failed has done stays in
+    OUT.partial and OUT.journal for another one with `resume`; nothing stays where nothing was done, or the input is bad.
+    LstmcliError.
     """
-    targets = Targets.of(job)
-    for path in targets.all():
-        check_target(path, job.overwrite)
+    stop = stop or Stop()
+    targets = targets_of(job)
+    if not (job.resume and targets.main and journal_name(targets.main).exists()):  # else it may be half named already
+        for path in targets.all():
+            check_target(path, job.overwrite)
     with ExitStack() as opened:
-        source = opened.enter_context(closing(open_source(job.input, job.time_major)))
+        source = opened.enter_context(closing(open_source(job.input, job.time_major, job.follow_links)))
         refuse_inputs(targets, job)
-        lengths, origin = read_lengths(job.lens, source)
+        lengths, origin = read_lengths(job.lens, source, job.follow_links)
         model, notes = read_model(job, source)
         initial = None
         if job.initial_state is not None:
             states = open_states(job.initial_state, model.state_widths(), source.shape[0], np.dtype(job.dtype))
             initial = opened.enter_context(closing(states))
-        arrays = stored_arrays(job, model, source)
+        if job.rows:
+            lengths = lengths[slice(*job.rows)]
+            source.restrict(*job.rows)
         facts = describe(job, targets, source, lengths, origin, model, initial) | {"notes": list(notes)}
+        journaled = is_journaled(job, targets, source, stop)
         if not job.dry_run:
-            attributes = {
-                "model_config": model.config(),
-                "options": {"dtype": job.dtype, "save": sorted(job.save)},
-                "versions": {"lstmcli": __version__},
-            }
             forward = Forward(model, np.dtype(job.dtype), facts["threads"])
             began = time.perf_counter()
-            result = create_result(
-                targets.main, targets.states, targets.model, arrays, Facts(model, lengths, attributes), job.overwrite
-            )
-            try:
-                compute(job, source, lengths, initial, forward, result, on_progress)
-                source.finish()
-                if initial:
-                    initial.finish()
-                result.publish()
-            except BaseException:
-                result.discard()
-                raise
+            work = Work(job, targets, source, lengths, initial, model, forward)
+            journal = open_journal(work) if journaled else None
+            with stop.deferred() if journal else nullcontext():
+                facts |= complete(work, journal, stop, on_progress)
             facts["seconds"] = round(time.perf_counter() - began, 6)
-            facts["steps_per_second"] = round(facts["valid_steps"] / facts["seconds"])
+            facts["steps_per_second"] = round((facts["valid_steps"] - facts["resumed_steps"]) / facts["seconds"])
         return facts
 
 
-def compute(
-    job: Job,
-    source: Source,
-    lengths: Lengths,
-    initial: States | None,
-    forward: Forward,
-    result: Result,
-    on_progress: Progress,
-) -> None:
-    """Reads span k + 1 and stores span k - 1 while span k is computed, each in a thread of its own, on two buffers in turn."""
-    total = int(lengths.sum())
-    limits = block_limits(job, source, lengths, forward)
-    inputs, outputs = (
-        [np.empty((limits.rows, width), forward.dtype) for _ in range(2)] for width in (forward.input_size, forward.output_size)
-    )
+@dataclass(frozen=True)
+class Work:
+    """A job with all that it reads opened and checked."""
 
-    def read(span: Span, buffer: Floats) -> Block:
+    job: Job
+    targets: Paths
+    source: Source
+    lengths: Lengths  # (N,) of the sequences of this run
+    initial: States | None
+    model: Model
+    forward: Forward
+
+
+def complete(work: Work, journal: Journal | None, stop: Stop, on_progress: Progress) -> dict[str, Any]:
+    """Makes the result, or what is missing of it. The facts that are known only then."""
+    job, targets, source, lengths = work.job, work.targets, work.source, work.lengths
+    if journal and journal.sealed:
+        name_sealed(targets, job.overwrite)
+        journal.remove()
+        return {"resumed_steps": int(lengths.sum())}
+    resumes = bool(journal and journal.done)
+    arrays, about = stored_arrays(job, work.model, source), Facts(work.model, lengths, attributes(job, work.model, Nonfinite()))
+    result: Result | None = None
+    try:
+        if journal:
+            journal.begin()
+        result = create_result(targets, arrays, about, job.overwrite, resumes)
+        before = restore(journal, result, lengths, work.forward) if journal else None
+        found, resumed = compute(work, result, journal, before, stop, on_progress)
+        source.finish()
+        if work.initial:
+            work.initial.finish()
+        result.seal(replace(about, attributes=attributes(job, work.model, found)))
+        if journal:
+            journal.seal()
+        result.publish()
+    except BaseException as error:
+        if leave(result, journal, error) and isinstance(error, StorageError):
+            raise StorageError(f"{error}; --resume goes on from what was done") from error
+        raise
+    if journal:
+        journal.remove()
+    result.close()
+    return {"resumed_steps": resumed, "nonfinite": found._asdict() if job.nonfinite != "pass" else None}
+
+
+def leave(result: Result | None, journal: Journal | None, error: BaseException) -> bool:
+    """Whether what was done stays for --resume: if anything was, and if it can be of use."""
+    useless = isinstance(error, DataError | UsageError)  # the input, or the options, will be others
+    if journal and result and not useless and not journal.sealed:
+        with suppress(LstmcliError):
+            journal.flush(result)
+    if journal and (journal.done or journal.sealed) and not useless:
+        if result:
+            result.close()
+        journal.close()
+        return True
+    if result:
+        result.discard()
+    if journal:
+        journal.remove()
+    return False
+
+
+def name_sealed(targets: Paths, overwrite: bool) -> None:
+    """An earlier run was stopped while it gave its files, complete and on disk, their names."""
+    for path in reversed(targets.all()):
+        name = partial_name(path)
+        if not name.exists():
+            continue  # it has its name
+        if path.exists() and path.samefile(name):
+            name.unlink()
+            continue
+        verify(str(name))
+        partial = Partial(path, overwrite, resume=True)
+        partial.publish()
+        partial.close()
+
+
+def is_journaled(job: Job, targets: Paths, source: Source, stop: Stop) -> bool:
+    """Whether the run can be resumed. UsageError: it cannot, and an option wants that. OutputError: something is in the way."""
+    if targets.main is not None and not source.sequential:
+        return True
+    if not job.overwrite:
+        for path in targets.all():
+            check_left_over(path)
+    if job.resume or stop.after is not None:
+        option = "--resume" if job.resume else "--stop-after"
+        raise UsageError(f"{option}: a run from or to a pipe cannot be resumed; give files as input and output")
+    return False
+
+
+def open_journal(work: Work) -> Journal:
+    """Claims the output for this run. DataError: what is there belongs to another run. OutputError: it may not be resumed."""
+    job, targets, source = work.job, work.targets, work.source
+    assert targets.main
+    marked = {name: value for name, value in asdict(job).items() if name not in UNMARKED}
+    weights = hashlib.sha256(json.dumps(work.model.config()).encode())
+    for _, cell in work.model.cells():
+        for weight in cell.weights().values():
+            weights.update(weight.tobytes())
+    fingerprint = {
+        "lstmcli": __version__,
+        "input": {"shape": list(source.shape), "dtype": source.dtype.str} | source.identity(),
+        "lengths": hashlib.sha256(work.lengths.tobytes()).hexdigest()[:16],
+        "model": weights.hexdigest()[:16],
+        "options": marked | {"save": sorted(job.save)},
+    }
+    if work.initial:
+        fingerprint["initial_state"] = work.initial.data.identity()
+    journal = Journal(targets.main, json.loads(json.dumps(fingerprint)), job.resume)
+    try:
+        for path in targets.all():
+            if not journal.sealed:
+                check_target(path, job.overwrite)
+            if not (job.resume or job.overwrite):
+                check_left_over(path)
+    except BaseException:
+        journal.close()
+        raise
+    return journal
+
+
+def restore(journal: Journal, result: Result, lengths: Lengths, forward: Forward) -> Done | None:
+    """The last span that an earlier run has stored, as far as its data are still what was stored."""
+    for count, done in enumerate(journal.done):
+        fits = done.span.first + done.span.count <= len(lengths) and done.fits(forward.widths, forward.dtype)
+        if not fits or result.check(done.span, done.span.lengths(lengths)) != done.checksum:
+            journal.keep(count)
+            break
+    return journal.done[-1] if journal.done else None
+
+
+def compute(
+    work: Work, result: Result, journal: Journal | None, before: Done | None, stop: Stop, on_progress: Progress
+) -> tuple[Nonfinite, int]:
+    """Reads span k + 1 and stores span k - 1 while span k is computed, each in a thread of its own, on two buffers in turn.
+
+    before: the last span that is stored already. What is not finite, and the steps that were stored before. StoppedError.
+    """
+    job, source, lengths, forward = work.job, work.source, work.lengths, work.forward
+    total = int(lengths.sum())
+    widths = step_widths(work.model, job.save) | {"outputs": forward.output_size}
+    limits = block_limits(job, source, lengths, forward, sum(widths.values()))
+    inputs = [np.empty((limits.rows, forward.input_size), forward.dtype) for _ in range(2)]
+    kept = [{name: np.empty((limits.rows, width), forward.dtype) for name, width in widths.items()} for _ in range(2)]
+    seen = before.nonfinite if before else Nonfinite()
+    resumed = steps_until(before.span, lengths) if before else 0
+    ready = resumed
+    on_progress(resumed, total)
+
+    def read(span: Span, buffer: Floats) -> tuple[Block, Nonfinite]:
         steps = span.lengths(lengths)
         block = Block(buffer[: steps.sum()], packed_starts(steps), steps)
         source.read(span.first, span.start, steps, block.rows)
-        return block
+        found = find_nonfinite(block.rows, span.first, span.start, steps) if job.nonfinite != "pass" else Nonfinite()
+        if found.steps and job.nonfinite == "error":
+            raise DataError(
+                f"{source.name}, sequence {found.row}, step {found.step}: expected finite values, got NaN or Inf; "
+                "--nonfinite warn computes with them"
+            )
+        return block, found
 
-    def store(span: Span, block: Block, state: State) -> None:
-        if field := result.fields.get("outputs"):
-            field.put_steps(span.first, span.start, block.lengths, block.rows)
-        for name, rows in state.items():
-            if span.last and (field := result.fields.get(f"state/{name}")):
-                field.put(span.first, rows)
-        on_progress(int(block.lengths.sum()), total)
+    def store(span: Span, above: dict[str, Block], state: State, found: Nonfinite) -> None:
+        nonlocal seen, ready
+        seen += found
+        lengths = above["outputs"].lengths
+        rows = {name: block.rows for name, block in above.items()}
+        checksum = result.put(span, lengths, rows | {f"state/{name}": values for name, values in state.items()})
+        if journal:
+            journal.record(Done(span, checksum, seen, None if span.last else state), result)
+        count = int(lengths.sum())
+        ready += count
+        on_progress(count, total)
 
-    state: State = {}
+    state: State = before.state if before and before.state else {}
     storing: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        buffers = itertools.cycle(zip(inputs, outputs, strict=True))
-        reading = (
-            (span, *pair, reader.submit(read, span, pair[0]))
-            for span, pair in zip(plan(lengths, limits, source.chunk), buffers, strict=False)
-        )
+        buffers = itertools.cycle(zip(inputs, kept, strict=True))
+        spans = plan(lengths, limits, source.chunk, before.span if before else None)
+        reading = ((span, *pair, reader.submit(read, span, pair[0])) for span, pair in zip(spans, buffers, strict=False))
         try:
             coming = next(reading, None)
-            while coming:
+            while coming and not stop.reason():
                 span, _, buffer, block_read = coming
-                block = block_read.result()
+                block, found = block_read.result()
                 coming = next(reading, None)
                 if len(storing) == 2:
                     storing.popleft().result()
-                if span.start == 0 and initial:
-                    state = initial.read(span.first, span.count)
+                if span.start == 0 and work.initial:
+                    state = work.initial.read(source.first + span.first, span.count)
                 elif span.start == 0:
                     state = {name: np.zeros((span.count, width), forward.dtype) for name, width in forward.widths.items()}
-                above = block.like(buffer[: len(block.rows)])
-                forward(block, above, state)
-                storing.append(writer.submit(store, span, above, state))
+                above = {name: block.like(rows[: len(block.rows)]) for name, rows in buffer.items()}
+                forward(block, above["outputs"], state, above)
+                after = state if span.last else {name: rows.copy() for name, rows in state.items()}
+                storing.append(writer.submit(store, span, above, after, found))
             for stored in storing:
                 stored.result()
         except BaseException:
             source.stop()  # the reader may be waiting for a pipe in which nothing comes
             raise
+    if coming:
+        if journal:
+            journal.flush(result)
+        raise StoppedError(f"stopped by {stop.reason()} after {ready:,} of {total:,} steps")
+    return seen, resumed
 
 
-def block_limits(job: Job, source: Source, lengths: Lengths, forward: Forward) -> Limits:
-    """Sizes that keep within --max-memory, and no larger than is of use."""
+def block_limits(job: Job, source: Source, lengths: Lengths, forward: Forward, kept: int) -> Limits:
+    """Sizes that keep within --max-memory, and no larger than is of use. UsageError: an uncut sequence does not fit.
+
+    kept: floats that are stored of each step
+    """
     size, threads = forward.dtype.itemsize, forward.threads
     chunk_rows = 0 if source.chunk == (1, 1) else source.chunk[0] * source.chunk[1]
     taken = PROGRAM_BYTES + forward.weight_bytes + 2 * chunk_rows * source.shape[2] * source.dtype.itemsize
     budget = max(job.max_memory - taken, job.max_memory // 4)
-    per_row = size * (2 * forward.input_size + 2 * forward.output_size + sum(forward.scratch_widths.values()))
+    per_row = size * (2 * forward.input_size + 2 * kept + sum(forward.scratch_widths.values()))
     per_sequence = 3 * size * sum(forward.widths.values()) + SEQUENCE_BYTES
     total = int(lengths.sum())
     mean = -(-total // max(1, len(lengths)))
     useful = max(BLOCK_BYTES // per_row, 2 * threads * MAX_LANES * mean)
     useful = max(source.chunk[0] * mean, min(useful, BLOCK_FLOPS * threads // forward.flops))
-    in_order = source.sequential or job.output == "-"
+    rows = max(1, min(total, useful, budget * 9 // 10 // per_row))
+    whole = source.sequential or job.output == "-"  # sequences come and go one after the other
+    if not forward.model.causal:
+        whole, longest = True, int(lengths.max(initial=0))
+        if longest > budget * 9 // 10 // per_row:
+            raise UsageError(
+                f"--max-memory {job.max_memory:,}: the longest sequence has {longest:,} steps, and a model that also runs "
+                f"backward needs them all at once; expected {taken + longest * per_row * 10 // 9:,} bytes or more"
+            )
+        rows = max(rows, longest)
     return Limits(
-        rows=max(1, min(total, useful, budget * 9 // 10 // per_row)),
+        rows=rows,
         sequences=max(1, budget // 10 // per_sequence),
-        fill=1 if in_order else max(2 * forward.rows * threads, source.side_by_side),
+        fill=1 if whole else max(2 * forward.rows * threads, source.side_by_side),
     )
 
 
-@dataclass(frozen=True)
-class Targets:
-    """The files that a job makes; None: not this one. `main` is None for standard output."""
-
-    main: Path | None
-    states: Path | None = None
-    model: Path | None = None
-
-    @classmethod
-    def of(cls, job: Job) -> "Targets":
-        """UsageError for names and options that do not go together."""
-        if "" in (job.output, job.states):
-            raise UsageError("expected a name after --output and --states, got an empty one")
-        output = job.output or f"{'stdin' if job.input == '-' else Path(split_spec(job.input)[0]).stem}.lstm.h5"
-        suffix = "-" if output == "-" else Path(output).suffix
-        if suffix in (".h5", ".hdf5"):
-            if job.states:
-                raise UsageError(
-                    f"--states {job.states}: an HDF5 result holds the states itself; leave it out, or use --output NAME.npy"
-                )
-            return cls(Path(output))
-        if suffix not in (".npy", "-"):
-            raise UsageError(f"--output {output}: expected a name that ends in .h5, .hdf5 or .npy, or -")
-        if "outputs" not in job.save:
-            raise UsageError(f"--save {','.join(sorted(job.save))}: {output} holds the outputs alone; use --output NAME.h5")
-        if job.states and "states" not in job.save:
-            raise UsageError(f"--states {job.states}: --save leaves the states out")
-        if suffix == "-":
-            return cls(None, Path(job.states) if job.states else None)
-        path = Path(output)
-        states = Path(job.states) if job.states else path.with_suffix(".states.npz")
-        targets = cls(path, states if "states" in job.save else None, path.with_suffix(".model.h5"))
-        if len(set(targets.names())) < len(targets.names()):
-            raise UsageError(f"--states {job.states}: is also the name of another file of this result; choose another one")
-        return targets
-
-    def all(self) -> list[Path]:
-        return [path for path in (self.main, self.states, self.model) if path]
-
-    def names(self) -> list[Path]:
-        """Of all files that exist at any time."""
-        return [name for path in self.all() for name in (path, partial_name(path))]
+def step_widths(model: Model, save: frozenset[str]) -> dict[str, int]:
+    """The width of each array (N, T, width) that is to be stored."""
+    widths = {"outputs": model.output_size} if "outputs" in save else {}
+    if "cells" in save:
+        widths["cells"] = model.cells_width
+    if "layers" in save:
+        widths |= {f"layers/{name}": layer.output_size for name, layer in (model.layers_by_name() or {"0": model}).items()}
+    return widths
 
 
-def refuse_inputs(targets: Targets, job: Job) -> None:
+def targets_of(job: Job) -> Paths:
+    """The files that a job makes. UsageError for names and options that do not go together."""
+    if "" in (job.output, job.states):
+        raise UsageError("expected a name after --output and --states, got an empty one")
+    output = job.output or f"{'stdin' if job.input == '-' else Path(split_spec(job.input)[0]).stem}.lstm.h5"
+    suffix = "-" if output == "-" else Path(output).suffix
+    if suffix in (".h5", ".hdf5"):
+        if job.states:
+            raise UsageError(
+                f"--states {job.states}: an HDF5 result holds the states itself; leave it out, or use --output NAME.npy"
+            )
+        return Paths(Path(output))
+    if suffix not in (".npy", "-"):
+        raise UsageError(f"--output {output}: expected a name that ends in .h5, .hdf5 or .npy, or -")
+    if "outputs" not in job.save or not job.save <= {"outputs", "states"}:
+        raise UsageError(f"--save {','.join(sorted(job.save))}: {output} holds the outputs alone; use --output NAME.h5")
+    if job.states and "states" not in job.save:
+        raise UsageError(f"--states {job.states}: --save leaves the states out")
+    if suffix == "-":
+        return Paths(None, Path(job.states) if job.states else None)
+    path = Path(output)
+    states = Path(job.states) if job.states else path.with_suffix(".states.npz")
+    targets = Paths(path, states if "states" in job.save else None, path.with_suffix(".model.h5"))
+    if len(set(names := temporary_names(targets))) < len(names):
+        raise UsageError(f"--states {job.states}: is also the name of another file of this result; choose another one")
+    return targets
+
+
+def temporary_names(targets: Paths) -> list[Path]:
+    """Of all files that exist at any time."""
+    names = [name for path in targets.all() for name in (path, partial_name(path))]
+    return [*names, journal_name(targets.main)] if targets.main else names
+
+
+def refuse_inputs(targets: Paths, job: Job) -> None:
     """OutputError where a file that would be replaced is also read, under whatever name."""
-    for target in targets.names():
+    for target in temporary_names(targets):
         for spec in (job.input, job.lens, job.weights, job.initial_state):
             path = Path(split_spec(spec)[0]) if spec else target
             if spec and path.exists() and target.exists() and path.samefile(target):
@@ -265,12 +436,22 @@ def check_memory(job: Job, parameters: int) -> None:
         raise UsageError(f"--max-memory {job.max_memory:,}: the weights alone take {size:,} bytes; raise it")
 
 
+def attributes(job: Job, model: Model, found: Nonfinite) -> dict[str, Any]:
+    """What a result says of its making besides its lengths."""
+    known: dict[str, Any] = {
+        "model_config": model.config(),
+        "options": {"dtype": job.dtype, "save": sorted(job.save)},
+        "versions": {"lstmcli": __version__},
+    }
+    if job.nonfinite != "pass":
+        known |= {"nonfinite_steps": np.int64(found.steps), "nonfinite_first": np.array([found.row, found.step], np.int64)}
+    return known
+
+
 def stored_arrays(job: Job, model: Model, source: Source) -> Arrays:
     batch, time, _ = source.shape
     dtype = np.dtype(job.dtype)
-    arrays: Arrays = {}
-    if "outputs" in job.save:
-        arrays["outputs"] = ((batch, time, model.output_size), dtype)
+    arrays: Arrays = {name: ((batch, time, width), dtype) for name, width in step_widths(model, job.save).items()}
     if "states" in job.save:
         arrays |= {f"state/{name}": ((batch, width), dtype) for name, width in model.state_widths().items()}
     return arrays
@@ -278,7 +459,7 @@ def stored_arrays(job: Job, model: Model, source: Source) -> Arrays:
 
 def describe(
     job: Job,
-    targets: Targets,
+    targets: Paths,
     source: Source,
     lengths: Lengths,
     origin: str | None,
@@ -321,5 +502,7 @@ def describe(
         "valid_steps": total,
         "seconds": 0.0,
         "steps_per_second": 0,
+        "resumed_steps": 0,
+        "nonfinite": None,
         "dry_run": job.dry_run,
     }

@@ -17,10 +17,11 @@ HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 HEADER_BEGIN = 10  # bytes of an NPY file before the text of its header, at least
 
 
-def open_source(spec: str, time_major: bool = False) -> Source:
+def open_source(spec: str, time_major: bool = False, follow_links: bool = False) -> Source:
     """Opens the input that `spec` names: a path (NPY or HDF5, told by its first bytes), `file.h5::/dataset`, or `-`.
 
     time_major: its axes are (steps, sequences, features). UsageError for such a pipe, which would have to be read as a whole.
+    follow_links: an HDF5 dataset may be a link or lie in other files.
     MissingInputError: no such file. DataError: not an array that can be read; the message says what is there.
     """
     path, dataset = split_spec(spec)
@@ -30,7 +31,7 @@ def open_source(spec: str, time_major: bool = False) -> Source:
         if stat.S_ISREG(os.fstat(fd).st_mode) and path != "-":
             if is_hdf5(fd, shown(path)):
                 file = stack.enter_context(hdf5.open_file(path))
-                source = _open_dataset(file, dataset, time_major)
+                source = _open_dataset(file, dataset, time_major, follow_links)
             else:
                 source = _open_npy(FileBytes(fd, shown(path)), shown(path), time_major)
         elif time_major:
@@ -97,11 +98,11 @@ def _open_npy(data: FileBytes | PipeBytes, name: str, time_major: bool) -> Sourc
     return source
 
 
-def _open_dataset(file: Any, name: str | None, time_major: bool) -> Source:
-    dataset = hdf5.dataset(file, name or _only_candidate(file))
+def _open_dataset(file: Any, name: str | None, time_major: bool, follow_links: bool) -> Source:
+    dataset = hdf5.dataset(file, name or _only_candidate(file), follow_links)
     where = hdf5.label(dataset)
     dtype, offset = hdf5.dtype_of(dataset), hdf5.raw_offset(dataset)
-    data = FileBytes(file.id.get_vfd_handle(), where)
+    data = FileBytes(dataset.file.id.get_vfd_handle(), where)
     if offset is None:
         return ChunkedArray(data, where, dataset, dtype, time_major)
     if offset + dataset.nbytes > data.opened.st_size:

@@ -23,6 +23,11 @@ class Span:
         return np.clip(lengths[self.first : self.first + self.count], self.start, self.stop) - self.start
 
 
+def steps_until(span: Span, lengths: Lengths) -> int:
+    """Steps in this span and all before it."""
+    return int(lengths[: span.first].sum() + np.minimum(lengths[span.first : span.first + span.count], span.stop).sum())
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much a block may hold."""
@@ -32,13 +37,18 @@ class Limits:
     fill: int  # sequences that keep all lanes busy: with fewer of them in a block, they are cut in time instead
 
 
-def plan(lengths: Lengths, limits: Limits, chunk: tuple[int, int]) -> Iterator[Span]:
+def plan(lengths: Lengths, limits: Limits, chunk: tuple[int, int], after: Span | None = None) -> Iterator[Span]:
     """Cuts the batch into spans of whole sequences; where too few of them fit, into spans of steps of some sequences.
 
-    Cuts lie on the edges of the input's chunks where possible, so that no chunk is decoded twice.
+    Cuts lie on the edges of the input's chunks where possible, so that no chunk is decoded twice. after: what was done already,
+    up to this span, in whatever spans.
     """
     ends = np.cumsum(lengths)
     first, batch = 0, len(lengths)
+    if after:
+        first = after.first + after.count
+        if not after.last:
+            yield from _pieces(lengths, limits, chunk, after.first, after.count, after.stop)
     while first < batch:
         before = int(ends[first] - lengths[first])
         fitting = int(np.searchsorted(ends, before + limits.rows, side="right")) - first
@@ -50,10 +60,15 @@ def plan(lengths: Lengths, limits: Limits, chunk: tuple[int, int]) -> Iterator[S
             yield Span(first, count, 0, int(lengths[first : first + count].max()), last=True)
         else:
             count = min(limits.fill, limits.rows, limits.sequences, batch - first)
-            width = limits.rows // count
-            if width > chunk[1]:
-                width -= width % chunk[1]
-            longest = int(lengths[first : first + count].max())
-            for start in range(0, max(longest, 1), width):
-                yield Span(first, count, start, min(start + width, longest), last=start + width >= longest)
+            yield from _pieces(lengths, limits, chunk, first, count, 0)
         first += count
+
+
+def _pieces(lengths: Lengths, limits: Limits, chunk: tuple[int, int], first: int, count: int, start: int) -> Iterator[Span]:
+    """Spans of steps of the sequences first .. first + count, from step `start` on."""
+    width = max(1, limits.rows // count)
+    if width > chunk[1]:
+        width -= width % chunk[1]
+    longest = int(lengths[first : first + count].max())
+    for at in range(start, max(longest, start + 1), width):
+        yield Span(first, count, at, min(at + width, longest), last=at + width >= longest)

@@ -28,7 +28,7 @@ def test_hdf5_result_layout(case: Case) -> None:
     with h5py.File(case.folder / "result.h5") as file:
         assert file.attrs["format"] == "lstmcli-result"
         assert file.attrs["format_version"] == 1
-        assert set(file) == {"outputs", "lengths", "state", "model"}
+        assert set(file) == {"outputs", "lengths", "state", "model", "checksums"}
         assert (file["outputs"].shape, file["outputs"].dtype) == ((13, 17, 5), np.dtype("<f4"))
         assert file["lengths"].dtype == np.int64
         np.testing.assert_array_equal(file["lengths"][:], case.lengths)

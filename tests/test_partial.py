@@ -5,7 +5,7 @@ import os
 import pytest
 
 from lstmcli.errors import OutputError, StorageError
-from lstmcli.partial import Partial, Stream
+from lstmcli.partial import Partial, Stream, check_left_over
 
 
 def test_published_whole_and_at_once(tmp_path):
@@ -14,6 +14,7 @@ def test_published_whole_and_at_once(tmp_path):
     assert os.fstat(partial.fd).st_blocks * 512 >= 10
     partial.write(b"abc", 4)
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    partial.seal()
     partial.publish()
     partial.close()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -30,6 +31,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
     partial = Partial(tmp_path / "out", overwrite=True)
     partial.write(b"new", 0)
     assert (tmp_path / "out").read_bytes() == b"old"
+    partial.seal()
     partial.publish()
     partial.close()
     assert (tmp_path / "out").read_bytes() == b"new"
@@ -47,11 +49,14 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
 
 def test_what_a_dead_run_left_is_not_taken_silently(tmp_path):
     (tmp_path / "out.partial").write_bytes(b"half")
-    with pytest.raises(OutputError, match="--overwrite"):
-        Partial(tmp_path / "out", overwrite=False)
+    with pytest.raises(OutputError, match=r"--resume .* --overwrite"):
+        check_left_over(tmp_path / "out")
+    partial = Partial(tmp_path / "out", overwrite=False, resume=True)
+    partial.close()
     assert (tmp_path / "out.partial").read_bytes() == b"half"
     partial = Partial(tmp_path / "out", overwrite=True)
     partial.reserve(2)
+    partial.seal()
     partial.publish()
     partial.close()
     assert (tmp_path / "out").read_bytes() == b"\0\0"
@@ -115,6 +120,7 @@ def test_mode_follows_the_umask(tmp_path):
         partial = Partial(tmp_path / "out", overwrite=False)
     finally:
         os.umask(before)
+    partial.seal()
     partial.publish()
     partial.close()
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640
@@ -132,6 +138,6 @@ def test_a_stream_fills_what_is_left_out_with_zeros(capfd):
     stream.reserve(12)
     stream.write(b"ab", 0)
     stream.write(b"cd", 5)
-    stream.publish()
+    stream.seal()
     stream.close()
     assert capfd.readouterr().out == "ab\0\0\0cd" + "\0" * 5
