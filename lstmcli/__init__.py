@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lstmcli.errors import LstmcliError
     from lstmcli.importers import load_model
-    from lstmcli.model import Model, init_model
+    from lstmcli.initializers import CellOptions, init_model
+    from lstmcli.model import Bidirectional, Cell, Model, Residual, Reverse, Stack
 
 __version__ = "0.1.0"
-__all__ = ["LstmcliError", "Model", "init_model", "load_model"]
+__all__ = [
+    "Bidirectional", "Cell", "CellOptions", "LstmcliError", "Model", "Residual", "Reverse", "Stack", "init_model", "load_model",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     # NumPy and h5py are loaded when something is used, so that `lstmcli --help` does not wait for them.
     from importlib import import_module
 
-    for module in ("errors", "model", "importers"):
+    for module in ("errors", "model", "initializers", "importers"):
         if name in __all__ and hasattr(found := import_module(f"lstmcli.{module}"), name):
             return getattr(found, name)
     raise AttributeError(f"module 'lstmcli' has no attribute {name!r}")

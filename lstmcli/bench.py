@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.errors import LstmcliError
-from lstmcli.model import Cell, Floats, Model, init_model
+from lstmcli.initializers import init_model
+from lstmcli.model import Cell, Floats, Model
 
 Lengths = NDArray[np.int64]
 Call = Callable[[], Floats]

@@ -5,13 +5,16 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
 from lstmcli import __version__
 from lstmcli.errors import LstmcliError, StoppedError, StorageError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 BROKEN_PIPE = StorageError.exit_code
@@ -81,18 +84,34 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         return frozenset(names)
 
 
-def about_weights(command: Any) -> Any:
-    """The options that say which LSTM of a file is meant, and what the file does not hold."""
-    numbers = NumberList()
-    for option in reversed((
-        click.option("--select", metavar="PREFIX", help="Of several LSTMs in FILE, the one whose name is or begins with this."),
-        click.option("--forget-bias", type=numbers, help="Of a TensorFlow 1 checkpoint, for all layers or each.  [default: 1]"),
-        click.option("--cell-clip", type=numbers, help="Likewise the limit of c.  [default: none]"),
-        click.option("--projection-clip", type=numbers, help="Likewise the limit of the projected h.  [default: none]"),
-        click.option("--activation", metavar="NAME", help="Of such a checkpoint, or Keras's weights alone.  [default: tanh]"),
-    )):  # fmt: skip
-        command = option(command)
-    return command
+def with_options(*options: Any) -> Callable[[Function], Function]:
+    """A decorator that adds these options, in this order."""
+
+    def add(command: Function) -> Function:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+# What checkpoints of TensorFlow do not hold, and new cells may have.
+about_cells = with_options(
+    click.option("--forget-bias", type=NumberList(), help="Of new cells, or of a TensorFlow 1 checkpoint.  [default: 1]"),
+    click.option("--cell-clip", type=NumberList(), help="Likewise the limit of c.  [default: none]"),
+    click.option("--projection-clip", type=NumberList(), help="Likewise the limit of the projected h.  [default: none]"),
+    click.option("--activation", metavar="NAME", help="Likewise, and of Keras's weights alone.  [default: tanh]"),
+)
+about_weights = with_options(
+    click.option("--select", metavar="PREFIX", help="Of several LSTMs in FILE, the one whose name is or begins with this."),
+    about_cells,
+)
+about_new_cells = with_options(
+    click.option("--peepholes", is_flag=True, help="New cells have them."),
+    click.option("--projection", type=click.IntRange(min=1), metavar="N", help="Width to which new cells project h."),
+    click.option("--bidirectional", is_flag=True, help="Every new layer has a cell for each direction, side by side."),
+    click.option("--residual", is_flag=True, help="The input of every new layer but the first is added to its output."),
+)
 
 
 class Commands(click.Group):
@@ -194,6 +213,7 @@ def lstmcli() -> None:
     metavar="FILE",
     help="Instead of --units: model file, result of an earlier run, or weights of PyTorch, Keras, TensorFlow 1 or ONNX.",
 )
+@about_new_cells
 @about_weights
 @click.option("--seed", type=click.IntRange(min=0), help="Of the new weights: the same on any machine.  [default: 0]")
 @click.option(
@@ -270,7 +290,6 @@ def run(as_json: bool, quiet: bool, progress: str, stop_after: float | None, **o
     make-embeddings | lstmcli run -i - -l lens.npy -w model.h5 -o - | use-outputs
     """
     from lstmcli import report
-    from lstmcli.kernel import compiled
     from lstmcli.run import Job
     from lstmcli.run import run as run_job
     from lstmcli.stop import Stop
@@ -279,19 +298,22 @@ def run(as_json: bool, quiet: bool, progress: str, stop_after: float | None, **o
     gc.enable()
     if (options["units"] is None) == (options["weights"] is None):
         raise click.UsageError("expected either --units, for new weights, or --weights FILE")
-    if options["weights"] is not None and options["seed"] is not None:
-        raise click.UsageError("--seed is for the new weights of --units, not for --weights")
-    for name in ("select", "forget_bias", "cell_clip", "projection_clip", "activation"):
-        if options[name] is not None and options["weights"] is None:
-            raise click.UsageError(f"--{name.replace('_', '-')} is for --weights, not for the new weights of --units")
+    new = options["units"] is not None
+    for name in ("select",) if new else ("seed", "peepholes", "projection", "bidirectional", "residual"):
+        if options[name]:
+            meant, other = ("--weights", "--units") if new else ("the new weights of --units", "--weights")
+            raise click.UsageError(f"--{name} is for {meant}, not for {other}")
     if options["output"] == "-" and sys.stdout and sys.stdout.isatty():
         raise click.UsageError("--output -: expected a pipe or a file to write binary data to, got a terminal")
-    if not quiet and not compiled.is_cached(64 if options["dtype"] == "float64" else 32):
-        report.note("compiling the kernel for this CPU, once")
+
+    def on_compile() -> None:
+        if not quiet:
+            report.note("compiling the kernel for this CPU and kind of cell, once")
+
     job = Job(**options | {"seed": options["seed"] or 0})
     stop = Stop(stop_after)
     with stop.heed_signals(), report.progress("none" if quiet else progress) as on_progress:
-        facts = run_job(job, on_progress, stop)
+        facts = run_job(job, on_progress, stop, on_compile)
     if (found := facts["nonfinite"]) and found["steps"]:
         report.note(
             f"{job.input}: NaN or Inf in {found['steps']:,} of {facts['valid_steps']:,} valid steps, "
@@ -334,18 +356,29 @@ def model() -> None:
 @model.command(short_help="Make a model with new weights.")
 @click.option("--input-size", type=click.IntRange(min=1), required=True, help="Features of a step.")
 @click.option("-u", "--units", type=IntegerList(), required=True, help="Units of each layer, bottom to top.")
+@about_new_cells
+@about_cells
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same weights, on any machine."
 )
 @click.option("-o", "--output", metavar="FILE", required=True, help="The model file to make.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-def init(input_size: int, units: tuple[int, ...], seed: int, output: str, overwrite: bool) -> None:
+def init(
+    input_size: int,
+    units: tuple[int, ...],
+    seed: int,
+    output: str,
+    overwrite: bool,
+    bidirectional: bool,
+    residual: bool,
+    **options: Any,
+) -> None:
     """Make a model file with TensorFlow's initial weights: Glorot-uniform kernels, zero bias, forget_bias 1."""
     from lstmcli import report
-    from lstmcli.model import init_model
+    from lstmcli.initializers import CellOptions, init_model
     from lstmcli.model_file import save_model
 
-    made = init_model(input_size, units, seed)
+    made = init_model(input_size, units, seed, CellOptions.chosen(**options), bidirectional, residual)
     save_model(made, Path(output), overwrite)
     report.model(made, output, as_json=False)
 

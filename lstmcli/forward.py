@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from lstmcli.blocks import Block, Schedule
-from lstmcli.layer import Layer
+from lstmcli.kernel import compiled
+from lstmcli.layer import Layer, kernel_options
 from lstmcli.model import Bidirectional, Cell, Floats, Model, Residual, Reverse, Stack, State
 
 NOTHING: Mapping[str, Block] = MappingProxyType({})
@@ -118,6 +119,12 @@ class Call:
 
     def scratch(self, key: tuple[int, int], block: Block, width: int) -> Block:
         return block.like(self.forward.buffer(key, self.schedule.steps, width))
+
+
+def kernels_are_cached(model: Model, dtype: np.dtype[Any]) -> bool:
+    """Whether Forward will have nothing to compile."""
+    kinds = {kernel_options(cell) for _, cell in model.cells()}
+    return all(compiled.is_cached(dtype.itemsize * 8, kind) for kind in kinds)
 
 
 def join(path: str, name: str) -> str:

@@ -28,7 +28,7 @@ class Layer:
     """A cell ready for the kernel. `path` names its state: {path}/c and {path}/h."""
 
     def __init__(self, path: str, cell: Cell, bits: int) -> None:
-        self.kernel = compiled.load(bits, options(cell))
+        self.kernel = compiled.load(bits, kernel_options(cell))
         self.size = bits // 8
         prefix = f"{path}/" if path else ""
         self.c, self.h = f"{prefix}c", f"{prefix}h"
@@ -104,7 +104,7 @@ class Layer:
         return threads, share, lanes, AHEAD if lanes < MIN_LANES or weights > STREAMED_BYTES else 0
 
 
-def options(cell: Cell) -> Options:
+def kernel_options(cell: Cell) -> Options:
     """What the cell's kernel is compiled for."""
     return Options(
         activation=cell.activation,

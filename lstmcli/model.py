@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from operator import index
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lstmcli.errors import DataError, UsageError
+from lstmcli.errors import DataError
 
 Floats = NDArray[np.floating]
 State = dict[str, Floats]
@@ -35,8 +33,6 @@ RECURRENT_ACTIVATIONS = ("sigmoid", "hard_sigmoid", "hard_sigmoid_keras2")
 CELL_OPTIONS = (
     "activation", "recurrent_activation", "forget_bias", "cell_clip", "projection_clip", "gate_clip", "input_forget",
 )  # fmt: skip
-MAX_PARAMETERS = 1 << 33
-PIECE = 1 << 20  # values drawn at a time
 
 
 @functools.cache  # an import statement takes a microsecond even when there is nothing left to import
@@ -354,56 +350,3 @@ def read_only(weight: Floats) -> Floats:
 def as_root(model: Model) -> Model:
     """A tree whose cells all have a name: a lone cell counts as a stack of one."""
     return model if all(path for path, _ in model.cells()) else Stack((model,))
-
-
-def init_model(input_size: int, units: Sequence[int], seed: int = 0) -> Model:
-    """A stack of new cells with TensorFlow's initial weights, the same for a seed on any machine.
-
-    For each layer, bottom to top, one Glorot-uniform draw over the joint kernel (E + U, 4*U): uniform in +-limit, limit =
-    sqrt(6 / (E + U + 4*U)); zero bias; forget_bias 1 (tf.compat.v1.nn.rnn_cell.LSTMCell with no initializer). Weights are
-    float32 whatever they will be computed in. UsageError for sizes below 1, a negative seed, anything but integers, and more
-    than MAX_PARAMETERS.
-    """
-    given = f"input size {input_size}, units {units}, seed {seed}"
-    try:
-        features, widths, seed = index(input_size), [index(width) for width in units], index(seed)
-    except TypeError as error:
-        raise UsageError(f"expected whole numbers, and units as a list of them, got {given}") from error
-    if features < 1 or not widths or min(widths) < 1 or seed < 0:
-        raise UsageError(f"expected sizes above 0 and a seed from 0 on, got {given}")
-    shapes = joint_shapes(features, widths)
-    count = count_parameters(features, widths)
-    if count > MAX_PARAMETERS:
-        raise UsageError(
-            f"units {', '.join(map(str, widths))} over {features} features have {count:,} parameters, {4 * count:,} bytes; "
-            f"expected at most {MAX_PARAMETERS:,} parameters"
-        )
-    # PCG64's raw stream is the part of NumPy's generators that is promised never to change.
-    bits = np.random.PCG64(seed)
-    return Stack(tuple(new_cell(shape, bits) for shape in shapes))
-
-
-def joint_shapes(input_size: int, units: Sequence[int]) -> list[tuple[int, int]]:
-    """(E + U, 4*U) of each layer."""
-    return [(below + width, 4 * width) for below, width in pairwise([input_size, *units])]
-
-
-def count_parameters(input_size: int, units: Sequence[int]) -> int:
-    """Of the model that init_model would make."""
-    return sum((rows + 1) * columns for rows, columns in joint_shapes(input_size, units))
-
-
-def new_cell(shape: tuple[int, int], bits: np.random.PCG64) -> Cell:
-    """A cell with a joint kernel of this shape, (E + U, 4*U), drawn from `bits`."""
-    rows, columns = shape
-    limit = math.sqrt(6 / (rows + columns))
-    joint = np.empty(rows * columns, np.float32)
-    for at in range(0, len(joint), PIECE):
-        part = joint[at : at + PIECE]
-        uniform = (bits.random_raw(len(part)) >> np.uint64(11)) * 2.0**-53
-        part[:] = (2 * uniform - 1) * limit
-    bias = np.zeros(columns, np.float32)
-    joint.flags.writeable = bias.flags.writeable = False
-    kernels = joint.reshape(shape)
-    features = rows - columns // 4
-    return Cell(kernels[:features], kernels[features:], bias, forget_bias=1.0)

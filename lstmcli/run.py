@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from lstmcli.arrays import Lengths, Source
 from lstmcli.blocks import Block, packed_starts
 from lstmcli.cpus import available_threads
 from lstmcli.errors import DataError, LstmcliError, OutputError, StoppedError, StorageError, UsageError, shown
-from lstmcli.forward import Forward
+from lstmcli.forward import Forward, kernels_are_cached
+from lstmcli.initializers import CellOptions, count_parameters, init_model
 from lstmcli.journal import Done, Journal, journal_name
 from lstmcli.layer import MAX_LANES
 from lstmcli.lengths import read_lengths
-from lstmcli.model import Floats, Model, State, count_parameters, init_model
+from lstmcli.model import Floats, Model, State
 from lstmcli.nonfinite import Nonfinite, find_nonfinite
 from lstmcli.partial import Partial, check_left_over, check_target, partial_name
 from lstmcli.results import Arrays, Facts, Paths, Result, create_result
@@ -55,6 +56,10 @@ class Job:
     cell_clip: tuple[float | None, ...] | None = None
     projection_clip: tuple[float | None, ...] | None = None
     activation: str | None = None
+    peepholes: bool = False
+    projection: int | None = None
+    bidirectional: bool = False
+    residual: bool = False
     seed: int = 0
     initial_state: str | None = None
     output: str | None = None
@@ -78,7 +83,9 @@ UNMARKED = {
 }
 
 
-def run(job: Job, on_progress: Progress, stop: Stop | None = None) -> dict[str, Any]:
+def run(
+    job: Job, on_progress: Progress, stop: Stop | None = None, on_compile: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Runs the job and returns its facts, ready for JSON: input, lengths, model, outputs, state, output, seconds, ...
 
     The result gets its name only when it is complete and on disk. What a run that was stopped or failed has done stays in
@@ -105,6 +112,8 @@ def run(job: Job, on_progress: Progress, stop: Stop | None = None) -> dict[str, 
         facts = describe(job, targets, source, lengths, origin, model, initial) | {"notes": list(notes)}
         journaled = is_journaled(job, targets, source, stop)
         if not job.dry_run:
+            if not kernels_are_cached(model, np.dtype(job.dtype)):
+                on_compile()
             forward = Forward(model, np.dtype(job.dtype), facts["threads"])
             began = time.perf_counter()
             work = Work(job, targets, source, lengths, initial, model, forward)
@@ -414,8 +423,9 @@ def read_model(job: Job, source: Source) -> tuple[Model, tuple[str, ...]]:
     """The model, and what was assumed about its weights."""
     features = source.shape[2]
     if job.units is not None:
-        check_memory(job, count_parameters(features, job.units))
-        return init_model(features, job.units, job.seed), ()
+        options = CellOptions.chosen(**{field.name: getattr(job, field.name) for field in fields(CellOptions)})
+        check_memory(job, count_parameters(features, job.units, options, job.bidirectional))
+        return init_model(features, job.units, job.seed, options, job.bidirectional, job.residual), ()
     assert job.weights is not None
     from lstmcli.importers import Choices, load_weights
 

@@ -11,7 +11,8 @@ import pytest
 import lstmcli
 from lstmcli import model as module
 from lstmcli.errors import UsageError
-from lstmcli.model import CELL_OPTIONS, Cell, init_model
+from lstmcli.initializers import init_model
+from lstmcli.model import CELL_OPTIONS, Cell
 from lstmcli.model_file import save_model
 
 
