@@ -69,6 +69,9 @@ def test_more_than_ten_layers(tmp_path: Path) -> None:
     config = wf.sequential(*(wf.keras_lstm(f"l{k}", 4) for k in range(12)))
     assert_same(tree(archive(tmp_path / "a", config, groups)), naive.Stack(tuple(many)))
     assert_same(tree(alone(tmp_path / "b", groups)), naive.Stack(tuple(many)))
+    named = {f"layers/lstm_{k}" if k else "layers/lstm": f"layer_{20 - k}" for k in range(12)}
+    (tmp_path / "c").write_bytes(weights(groups, named))
+    assert_same(tree(tmp_path / "c"), naive.Stack(tuple(many)))
 
 
 @pytest.mark.parametrize(("merge_mode", "merge"), [("concat", "concat"), ("sum", "sum"), ("mul", "mul"), ("ave", "mean")])
@@ -78,7 +81,9 @@ def test_merge_modes(merge_mode: str, merge: str, tmp_path: Path) -> None:
 
 
 def test_no_merge_is_refused(tmp_path: Path) -> None:
-    assert "merge_mode" in refusal(archive(tmp_path / "a", wf.sequential(wf.keras_bidirectional("both", 2, None)), PAIR))
+    for merge_mode in (None, ["concat"], "max"):
+        config = wf.sequential(wf.keras_bidirectional("both", 2, merge_mode))
+        assert "merge_mode" in refusal(archive(tmp_path / "a", config, PAIR))
 
 
 def test_no_bias(tmp_path: Path) -> None:
