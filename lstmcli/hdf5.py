@@ -10,7 +10,8 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from lstmcli.errors import DataError, LstmcliError, MissingInputError, StorageEr
 
 # h5py is imported inside functions because it takes a tenth of a second.
 
+HEAP_MAGIC, HEAP_HEADER, HEAP_OBJECT = b"GCOL", 16, 16  # of a global heap; bytes
+PIECE = 1 << 24  # bytes searched at a time
 MAX_DEFLATE = 1032  # times that deflate can make data larger
 FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 
@@ -155,6 +158,29 @@ def find(group: Any, name: str, follow: bool = False) -> Any:
                 target = f"{getattr(link, 'filename', '')}::{link.path}"
                 raise DataError(f"{label(item)}: {shown(part)} is a link to {shown(target)}, which cannot be opened") from error
     return item
+
+
+def check_heaps(take: Callable[[int, int], bytes], size: int, where: str) -> None:
+    """DataError unless libhdf5 comes to the end of every global heap, where texts of any length lie.
+
+    It walks from object to object by their sizes, and stays at a free one of size 0 forever (H5HG in the HDF5 file format).
+    take(offset, count): bytes of the file, which has `size`.
+    """
+    for begin in range(0, size, PIECE):
+        piece = take(begin, min(PIECE + HEAP_HEADER, size - begin))
+        at = piece.find(HEAP_MAGIC)
+        while at >= 0:
+            start = begin + at
+            end = start + int.from_bytes(piece[at + 8 : at + HEAP_HEADER], "little")
+            if end <= size and piece[at + 4 : at + 5] == b"\1":
+                heap, place = take(start, end - start), HEAP_HEADER
+                while place + HEAP_OBJECT <= len(heap):
+                    index, length = struct.unpack_from("<H6xQ", heap, place)
+                    step = HEAP_OBJECT + -(-length // 8) * 8 if index else length
+                    if step < HEAP_OBJECT or step > len(heap) - place:
+                        raise DataError(f"{where}: damaged: the heap of texts at byte {start} does not add up")
+                    place += step
+            at = piece.find(HEAP_MAGIC, at + 1)
 
 
 def refuse_links(file: Any) -> None:

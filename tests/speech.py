@@ -9,9 +9,7 @@ from pathlib import Path
 
 import files
 import h5py
-import naive
 import numpy as np
-from command import succeed
 
 FOLDER = Path(__file__).parent / "vowels"
 SAMPLE_DATA = Path(__file__).parent.parent / "sample_data"
@@ -53,12 +51,6 @@ def expected(name: str) -> dict[str, np.ndarray]:
     outputs[files.padding(outputs.shape, utterances()[1][found["rows"]])] = 0
     states = {path: found[key] for key, path in PATHS[name].items()}
     return {key: found[key] for key in ("rows", "logits", "accuracy")} | {"outputs": outputs} | states
-
-
-def imported(path: Path, folder: Path, *options: object) -> naive.Node:
-    """What `model import` makes of a file, for the naive reference."""
-    succeed("model", "import", path, "-o", "imported.h5", "--overwrite", *options, cwd=folder)
-    return files.read_model(folder / "imported.h5")
 
 
 def keras_weights(folder: Path) -> Path:

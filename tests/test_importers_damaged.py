@@ -106,24 +106,15 @@ def test_flipped_bits_of_safetensors(tmp_path: Path) -> None:
         assert got is None or differing(got, want) <= (place >= begin), place
 
 
-def test_flipped_bits_of_onnx(tmp_path: Path) -> None:
-    target = copy(speech.FOLDER / "torch_bilstm.onnx", tmp_path)
+@pytest.mark.parametrize("name", ["torch_bilstm.onnx", "keras_stack.weights.h5"])
+def test_flipped_bits_where_nothing_can_tell(name: str, tmp_path: Path) -> None:
+    """Refused, or what the file says now: mostly the same, or one other number."""
+    path = speech.FOLDER / name
+    target = copy(path, tmp_path) if path.exists() else speech.keras_weights(tmp_path)
     data, want = target.read_bytes(), weights(target)
     assert want is not None
     same = 0
     for _, changed in damaged(data, 2):
-        target.write_bytes(changed)
-        got = weights(target)
-        same += got is not None and differing(got, want) <= 1
-    assert same > FLIPS // 4
-
-
-def test_flipped_bits_of_hdf5(tmp_path: Path) -> None:
-    target = speech.keras_weights(tmp_path)
-    data, want = target.read_bytes(), weights(target)
-    assert want is not None
-    same = 0
-    for _, changed in damaged(data, 3):
         target.write_bytes(changed)
         got = weights(target)
         same += got is not None and differing(got, want) <= 1

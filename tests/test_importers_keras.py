@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ import speech
 import weight_files as wf
 from command import assert_one_line, lstmcli
 from importing import assert_same, load, refusal, tree
+
+from lstmcli.errors import DataError
 
 A, B, C = (wf.random_cell(features, units, seed) for seed, (features, units) in enumerate([(3, 4), (4, 5), (5, 2)]))
 FW, BW = wf.random_cell(3, 2, 10), wf.random_cell(3, 2, 11)
@@ -69,6 +72,9 @@ def test_more_than_ten_layers(tmp_path: Path) -> None:
     config = wf.sequential(*(wf.keras_lstm(f"l{k}", 4) for k in range(12)))
     assert_same(tree(archive(tmp_path / "a", config, groups)), naive.Stack(tuple(many)))
     assert_same(tree(alone(tmp_path / "b", groups)), naive.Stack(tuple(many)))
+    named = {f"layers/lstm_{k}" if k else "layers/lstm": f"layer_{20 - k}" for k in range(12)}
+    (tmp_path / "c").write_bytes(weights(groups, named))
+    assert_same(tree(tmp_path / "c"), naive.Stack(tuple(many)))
 
 
 @pytest.mark.parametrize(("merge_mode", "merge"), [("concat", "concat"), ("sum", "sum"), ("mul", "mul"), ("ave", "mean")])
@@ -78,7 +84,9 @@ def test_merge_modes(merge_mode: str, merge: str, tmp_path: Path) -> None:
 
 
 def test_no_merge_is_refused(tmp_path: Path) -> None:
-    assert "merge_mode" in refusal(archive(tmp_path / "a", wf.sequential(wf.keras_bidirectional("both", 2, None)), PAIR))
+    for merge_mode in (None, ["concat"], "max"):
+        config = wf.sequential(wf.keras_bidirectional("both", 2, merge_mode))
+        assert "merge_mode" in refusal(archive(tmp_path / "a", config, PAIR))
 
 
 def test_no_bias(tmp_path: Path) -> None:
@@ -363,6 +371,32 @@ def test_weights_in_other_files_are_refused_by_name(what: str, packed: bool, tmp
         path = wf.write_keras(tmp_path / "a.keras", wf.sequential(wf.keras_lstm("l", 4)), path.read_bytes())
     name = "layers" if what == "group" else "layers/lstm/cell/vars/0"
     assert_one_line(lstmcli("model", "show", path, cwd=tmp_path), 65, path.name, name)
+
+
+@pytest.mark.parametrize("offset", [8, 16, 24, 32, 40])
+def test_a_damaged_heap_of_texts(offset: int, tmp_path: Path) -> None:
+    """libhdf5 would walk one with an object of no size for ever; the place is of the collection's or of an object's size."""
+    path = tmp_path / "a"
+    path.write_bytes(weights({"layers/lstm": A, "layers/lstm_1": B}, {"layers/lstm": "one", "layers/lstm_1": "two"}))
+    data = bytearray(path.read_bytes())
+    start = data.index(b"GCOL")
+    data[start + offset : start + offset + 8] = bytes(8)
+    path.write_bytes(data)
+    packed = wf.write_keras(tmp_path / "b", wf.sequential(wf.keras_lstm("one", 4), wf.keras_lstm("two", 5)), bytes(data))
+    for damaged in (path, packed):
+        with contextlib.suppress(DataError):
+            load(damaged)
+
+
+def test_a_configuration_that_is_not_utf_8(tmp_path: Path) -> None:
+    config = wf.sequential(wf.keras_lstm("l", 4))
+    path = wf.write_legacy_h5(tmp_path / "a", {"l": wf.legacy_weights("l/lstm_cell", A)}, config)
+    data = path.read_bytes()
+    assert data.count(b'"sequential"') == 1
+    path.write_bytes(data.replace(b'"sequential"', b'"\xffequential"'))
+    assert_same(tree(path), naive.Stack((A,)))
+    path.write_bytes(data.replace(b'"class_name"', b'"class\xff\xff\xff\xffe"'))
+    refusal(path)
 
 
 def test_datasets_that_claim_terabytes(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import files
 import golden
-import naive
 import numpy as np
 import pytest
 import speech
@@ -26,13 +25,6 @@ def check(name: str, outputs: np.ndarray, state: files.Arrays) -> None:
     assert np.mean(logits.argmax(axis=1) == speech.utterances()[2]) == pytest.approx(want["accuracy"], abs=1e-7)
 
 
-@pytest.mark.parametrize("path", speech.MODELS, ids=lambda path: path.name)
-def test_imported_model_computes_what_its_framework_does(path: Path, tmp_path: Path) -> None:
-    name, options = speech.MODELS[path]
-    x, lengths, _ = speech.utterances()
-    check(name, *naive.run(speech.imported(path, tmp_path, *options), x, lengths))
-
-
 def run(path: Path, folder: Path, *options: object) -> tuple[np.ndarray, files.Arrays]:
     succeed("run", "--input", speech.SAMPLE_DATA / "vowels.h5", "--weights", path, *options, "--output", "out.h5", cwd=folder)
     outputs, state = files.read_result(folder / "out.h5")
@@ -44,6 +36,13 @@ def run(path: Path, folder: Path, *options: object) -> tuple[np.ndarray, files.A
 def test_the_command_computes_what_the_framework_does(path: Path, tmp_path: Path) -> None:
     name, options = speech.MODELS[path]
     check(name, *run(path, tmp_path, *options))
+
+
+def test_a_run_from_the_imported_model_has_the_same_bits(tmp_path: Path) -> None:
+    direct = run(speech.CHECKPOINT, tmp_path, *speech.CHECKPOINT_OPTIONS)
+    succeed("model", "import", speech.CHECKPOINT, "-o", "model.h5", *speech.CHECKPOINT_OPTIONS, cwd=tmp_path)
+    (tmp_path / "out.h5").unlink()
+    files.assert_same_bits(run(tmp_path / "model.h5", tmp_path), direct)
 
 
 def test_keras_weights_without_a_configuration(tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ def keras_lstm(name: str, units: int, **config: object) -> dict[str, object]:
     return {"class_name": "LSTM", "config": {"name": name, **plain, "go_backwards": False, **config}}
 
 
-def keras_bidirectional(name: str, units: int, merge_mode: str | None = "concat", **config: object) -> dict[str, object]:
+def keras_bidirectional(name: str, units: int, merge_mode: object = "concat", **config: object) -> dict[str, object]:
     inner = keras_lstm(f"forward_{name}", units, **config)
     return {"class_name": "Bidirectional", "config": {"name": name, "layer": inner, "merge_mode": merge_mode}}
 

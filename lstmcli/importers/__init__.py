@@ -50,7 +50,7 @@ def load_weights(path: str, choices: Choices) -> Imported:
         begin, end = file.take(0, SMALLEST), file.take(size - SMALLEST, SMALLEST)
         # Each importer is loaded when a file is its own: together they would take as long as a small run.
         if is_hdf5(fd, where):
-            return load_hdf5(path, choices)
+            return load_hdf5(file, path, choices)
         if begin.startswith(ZIP_MAGIC):
             return load_archive(fd, where, choices)
         if end.endswith(TABLE_MAGIC):
@@ -81,8 +81,8 @@ def index_path(path: str) -> str:
     return index if Path(index).is_file() and (prefix != path or not os.path.lexists(path)) else path
 
 
-def load_hdf5(path: str, choices: Choices) -> Imported:
-    where = shown(path)
+def load_hdf5(data: FileBytes, path: str, choices: Choices) -> Imported:
+    where = data.name
     with hdf5.open_file(path) as file:
         with hdf5.reading(where):
             ours = "format" in file.attrs
@@ -90,6 +90,7 @@ def load_hdf5(path: str, choices: Choices) -> Imported:
             from lstmcli.importers import keras
 
             if keras.looks_like(file):
+                hdf5.check_heaps(data.take, data.opened.st_size, where)
                 return keras.import_file(file, where, choices)
     choices.allow(where)
     return Imported(load_model_file(path), "lstmcli")

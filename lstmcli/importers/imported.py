@@ -128,7 +128,7 @@ class Draft:
 
     @contextmanager
     def building(self, what: str) -> Iterator[None]:
-        """Says in a DataError which part of which file it is about. Infinities may be summed: cell() says that they are."""
+        """Says in a DataError which part of which file it is about. Of infinities and NaN, cell() says that they are there."""
         try:
             with np.errstate(all="ignore"):
                 yield

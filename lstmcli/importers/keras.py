@@ -66,7 +66,8 @@ class Found:
     """The layers whose weights are in a file, in the order in which they are there."""
 
     by_path: dict[Path, Directions] = field(default_factory=dict)
-    by_class: dict[Path, Path] = field(default_factory=dict)  # by names that Keras makes of the classes: lstm, lstm_1, ...
+    # Keras 3 names the groups after the classes, lstm, lstm_1, ..., and has the layers' own names in attributes, if at all.
+    by_class: dict[Path, Path] = field(default_factory=dict)
 
     def get(self, path: Path, classes: Path) -> Directions | None:
         # A file of Keras 2 has one group for all that is inside a model.
@@ -87,7 +88,9 @@ def import_archive(archive: Archive, choices: Choices) -> Imported:
     where = archive.where
     config = parse(archive.read(CONFIG), f"{where}, {CONFIG}")
     metadata = parse(archive.read(METADATA), f"{where}, {METADATA}")
-    with hdf5.open_image(archive.read(WEIGHTS), f"{where}::{WEIGHTS}") as file:
+    image = archive.read(WEIGHTS)
+    hdf5.check_heaps(lambda offset, count: image[offset : offset + count], len(image), f"{where}::{WEIGHTS}")
+    with hdf5.open_image(image, f"{where}::{WEIGHTS}") as file:
         return import_layers(file, where, config, metadata.get("keras_version"), choices)
 
 
@@ -95,7 +98,7 @@ def import_file(file: Any, where: str, choices: Choices) -> Imported:
     """A .weights.h5 or .h5 file, open. DataError as above."""
     with hdf5.reading(where):
         config, version = (as_text(file.attrs.get(name)) for name in ("model_config", "keras_version"))
-    parsed = None if config is None else parse(config.encode(), f"{where}, attribute model_config")
+    parsed = None if config is None else parse(config, f"{where}, attribute model_config")
     return import_layers(file, where, parsed, version, choices)
 
 
@@ -107,7 +110,7 @@ def import_layers(file: Any, where: str, config: Json, version: Json, choices: C
     with hdf5.reading(where):
         found = legacy_layers(file, held) if is_legacy(file) else walked_layers(file, held)
     if config is None:
-        below = guessed([Layer(path, directions) for path, directions in found.by_path.items()], ordered=is_legacy(file))
+        below = guessed(found)
         draft.note(
             f"assumed: activation {choices.activation or 'tanh'}, recurrent_activation sigmoid, merge concat, no go_backwards, "
             "and the order of the layers; a file of weights alone does not hold them"
@@ -172,7 +175,7 @@ def collected(weights: dict[Path, dict[str, dict[int, Tensor]]]) -> dict[Path, D
 
 
 def walked_layers(file: Any, held: dict[str, Tensor]) -> Found:
-    """Of Keras 3: groups that end in cell/vars. Their names are made of the classes; attributes hold the layers' own."""
+    """Of Keras 3: groups that end in cell/vars."""
     weights: dict[Path, dict[str, dict[int, Tensor]]] = {}
     by_class: dict[Path, Path] = {}
     for name, tensor in held.items():
@@ -232,7 +235,7 @@ def as_text(value: Any) -> str | None:
 # What the configuration says.
 
 
-def parse(data: bytes, where: str) -> dict[str, Json]:
+def parse(data: bytes | str, where: str) -> dict[str, Json]:
     try:
         parsed = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -336,28 +339,28 @@ def snake_case(name: str) -> str:
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def guessed(layers: list[Layer], ordered: bool) -> dict[Layer, Layer | None]:
+def guessed(found: Found) -> dict[Layer, Layer | None]:
     """Without a configuration: which layer feeds which, by their widths; a file of Keras 2 has them in order.
 
     Keras 3 counts the layers of each class, so the order between classes is not in the file. It is taken where only one fits.
     """
-    if ordered:
-        pairs = zip([None, *layers], layers, strict=False)
+    layers = {path: Layer(path, directions) for path, directions in found.by_path.items()}
+    below: dict[Layer, Layer | None] = dict.fromkeys(layers.values())
+    if not found.by_class:
+        pairs = zip([None, *below], below, strict=False)
         return {layer: lower if lower and lower.output_size == layer.input_size else None for lower, layer in pairs}
-    below: dict[Layer, Layer | None] = dict.fromkeys(layers)
-    for container in {layer.path[:-1] for layer in layers}:
-        classes: dict[str, list[Layer]] = {}
-        for layer in sorted((layer for layer in layers if layer.path[:-1] == container), key=counter):
-            classes.setdefault(re.sub(r"_\d+$", "", layer.path[-1]), []).append(layer)
-        orders = [order for first in classes if (order := one_order(list(classes.values()), classes[first][0]))]
+    models: dict[Path, dict[str, list[tuple[int, Layer]]]] = {}
+    for classes, path in found.by_class.items():
+        if path in layers:
+            name, _, number = classes[-1].rpartition("_")
+            kind, count = (name, int(number)) if re.fullmatch("[0-9]{1,9}", number) else (classes[-1], 0)
+            models.setdefault(classes[:-1], {}).setdefault(kind, []).append((count, layers[path]))
+    for kinds in models.values():
+        ordered = [[layer for _, layer in sorted(each, key=lambda pair: pair[0])] for each in kinds.values()]
+        orders = [order for each in ordered if (order := one_order(ordered, each[0]))]
         if len(orders) == 1:
             below |= dict(zip(orders[0][1:], orders[0], strict=False))
     return below
-
-
-def counter(layer: Layer) -> int:
-    number = re.search(r"_(\d{1,9})$", layer.path[-1])
-    return int(number[1]) if number else 0
 
 
 def one_order(classes: list[list[Layer]], first: Layer) -> list[Layer] | None:
@@ -392,7 +395,7 @@ def build(layers: list[Layer], version: Json, choices: Choices, draft: Draft) ->
                 raise DataError("the configuration and the weights do not agree on whether it is bidirectional")
             if "backward" in cells:
                 merge = settings(entry).get("merge_mode", "concat")
-                if merge not in MERGES:
+                if not isinstance(merge, str) or merge not in MERGES:
                     raise DataError(f"merge_mode: expected one of {', '.join(MERGES)}, got {shown(str(merge))}")
                 made = Bidirectional(made, cells["backward"], MERGES[merge])
             yield Reverse(made) if backwards else made
@@ -429,7 +432,7 @@ def read_cell(tensors: list[Tensor], config: dict[str, Json], version: Json, cho
         origins = [Origin(origin.tensor, origin.field, how) for origin, how in zip(origins, hows, strict=True)]
     recurrent_activation = activation(config, "recurrent_activation", "sigmoid")
     if recurrent_activation == "hard_sigmoid":
-        match re.match(r"[0-9]+", version if isinstance(version, str) else ""):
+        match re.match(r"[0-9]{1,4}", version if isinstance(version, str) else ""):
             case None:
                 raise DataError("hard_sigmoid is one function in Keras 2 and another in Keras 3; the file does not say which")
             case major if int(major[0]) < 3:
