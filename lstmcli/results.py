@@ -20,19 +20,23 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.model import Floats, Model
+from lstmcli.kernel.crc import crc32_rows
+from lstmcli.model import Model
 from lstmcli.model_file import FORMAT_VERSION, RESULT_FORMAT, model_image, write_model
 from lstmcli.npy import write_header
 from lstmcli.npz import Npz
 from lstmcli.partial import Data, Partial, Stream, as_bytes
 from lstmcli.spans import Lengths, Span
 
+CACHE = 1 << 19  # bytes
+MUCH = 64 << 20  # bytes
 CHECKSUMS = "checksums"
 CONTAINER = f"{CHECKSUMS}/container"
 
@@ -83,23 +87,42 @@ class Field:
     def extent(self) -> Extent:
         return Extent(self.offset, math.prod(self.shape) * self.dtype.itemsize)
 
-    def put(self, first: int, rows: NDArray[Any]) -> None:
-        """Stores rows first, first + 1, ..."""
-        rows = np.ascontiguousarray(rows, self.dtype)
-        self.store.write(rows, self.offset + first * rows[:1].nbytes)
+    @property
+    def has_steps(self) -> bool:
+        return len(self.shape) == 3
 
-    def put_steps(self, first: int, start: int, lengths: Lengths, rows: Floats) -> None:
-        """Stores steps start .. start + lengths[s] of the sequences first, first + 1, ..., packed in rows (R, D)."""
+    def groups(self, lengths: Lengths) -> Iterator[slice]:
+        """Consecutive sequences with about as many bytes as a cache holds."""
+        if not len(lengths):
+            return
+        width = max(1, self.shape[-1] * self.dtype.itemsize)
+        sizes = np.cumsum(lengths if self.has_steps else np.ones(len(lengths), np.int64)) * width
+        cuts = np.searchsorted(sizes, np.arange(CACHE, sizes[-1], CACHE)) + 1
+        for begin, end in pairwise(np.unique(np.r_[0, cuts, len(lengths)]).tolist()):
+            yield slice(begin, end)
+
+    def put(self, first: int, start: int, lengths: Lengths, rows: NDArray[Any]) -> None:
+        """Stores steps start .. start + lengths[s] of the sequences first, first + 1, ..., packed in rows (R, D).
+
+        Where the field has no steps, rows (len(lengths), width) are those of the sequences.
+        """
+        if not self.has_steps:
+            self.put_rows(first, rows)
+            return
         view = as_bytes(rows)
         for offset, begin, end in self._runs(first, start, lengths):
             self.store.write(view[begin:end], offset)
 
-    def get(self, first: int, count: int) -> NDArray[Any]:
-        rows = np.empty((count, *self.shape[1:]), self.dtype)
-        self._fetch(as_bytes(rows), self.offset + first * rows[:1].nbytes)
-        return rows
+    def put_rows(self, first: int, rows: NDArray[Any]) -> None:
+        rows = np.ascontiguousarray(rows, self.dtype)
+        self.store.write(rows, self.offset + first * rows[:1].nbytes)
 
-    def get_steps(self, first: int, start: int, lengths: Lengths) -> Floats:
+    def get(self, first: int, start: int, lengths: Lengths) -> NDArray[Any]:
+        """What put() has stored."""
+        if not self.has_steps:
+            rows = np.empty((len(lengths), *self.shape[1:]), self.dtype)
+            self._fetch(as_bytes(rows), self.offset + first * rows[:1].nbytes)
+            return rows
         rows = np.empty((int(lengths.sum()), self.shape[2]), self.dtype)
         view = as_bytes(rows)
         for offset, begin, end in self._runs(first, start, lengths):
@@ -130,14 +153,6 @@ class Field:
         )
 
 
-def checksums(rows: NDArray[Any], ends: Lengths, sums: Sums) -> None:
-    """Carries on the CRC-32 of each sequence: rows ends[s - 1] .. ends[s] are those of sequence s. sums (n,) in/out."""
-    view = as_bytes(rows)
-    places = (ends * (len(view) // max(1, len(rows)))).tolist()
-    pieces = map(view.__getitem__, map(slice, [0, *places], places))
-    sums[:] = list(map(zlib.crc32, pieces, sums.tolist()))
-
-
 @dataclass(frozen=True)
 class Facts:
     """What a result says of its making. Nothing in it may depend on threads, memory, time or place: same run, same bytes."""
@@ -165,37 +180,44 @@ class Result:
         the last of its sequences, of the others. Those that the result does not hold are left out.
         """
 
-        def stored(name: str, field: Field) -> NDArray[Any]:
-            if len(field.shape) == 3:
-                field.put_steps(span.first, span.start, lengths, arrays[name])
-            else:
-                field.put(span.first, arrays[name])
-            return arrays[name]
-
-        return self._account(span, lengths, stored)
+        packed = np.r_[0, np.cumsum(lengths)]
+        self._begin(span)
+        for name, field in self._fields_of(span):
+            for group in field.groups(lengths):
+                # Right before it is written, so that it comes from memory once.
+                part = arrays[name][packed[group.start] : packed[group.stop]] if field.has_steps else arrays[name][group]
+                self._sum(name, field, part, lengths[group], group)
+                field.put(span.first + group.start, span.start, lengths[group], part)
+        return self._end(span)
 
     def check(self, span: Span, lengths: Lengths) -> int:
         """The checksum of a span that an earlier run has stored, from what is in the file now; in the order of the spans."""
 
-        def found(name: str, field: Field) -> NDArray[Any]:
-            if len(field.shape) == 3:
-                return field.get_steps(span.first, span.start, lengths)
-            return field.get(span.first, span.count)
+        self._begin(span)
+        for name, field in self._fields_of(span):
+            for group in field.groups(lengths):
+                part = field.get(span.first + group.start, span.start, lengths[group])
+                self._sum(name, field, part, lengths[group], group)
+        return self._end(span)
 
-        return self._account(span, lengths, found)
-
-    def _account(self, span: Span, lengths: Lengths, values: Callable[[str, Field], NDArray[Any]]) -> int:
+    def _begin(self, span: Span) -> None:
         if span.start == 0:
             self.running = {name: np.zeros(span.count, np.uint32) for name in self.fields}
+
+    def _fields_of(self, span: Span) -> list[tuple[str, Field]]:
+        return [(name, field) for name, field in self.fields.items() if field.has_steps or span.last]
+
+    def _sum(self, name: str, field: Field, rows: NDArray[Any], lengths: Lengths, group: slice) -> None:
+        if self.checked:
+            ends = np.cumsum(lengths) if field.has_steps else np.arange(1, len(lengths) + 1)
+            crc32_rows(rows, ends, self.running[name][group], field.extent().size > MUCH)
+
+    def _end(self, span: Span) -> int:
         whole = 0
-        for name, field in self.fields.items():
-            if (steps := len(field.shape) == 3) or span.last:
-                rows = values(name, field)
-                if self.checked:
-                    checksums(rows, np.cumsum(lengths) if steps else np.arange(1, span.count + 1), self.running[name])
+        for name, sums in self.running.items():
             if span.last and name in self.sums:
-                self.sums[name].put(span.first, self.running[name])
-            whole = zlib.crc32(as_bytes(self.running[name]), whole)
+                self.sums[name].put_rows(span.first, sums)
+            whole = zlib.crc32(as_bytes(sums), whole)
         return whole
 
     def sync(self) -> None:
@@ -256,8 +278,8 @@ def create_hdf5(path: Path, arrays: Arrays, facts: Facts, overwrite: bool, resum
         with container(arrays, facts) as (image, _, _):
             for offset, count in outside([field.extent() for field in (own, steps, *fields.values(), *sums.values())], size):
                 partial.write(os.pread(image.fileno(), count, offset), offset)
-        steps.put(0, facts.lengths)
-        own.put(0, np.array([container_checksum(partial.read, size, [*kept, own.extent()])], np.uint32))
+        steps.put_rows(0, facts.lengths)
+        own.put_rows(0, np.array([container_checksum(partial.read, size, [*kept, own.extent()])], np.uint32))
 
     return Result(fields, stores, finish, True, sums, {})
 
