@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from command import succeed
 
-RUNS = [name for name in golden.NAMES if not golden.load(name).initial]
-
 
 def write_input(folder: Path, case: golden.Golden, kind: str) -> list[object]:
     """The case's batch in one HDF5 file or in NPY files; the options that name them."""
@@ -28,11 +26,14 @@ def write_input(folder: Path, case: golden.Golden, kind: str) -> list[object]:
 
 
 @pytest.mark.parametrize("kind", ["h5", "npy"])
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", golden.NAMES)
 def test_golden(name: str, kind: str, tmp_path: Path) -> None:
     case = golden.load(name)
     files.write_model(tmp_path / "model.h5", case.model, case.dtype)
     options = [*write_input(tmp_path, case, kind), "--weights", "model.h5", "--dtype", case.dtype]
+    if case.initial:
+        np.savez(tmp_path / "initial.npz", **case.initial)  # type: ignore[arg-type]
+        options += ["--initial-state", "initial.npz"]
     succeed("run", *options, "--output", f"out.{kind}", cwd=tmp_path)
     if kind == "h5":
         outputs, state = files.read_result(tmp_path / "out.h5")

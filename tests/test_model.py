@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lstmcli
-from lstmcli import model as module
+from lstmcli import initializers as module
 from lstmcli.errors import UsageError
 from lstmcli.initializers import init_model
 from lstmcli.model import CELL_OPTIONS, Cell
