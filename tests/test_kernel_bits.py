@@ -11,19 +11,32 @@ import pytest
 # One hash for all CPUs. A change of it changes what users get: it needs a reason and a line in the changelog.
 HASH = "af67c62cf9820fa744324f94ed7fb9067aba8b24d39158261001726da7bb90a5"
 
+EVERY_OPTION_HASH = "c6507e35fd19a014413099bf55116a1eeda23a602a0618b2cf2c67f6115dcfc9"
+
 PROGRAM = """
-import hashlib, sys
+import dataclasses, hashlib, sys
 import numpy as np
 import lstmcli
+from lstmcli.model import ACTIVATIONS, RECURRENT_ACTIVATIONS
 digest = hashlib.sha256()
 bits = np.random.PCG64(5)
 x = (bits.random_raw(40 * 23 * 21) >> np.uint64(11)).reshape(40, 23, 21) * 2.0**-51 - 2
 lengths = (bits.random_raw(40) % np.uint64(24)).astype(np.int64)
-model = lstmcli.init_model(21, [35, 7], seed=3)
-for dtype in ("float32", "float64"):
-    outputs, state = model(x.astype(dtype), lengths, threads=2)
-    for array in (outputs, *(state[name] for name in sorted(state))):
-        digest.update(array.tobytes())
+models = [lstmcli.init_model(21, [35, 7], seed=3)]
+if "every option" in sys.argv:
+    clips = {"cell_clip": 0.4, "projection_clip": 0.2}
+    options = lstmcli.CellOptions(peepholes=True, projection=12, **clips)
+    (both,) = lstmcli.init_model(21, [35], 3, options, bidirectional=True).layers
+    cell = both.forward
+    changes = [{"activation": name} for name in ACTIVATIONS] + [{"recurrent_activation": name} for name in RECURRENT_ACTIVATIONS]
+    changes += [{"gate_clip": 0.5}, {"input_forget": True}, {"peephole": None, "cell_clip": None}]
+    cells = [dataclasses.replace(cell, **change) for change in changes]
+    models = [lstmcli.Bidirectional(one, both.backward, merge="mean") for one in cells]
+for model in models:
+    for dtype in ("float32", "float64"):
+        outputs, state = model(x.astype(dtype), lengths, threads=2)
+        for array in (outputs, *(state[name] for name in sorted(state))):
+            digest.update(array.tobytes())
 print(digest.hexdigest(), "numba" in sys.modules)
 """
 
@@ -32,9 +45,9 @@ AVX512 = f"{AVX2},+avx512f,+avx512dq,+avx512bw,+avx512vl"
 TARGETS = {"generic": "", "haswell": AVX2, "skylake-avx512": AVX512, "znver4": AVX512}
 
 
-def run(environment, cache):
+def run(environment, cache, *args):
     env = os.environ | environment | {"LSTMCLI_CACHE_DIR": str(cache)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *args], env=env, capture_output=True, text=True, check=True)
     return done.stdout.split()
 
 
@@ -51,12 +64,23 @@ def test_a_cached_kernel_needs_no_numba(warm):
     assert len(list(warm.iterdir())) == 2  # float32, float64
 
 
-@pytest.mark.parametrize("cpu", TARGETS)
-def test_other_cpus_give_the_same_bits(cpu, tmp_path):
-    needed = {feature[1:] for feature in TARGETS[cpu].split(",") if feature}
+@pytest.fixture(params=TARGETS)
+def target(request):
+    """The environment that compiles for another CPU."""
+    features = TARGETS[request.param]
+    needed = {feature[1:] for feature in features.split(",") if feature}
     if missing := {name for name in needed if not llvm.get_host_cpu_features().get(name)}:
-        pytest.skip(f"this CPU cannot run code for {cpu}: it lacks {', '.join(sorted(missing))}")
-    assert run({"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": TARGETS[cpu]}, tmp_path)[0] == HASH
+        pytest.skip(f"this CPU cannot run code for {request.param}: it lacks {', '.join(sorted(missing))}")
+    return {"NUMBA_CPU_NAME": request.param, "NUMBA_CPU_FEATURES": features}
+
+
+def test_other_cpus_give_the_same_bits(target, tmp_path):
+    assert run(target, tmp_path)[0] == HASH
+
+
+@pytest.mark.slow
+def test_other_cpus_give_the_same_bits_for_every_option(target, tmp_path):
+    assert run(target, tmp_path, "every option")[0] == EVERY_OPTION_HASH
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "foreign", "link"])
