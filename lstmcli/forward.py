@@ -59,7 +59,7 @@ class Forward:
         return rows[:size].reshape(-1, width)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: for a small batch that would be a tenth of the call
 class Call:
     """One pass of a block through the tree."""
 
@@ -92,7 +92,7 @@ class Call:
             name = join(path, str(k))
             target = above if k == top else self.scratch((depth, k % 2), block, layer.output_size)
             self.walk(layer, name, block, target, cells if k == top else None, backward, depth + 1)
-            if kept := self.saved.get(f"layers/{name}"):
+            if self.saved and (kept := self.saved.get(f"layers/{name}")):
                 np.copyto(kept.rows, target.rows)
             block = target
 

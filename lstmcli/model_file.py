@@ -16,12 +16,14 @@ from lstmcli import hdf5
 from lstmcli.errors import DataError, shown
 from lstmcli.model import Bidirectional, Cell, Model, Residual, Reverse, Stack, as_root
 from lstmcli.partial import Partial
+from lstmcli.raw import FileBytes
 
 FORMAT, FORMAT_VERSION = "lstmcli-model", 1
 RESULT_FORMAT = "lstmcli-result"
 GATE_ORDER = "i,f,g,o"
 MAX_WEIGHT = 1 << 34  # bytes; what a file may claim for one array before memory is taken for it
 MAX_DEPTH = 32
+SEARCHED = 64 << 20  # bytes of a file whose heaps are checked: a model, or a small result; a large one would take too long
 
 Value = TypeVar("Value", str, int, float, bool)
 
@@ -74,6 +76,9 @@ def load_model(path: str) -> Model:
     """The model of a model file or of a result. MissingInputError, DataError."""
     with hdf5.open_file(str(path)) as file:
         where = hdf5.label(file).removesuffix("::/")
+        data = FileBytes(file.id.get_vfd_handle(), where)
+        if data.opened.st_size <= SEARCHED:
+            hdf5.check_heaps(data.take, data.opened.st_size, where)
         with hdf5.reading(where):
             got, version = file.attrs.get("format"), file.attrs.get("format_version")
         if not isinstance(got, str) or got not in (FORMAT, RESULT_FORMAT):

@@ -219,3 +219,15 @@ def test_missing_and_foreign_weights(command: list[str], case: Case, tmp_path: P
     assert_one_line(lstmcli(*command, "missing.h5", cwd=tmp_path), 66, "missing.h5")
     assert_one_line(lstmcli(*command, "x.npy", cwd=tmp_path), 65, "x.npy")
     assert files.snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("offset", [8, 16, 24, 32, 40])
+def test_a_damaged_heap_of_texts(offset: int, case: Case, tmp_path: Path) -> None:
+    """libhdf5 walks one with an object of no size for ever."""
+    data = bytearray(case.weights.read_bytes())
+    start = data.index(b"GCOL")
+    data[start + offset : start + offset + 8] = bytes(8)
+    (tmp_path / "model.h5").write_bytes(data)
+    ran = lstmcli("model", "show", "model.h5", cwd=tmp_path)
+    assert ran.code in (0, 65), ran.err
+    assert len(ran.err.splitlines()) == (ran.code != 0)

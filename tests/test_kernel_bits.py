@@ -28,7 +28,8 @@ if "every option" in sys.argv:
     options = lstmcli.CellOptions(peepholes=True, projection=12, **clips)
     (both,) = lstmcli.init_model(21, [35], 3, options, bidirectional=True).layers
     cell = both.forward
-    changes = [{"activation": name} for name in ACTIVATIONS] + [{"recurrent_activation": name} for name in RECURRENT_ACTIVATIONS]
+    changes = [{"activation": name} for name in ACTIVATIONS]
+    changes += [{"recurrent_activation": name} for name in RECURRENT_ACTIVATIONS]
     changes += [{"gate_clip": 0.5}, {"input_forget": True}, {"peephole": None, "cell_clip": None}]
     cells = [dataclasses.replace(cell, **change) for change in changes]
     models = [lstmcli.Bidirectional(one, both.backward, merge="mean") for one in cells]
