@@ -290,7 +290,7 @@ def run(as_json: bool, quiet: bool, progress: str, stop_after: float | None, **o
     make-embeddings | lstmcli run -i - -l lens.npy -w model.h5 -o - | use-outputs
     """
     from lstmcli import report
-    from lstmcli.run import Job
+    from lstmcli.job import Job
     from lstmcli.run import run as run_job
     from lstmcli.stop import Stop
 

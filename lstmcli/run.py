@@ -8,8 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext, suppress
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,27 @@ import numpy as np
 from lstmcli import __version__
 from lstmcli.arrays import Lengths, Source
 from lstmcli.blocks import Block, packed_starts
-from lstmcli.cpus import available_threads
-from lstmcli.errors import DataError, LstmcliError, OutputError, StoppedError, StorageError, UsageError, shown
+from lstmcli.errors import DataError, LstmcliError, StoppedError, StorageError, UsageError
 from lstmcli.forward import Forward, kernels_are_cached
-from lstmcli.initializers import CellOptions, count_parameters, init_model
+from lstmcli.job import (
+    UNMARKED,
+    Job,
+    attributes,
+    describe,
+    read_model,
+    refuse_inputs,
+    step_widths,
+    stored_arrays,
+    targets_of,
+)
 from lstmcli.journal import Done, Journal, journal_name
 from lstmcli.layer import MAX_LANES
 from lstmcli.lengths import read_lengths
 from lstmcli.model import Floats, Model, State
 from lstmcli.nonfinite import Nonfinite, find_nonfinite
 from lstmcli.partial import Partial, check_left_over, check_target, partial_name
-from lstmcli.results import Arrays, Facts, Paths, Result, create_result
-from lstmcli.sources import open_source, split_spec
+from lstmcli.results import Facts, Paths, Result, create_result
+from lstmcli.sources import open_source
 from lstmcli.spans import Limits, Span, plan, steps_until
 from lstmcli.states import States, open_states
 from lstmcli.stop import Stop
@@ -40,47 +48,6 @@ PROGRAM_BYTES = 100_000_000  # what the program takes before it has read a row: 
 BLOCK_BYTES = 64_000_000  # larger blocks gain nothing: lanes are full, and reading and writing already overlap the work
 BLOCK_FLOPS = 50_000_000_000  # per thread: about a second, so that progress shows and an interrupt is soon heeded
 SEQUENCE_BYTES = 256  # what is kept for each sequence of a block besides its states: where it lies, how long it is
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the options of `lstmcli run` say."""
-
-    input: str
-    time_major: bool = False
-    lens: str | None = None
-    units: tuple[int, ...] | None = None
-    weights: str | None = None
-    select: str | None = None
-    forget_bias: tuple[float | None, ...] | None = None
-    cell_clip: tuple[float | None, ...] | None = None
-    projection_clip: tuple[float | None, ...] | None = None
-    activation: str | None = None
-    peepholes: bool = False
-    projection: int | None = None
-    bidirectional: bool = False
-    residual: bool = False
-    seed: int = 0
-    initial_state: str | None = None
-    output: str | None = None
-    states: str | None = None
-    save: frozenset[str] = frozenset({"outputs", "states"})
-    dtype: str = "float32"
-    threads: int | None = None
-    max_memory: int = 1_000_000_000
-    nonfinite: str = "warn"  # error | warn | pass
-    follow_links: bool = False
-    rows: tuple[int, int] | None = None  # first, stop: of the input only these sequences
-    overwrite: bool = False
-    resume: bool = False
-    dry_run: bool = False
-
-
-# Options that change no bit of a result, and those whose files or numbers are in the fingerprint themselves.
-UNMARKED = {
-    *("threads", "max_memory", "overwrite", "resume", "dry_run", "follow_links"),
-    *("input", "lens", "units", "weights", "seed", "initial_state", "output"),
-}
 
 
 def run(
@@ -364,155 +331,3 @@ def block_limits(job: Job, source: Source, lengths: Lengths, forward: Forward, k
         sequences=max(1, budget // 10 // per_sequence),
         fill=1 if whole else max(2 * forward.rows * threads, source.side_by_side),
     )
-
-
-def step_widths(model: Model, save: frozenset[str]) -> dict[str, int]:
-    """The width of each array (N, T, width) that is to be stored."""
-    widths = {"outputs": model.output_size} if "outputs" in save else {}
-    if "cells" in save:
-        widths["cells"] = model.cells_width
-    if "layers" in save:
-        widths |= {f"layers/{name}": layer.output_size for name, layer in (model.layers_by_name() or {"0": model}).items()}
-    return widths
-
-
-def targets_of(job: Job) -> Paths:
-    """The files that a job makes. UsageError for names and options that do not go together."""
-    if "" in (job.output, job.states):
-        raise UsageError("expected a name after --output and --states, got an empty one")
-    output = job.output or f"{'stdin' if job.input == '-' else Path(split_spec(job.input)[0]).stem}.lstm.h5"
-    suffix = "-" if output == "-" else Path(output).suffix
-    if suffix in (".h5", ".hdf5"):
-        if job.states:
-            raise UsageError(
-                f"--states {job.states}: an HDF5 result holds the states itself; leave it out, or use --output NAME.npy"
-            )
-        return Paths(Path(output))
-    if suffix not in (".npy", "-"):
-        raise UsageError(f"--output {output}: expected a name that ends in .h5, .hdf5 or .npy, or -")
-    if "outputs" not in job.save or not job.save <= {"outputs", "states"}:
-        raise UsageError(f"--save {','.join(sorted(job.save))}: {output} holds the outputs alone; use --output NAME.h5")
-    if job.states and "states" not in job.save:
-        raise UsageError(f"--states {job.states}: --save leaves the states out")
-    if suffix == "-":
-        return Paths(None, Path(job.states) if job.states else None)
-    path = Path(output)
-    states = Path(job.states) if job.states else path.with_suffix(".states.npz")
-    targets = Paths(path, states if "states" in job.save else None, path.with_suffix(".model.h5"))
-    if len(set(names := temporary_names(targets))) < len(names):
-        raise UsageError(f"--states {job.states}: is also the name of another file of this result; choose another one")
-    return targets
-
-
-def temporary_names(targets: Paths) -> list[Path]:
-    """Of all files that exist at any time."""
-    names = [name for path in targets.all() for name in (path, partial_name(path))]
-    return [*names, journal_name(targets.main)] if targets.main else names
-
-
-def refuse_inputs(targets: Paths, job: Job) -> None:
-    """OutputError where a file that would be replaced is also read, under whatever name."""
-    for target in temporary_names(targets):
-        for spec in (job.input, job.lens, job.weights, job.initial_state):
-            path = Path(split_spec(spec)[0]) if spec else target
-            if spec and path.exists() and target.exists() and path.samefile(target):
-                raise OutputError(f"{shown(str(target))}: is also an input of this run; choose another --output")
-
-
-def read_model(job: Job, source: Source) -> tuple[Model, tuple[str, ...]]:
-    """The model, and what was assumed about its weights."""
-    features = source.shape[2]
-    if job.units is not None:
-        options = CellOptions.chosen(**{field.name: getattr(job, field.name) for field in fields(CellOptions)})
-        check_memory(job, count_parameters(features, job.units, options, job.bidirectional))
-        return init_model(features, job.units, job.seed, options, job.bidirectional, job.residual), ()
-    assert job.weights is not None
-    from lstmcli.importers import Choices, load_weights
-
-    choices = Choices(job.select, job.forget_bias, job.cell_clip, job.projection_clip, job.activation)
-    imported = load_weights(job.weights, choices)
-    model = imported.model
-    check_memory(job, model.parameters())
-    if model.input_size != features:
-        raise DataError(
-            f"{job.weights}: the model takes {model.input_size} features, {source.name} {source.stored_shape} has {features}"
-        )
-    return model, imported.notes
-
-
-def check_memory(job: Job, parameters: int) -> None:
-    size = parameters * np.dtype(job.dtype).itemsize
-    if size > job.max_memory:
-        raise UsageError(f"--max-memory {job.max_memory:,}: the weights alone take {size:,} bytes; raise it")
-
-
-def attributes(job: Job, model: Model, found: Nonfinite) -> dict[str, Any]:
-    """What a result says of its making besides its lengths."""
-    known: dict[str, Any] = {
-        "model_config": model.config(),
-        "options": {"dtype": job.dtype, "save": sorted(job.save)},
-        "versions": {"lstmcli": __version__},
-    }
-    if job.nonfinite != "pass":
-        known |= {"nonfinite_steps": np.int64(found.steps), "nonfinite_first": np.array([found.row, found.step], np.int64)}
-    return known
-
-
-def stored_arrays(job: Job, model: Model, source: Source) -> Arrays:
-    batch, time, _ = source.shape
-    dtype = np.dtype(job.dtype)
-    arrays: Arrays = {name: ((batch, time, width), dtype) for name, width in step_widths(model, job.save).items()}
-    if "states" in job.save:
-        arrays |= {f"state/{name}": ((batch, width), dtype) for name, width in model.state_widths().items()}
-    return arrays
-
-
-def describe(
-    job: Job,
-    targets: Paths,
-    source: Source,
-    lengths: Lengths,
-    origin: str | None,
-    model: Model,
-    initial: States | None,
-) -> dict[str, Any]:
-    batch, time, _ = source.shape
-    total, cells = int(lengths.sum()), [cell for _, cell in model.cells()]
-    return {
-        "input": {
-            "path": source.name,
-            "shape": list(source.stored_shape),
-            "time_major": source.time_major,
-            "dtype": source.dtype.name,
-        },
-        "lengths": {
-            "from": origin,
-            "min": int(lengths.min(initial=time)) if batch else 0,
-            "mean": total / batch if batch else 0.0,
-            "max": int(lengths.max(initial=0)),
-            "total": total,
-        },
-        "padding_fraction": 1 - total / (batch * time) if batch * time else 0.0,
-        "model": {
-            "from": job.weights or f"seed {job.seed}",
-            "layers": len(cells),
-            "units": [cell.units for cell in cells],
-            "parameters": model.parameters(),
-        },
-        "initial_state": initial.name if initial else None,
-        "outputs": {"shape": [batch, time, model.output_size], "dtype": job.dtype, "stored": "outputs" in job.save},
-        "state": [
-            {"path": f"/state/{name}", "shape": [batch, width], "dtype": job.dtype}
-            for name, width in model.state_widths().items()
-        ],
-        "output": str(targets.main or "-"),
-        "states": str(targets.states) if targets.states else None,
-        "model_file": str(targets.model) if targets.model else None,
-        "threads": job.threads or available_threads(),
-        "valid_steps": total,
-        "seconds": 0.0,
-        "steps_per_second": 0,
-        "resumed_steps": 0,
-        "nonfinite": None,
-        "dry_run": job.dry_run,
-    }

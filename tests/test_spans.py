@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lstmcli.run import Limits, plan
+from lstmcli.spans import Limits, plan
 
 
 @given(
