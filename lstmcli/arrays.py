@@ -97,9 +97,10 @@ class Source:
         """
         if not rows.size:
             return
+        first += self.first
         try:
             with np.errstate(over="raise", invalid="ignore"):
-                self._read(self.first + first, start, lengths, rows)
+                self._read(first, start, lengths, rows)
         except FloatingPointError as error:
             raise DataError(
                 f"{self.name}, sequences {first} to {first + len(lengths) - 1}: a value is too large for {rows.dtype}; "

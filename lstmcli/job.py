@@ -1,6 +1,10 @@
-"""What the options of a run say: its files, its model, what it stores, what is told of it."""
+"""What the options of a run say, and what they name, opened and checked."""
 
-from dataclasses import dataclass, fields
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +15,27 @@ from lstmcli.arrays import Lengths, Source
 from lstmcli.cpus import available_threads
 from lstmcli.errors import DataError, OutputError, UsageError, shown
 from lstmcli.initializers import CellOptions, count_parameters, init_model
-from lstmcli.journal import journal_name
+from lstmcli.journal import Fingerprint, differing, journal_name
+from lstmcli.lengths import read_lengths
 from lstmcli.model import Model
 from lstmcli.nonfinite import Nonfinite
 from lstmcli.partial import partial_name
 from lstmcli.results import Arrays, Paths
-from lstmcli.sources import split_spec
-from lstmcli.states import States
+from lstmcli.sources import open_source, split_spec
+from lstmcli.states import States, open_states
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the sequences of a run: first .. stop."""
+
+    first: int
+    stop: int
+    run: Fingerprint  # of the whole run, when it was planned
+
+    def mark(self) -> Fingerprint:
+        """What tells it from all other parts and runs."""
+        return self.run | {"rows": [self.first, self.stop]}
 
 
 @dataclass(frozen=True)
@@ -48,7 +66,7 @@ class Job:
     max_memory: int = 1_000_000_000
     nonfinite: str = "warn"  # error | warn | pass
     follow_links: bool = False
-    rows: tuple[int, int] | None = None  # first, stop: of the input only these sequences
+    part: Part | None = None  # of the input only these sequences
     overwrite: bool = False
     resume: bool = False
     dry_run: bool = False
@@ -56,9 +74,74 @@ class Job:
 
 # Options that change no bit of a result, and those whose files or numbers are in the fingerprint themselves.
 UNMARKED = {
-    *("threads", "max_memory", "overwrite", "resume", "dry_run", "follow_links"),
+    *("threads", "max_memory", "overwrite", "resume", "dry_run", "follow_links", "part"),
     *("input", "lens", "units", "weights", "seed", "initial_state", "output"),
 }
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job with all that it reads opened and checked."""
+
+    job: Job
+    source: Source
+    lengths: Lengths  # (N,) of the sequences of this run
+    origin: str | None  # of the lengths
+    model: Model
+    notes: tuple[str, ...]  # what was assumed about the weights
+    initial: States | None
+
+    def fingerprint(self) -> Fingerprint:
+        """What tells this run from all others whose results may differ."""
+        if self.job.part:
+            return self.job.part.mark()
+        marked = {name: value for name, value in asdict(self.job).items() if name not in UNMARKED}
+        weights = hashlib.sha256(json.dumps(self.model.config()).encode())
+        for _, cell in self.model.cells():
+            for weight in cell.weights().values():
+                weights.update(weight.tobytes())
+        found = {
+            "lstmcli": __version__,
+            "input": {"shape": list(self.source.shape), "dtype": self.source.dtype.str} | self.source.identity(),
+            "lengths": lengths_mark(self.lengths),
+            "model": weights.hexdigest()[:16],
+            "options": marked | {"save": sorted(self.job.save)},
+        }
+        if self.initial:
+            found["initial_state"] = self.initial.data.identity()
+        normal: Fingerprint = json.loads(json.dumps(found))
+        return normal
+
+    def restricted(self) -> "Work":
+        """To the sequences of the job's part. DataError: the run is not what was planned."""
+        part = self.job.part
+        if not part:
+            return self
+        if differences := differing(part.run, replace(self, job=replace(self.job, part=None)).fingerprint()):
+            raise DataError(
+                f"{self.source.name}: the run is not the one that was planned: {'; '.join(differences)}; "
+                "make it as it was, or plan anew"
+            )
+        self.source.restrict(part.first, part.stop)
+        return replace(self, lengths=self.lengths[part.first : part.stop])
+
+
+def lengths_mark(lengths: Lengths) -> str:
+    return hashlib.sha256(lengths.tobytes()).hexdigest()[:16]
+
+
+@contextmanager
+def open_work(job: Job) -> Iterator[Work]:
+    """MissingInputError, DataError, UsageError, StorageError."""
+    with ExitStack() as opened:
+        source = opened.enter_context(closing(open_source(job.input, job.time_major, job.follow_links)))
+        lengths, origin = read_lengths(job.lens, source, job.follow_links)
+        model, notes = read_model(job, source)
+        initial = None
+        if job.initial_state is not None:
+            states = open_states(job.initial_state, model.state_widths(), source.shape[0], np.dtype(job.dtype))
+            initial = opened.enter_context(closing(states))
+        yield Work(job, source, lengths, origin, model, notes, initial).restricted()
 
 
 def targets_of(job: Job) -> Paths:
@@ -95,10 +178,10 @@ def temporary_names(targets: Paths) -> list[Path]:
     return [*names, journal_name(targets.main)] if targets.main else names
 
 
-def refuse_inputs(targets: Paths, job: Job) -> None:
+def refuse_inputs(targets: Paths, specs: Iterable[str | None]) -> None:
     """OutputError where a file that would be replaced is also read, under whatever name."""
     for target in temporary_names(targets):
-        for spec in (job.input, job.lens, job.weights, job.initial_state):
+        for spec in specs:
             path = Path(split_spec(spec)[0]) if spec else target
             if spec and path.exists() and target.exists() and path.samefile(target):
                 raise OutputError(f"{shown(str(target))}: is also an input of this run; choose another --output")
@@ -141,8 +224,7 @@ def step_widths(model: Model, save: frozenset[str]) -> dict[str, int]:
     return widths
 
 
-def stored_arrays(job: Job, model: Model, source: Source) -> Arrays:
-    batch, time, _ = source.shape
+def stored_arrays(job: Job, model: Model, batch: int, time: int) -> Arrays:
     dtype = np.dtype(job.dtype)
     arrays: Arrays = {name: ((batch, time, width), dtype) for name, width in step_widths(model, job.save).items()}
     if "states" in job.save:
@@ -157,20 +239,16 @@ def attributes(job: Job, model: Model, found: Nonfinite) -> dict[str, Any]:
         "options": {"dtype": job.dtype, "save": sorted(job.save)},
         "versions": {"lstmcli": __version__},
     }
+    if job.part:
+        known["part"] = job.part.mark()
     if job.nonfinite != "pass":
         known |= {"nonfinite_steps": np.int64(found.steps), "nonfinite_first": np.array([found.row, found.step], np.int64)}
     return known
 
 
-def describe(
-    job: Job,
-    targets: Paths,
-    source: Source,
-    lengths: Lengths,
-    origin: str | None,
-    model: Model,
-    initial: States | None,
-) -> dict[str, Any]:
+def describe(work: Work, targets: Paths) -> dict[str, Any]:
+    """The facts of a run that are known before it."""
+    job, source, lengths, model = work.job, work.source, work.lengths, work.model
     batch, time, _ = source.shape
     total, cells = int(lengths.sum()), [cell for _, cell in model.cells()]
     return {
@@ -181,7 +259,7 @@ def describe(
             "dtype": source.dtype.name,
         },
         "lengths": {
-            "from": origin,
+            "from": work.origin,
             "min": int(lengths.min(initial=time)) if batch else 0,
             "mean": total / batch if batch else 0.0,
             "max": int(lengths.max(initial=0)),
@@ -194,7 +272,7 @@ def describe(
             "units": [cell.units for cell in cells],
             "parameters": model.parameters(),
         },
-        "initial_state": initial.name if initial else None,
+        "initial_state": work.initial.name if work.initial else None,
         "outputs": {"shape": [batch, time, model.output_size], "dtype": job.dtype, "stored": "outputs" in job.save},
         "state": [
             {"path": f"/state/{name}", "shape": [batch, width], "dtype": job.dtype}
@@ -210,4 +288,6 @@ def describe(
         "resumed_steps": 0,
         "nonfinite": None,
         "dry_run": job.dry_run,
+        "part": [job.part.first, job.part.stop] if job.part else None,
+        "notes": list(work.notes),
     }

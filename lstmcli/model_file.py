@@ -15,7 +15,7 @@ import numpy as np
 from lstmcli import hdf5
 from lstmcli.errors import DataError, shown
 from lstmcli.model import Bidirectional, Cell, Model, Residual, Reverse, Stack, as_root
-from lstmcli.partial import Partial
+from lstmcli.partial import write_whole
 from lstmcli.raw import FileBytes
 
 FORMAT, FORMAT_VERSION = "lstmcli-model", 1
@@ -59,17 +59,7 @@ def model_image(model: Model) -> bytes:
 
 def save_model(model: Model, path: Path, overwrite: bool = False) -> None:
     """Writes a model file, whole or not at all. OutputError, StorageError."""
-    image = model_image(model)
-    partial = Partial(path, overwrite, resume=True)  # what a killed command may have left is written over
-    try:
-        partial.reserve(len(image))
-        partial.write(image, 0)
-        partial.seal()
-        partial.publish()
-        partial.close()
-    except BaseException:
-        partial.discard()
-        raise
+    write_whole(path, model_image(model), overwrite)
 
 
 def load_model(path: str) -> Model:

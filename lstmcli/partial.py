@@ -162,6 +162,20 @@ class Stream:
         pass
 
 
+def write_whole(path: Path, content: bytes, overwrite: bool) -> None:
+    """Writes a small file, whole or not at all. OutputError, StorageError."""
+    partial = Partial(path, overwrite, resume=True)  # what a killed command may have left is written over
+    try:
+        partial.reserve(len(content))
+        partial.write(content, 0)
+        partial.seal()
+        partial.publish()
+        partial.close()
+    except BaseException:
+        partial.discard()
+        raise
+
+
 def claim(name: Path, owner: Path) -> int:
     """Opens and locks a file of a run on `owner`, made when missing. A lock, unlike a lock file, ends with its process."""
     try:

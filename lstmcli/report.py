@@ -69,10 +69,11 @@ def write(stream: TextIO, text: str) -> None:
         raise StorageError(f"{'standard output' if stream is sys.stdout else 'standard error'}: {error.strerror}") from error
 
 
-def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    given, lengths, model = facts["input"], facts["lengths"], facts["model"]
-    order = ", time-major" if given["time_major"] else ""
-    yield "input", f"{shape(given['shape'])} {given['dtype']}{order}  {shown(given['path'])}"
+def given(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What goes into a run."""
+    source, lengths, model = facts["input"], facts["lengths"], facts["model"]
+    order = ", time-major" if source["time_major"] else ""
+    yield "input", f"{shape(source['shape'])} {source['dtype']}{order}  {shown(source['path'])}"
     origin = f"  {shown(lengths['from'])}" if lengths["from"] else "  all full: no lengths given"
     yield (
         "lengths",
@@ -81,6 +82,12 @@ def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     units = ", ".join(str(n) for n in model["units"])
     yield "model", f"LSTM of {units} units, {model['parameters']:,} parameters  {shown(model['from'])}"
+
+
+def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield from given(facts)
+    if facts["part"]:
+        yield "part", f"sequences {facts['part'][0]:,} to {facts['part'][1] - 1:,} of the whole"
     if facts["initial_state"]:
         yield "start", f"from {shown(facts['initial_state'])}"
     stored = "" if facts["outputs"]["stored"] else "  not stored"
@@ -104,6 +111,55 @@ def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield "", shown(facts[name])
     if facts["output"] == "-" and not facts["states"]:
         yield "", "the final states are not kept: --states FILE keeps them"
+
+
+def plan(facts: dict[str, Any], as_json: bool, stream: TextIO | None) -> None:
+    """What a run is cut into; for a dry run also each part."""
+    if stream is None:
+        return
+    if as_json:
+        write(stream, json.dumps(facts) + "\n")
+        return
+    parts = facts["parts"]
+    steps = [part["steps"] for part in parts]
+    rows = [*given(facts), ("parts", f"{len(parts):,} of {min(steps):,} to {max(steps):,} valid steps")]
+    if facts["dry_run"]:
+        for part in parts:
+            first, stop = part["rows"]
+            text = f"{part['part']:4}  sequences {first:,} to {stop - 1:,}, {part['steps']:,} steps, "
+            rows.append(("", text + f"reads {part['bytes_read']:,} bytes, stores {part['bytes_stored']:,}"))
+    rows.append(("memory", f"at most {facts['max_memory']:,} bytes each: --max-memory"))
+    rows.append(("plan", f"{shown(facts['plan'])}{'  dry run: not written' * facts['dry_run']}"))
+    named(stream, rows)
+
+
+def already_done(facts: dict[str, Any], as_json: bool) -> None:
+    """Of a part that was there."""
+    if sys.stdout and as_json:
+        write(sys.stdout, json.dumps(facts) + "\n")
+    elif sys.stdout:
+        named(sys.stdout, [("output", f"{shown(facts['output'])}  was there already, whole: nothing computed")])
+
+
+def merged(facts: dict[str, Any], as_json: bool) -> None:
+    if sys.stdout is None:
+        return
+    if as_json:
+        write(sys.stdout, json.dumps(facts) + "\n")
+        return
+    rows = [("parts", f"{facts['parts']:,}, all right  {shown(facts['plan'])}")]
+    rows += [
+        ("" if k else "arrays", f"{shape(array['shape'])} {array['dtype']}  {array['path']}")
+        for k, array in enumerate(facts["arrays"])
+    ]
+    rows += [("output", shown(facts["output"]))]
+    named(sys.stdout, rows + [("", shown(facts[name])) for name in ("states", "model_file") if facts[name]])
+
+
+def text(content: str) -> None:
+    """As it is, for other programs."""
+    if sys.stdout:
+        write(sys.stdout, content)
 
 
 def shape(sizes: list[int]) -> str:

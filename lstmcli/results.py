@@ -292,16 +292,21 @@ def container(arrays: Arrays, facts: Facts) -> Iterator[tuple[io.BufferedRandom,
     # libhdf5 writes it into memory (a sparse file there), never to the disk: on a full disk it would crash.
     with in_memory() as image:
         with h5py.File(image, "w") as file:
-            file.attrs["format"] = RESULT_FORMAT
-            file.attrs["format_version"] = FORMAT_VERSION
-            for name, value in facts.attributes.items():
-                file.attrs[name] = value if isinstance(value, np.ndarray | np.integer) else json.dumps(value)
-            write_model(file.create_group("model"), facts.model)
+            write_facts(file, facts)
             rows = facts.lengths.shape
             all_arrays = arrays | {"lengths": (rows, facts.lengths.dtype), CONTAINER: ((1,), np.dtype(np.uint32))}
             all_arrays |= {f"{CHECKSUMS}/{name}": (rows, np.dtype(np.uint32)) for name in arrays}
             offsets = {name: allocate(file, name, *array) for name, array in all_arrays.items()}
         yield image, image.seek(0, os.SEEK_END), offsets
+
+
+def write_facts(file: Any, facts: Facts) -> None:
+    """What a result says of itself, into an empty h5py.File; the lengths are one of its arrays."""
+    file.attrs["format"] = RESULT_FORMAT
+    file.attrs["format_version"] = FORMAT_VERSION
+    for name, value in facts.attributes.items():
+        file.attrs[name] = value if isinstance(value, np.ndarray | np.integer) else json.dumps(value)
+    write_model(file.create_group("model"), facts.model)
 
 
 def container_checksum(read: Callable[[int, int], bytes], size: int, left_out: Iterable[Extent]) -> int:

@@ -1,29 +1,26 @@
 """One run: open, plan blocks, read ahead, compute, write behind, publish."""
 
-import hashlib
 import itertools
-import json
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
-from lstmcli import __version__
 from lstmcli.arrays import Lengths, Source
 from lstmcli.blocks import Block, packed_starts
-from lstmcli.errors import DataError, LstmcliError, StoppedError, StorageError, UsageError
+from lstmcli.complete import complete, open_journal, restore
+from lstmcli.errors import DataError, StoppedError, UsageError
 from lstmcli.forward import Forward, kernels_are_cached
 from lstmcli.job import (
-    UNMARKED,
     Job,
+    Work,
     attributes,
     describe,
-    read_model,
+    open_work,
     refuse_inputs,
     step_widths,
     stored_arrays,
@@ -31,16 +28,12 @@ from lstmcli.job import (
 )
 from lstmcli.journal import Done, Journal, journal_name
 from lstmcli.layer import MAX_LANES
-from lstmcli.lengths import read_lengths
-from lstmcli.model import Floats, Model, State
+from lstmcli.model import Floats, State
 from lstmcli.nonfinite import Nonfinite, find_nonfinite
-from lstmcli.partial import Partial, check_left_over, check_target, partial_name
-from lstmcli.results import Facts, Paths, Result, create_result
-from lstmcli.sources import open_source
+from lstmcli.partial import check_left_over, check_target
+from lstmcli.results import Facts, Paths, Result
 from lstmcli.spans import Limits, Span, plan, steps_until
-from lstmcli.states import States, open_states
 from lstmcli.stop import Stop
-from lstmcli.verify import verify
 
 Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole run
 
@@ -64,111 +57,48 @@ def run(
     if not (job.resume and targets.main and journal_name(targets.main).exists()):  # else it may be half named already
         for path in targets.all():
             check_target(path, job.overwrite)
-    with ExitStack() as opened:
-        source = opened.enter_context(closing(open_source(job.input, job.time_major, job.follow_links)))
-        refuse_inputs(targets, job)
-        lengths, origin = read_lengths(job.lens, source, job.follow_links)
-        model, notes = read_model(job, source)
-        initial = None
-        if job.initial_state is not None:
-            states = open_states(job.initial_state, model.state_widths(), source.shape[0], np.dtype(job.dtype))
-            initial = opened.enter_context(closing(states))
-        if job.rows:
-            lengths = lengths[slice(*job.rows)]
-            source.restrict(*job.rows)
-        facts = describe(job, targets, source, lengths, origin, model, initial) | {"notes": list(notes)}
-        journaled = is_journaled(job, targets, source, stop)
+    refuse_inputs(targets, (job.input, job.lens, job.weights, job.initial_state))
+    with open_work(job) as work:
+        facts = describe(work, targets)
+        journaled = is_journaled(job, targets, work.source, stop)
         if not job.dry_run:
-            if not kernels_are_cached(model, np.dtype(job.dtype)):
+            if not kernels_are_cached(work.model, np.dtype(job.dtype)):
                 on_compile()
-            forward = Forward(model, np.dtype(job.dtype), facts["threads"])
+            forward = Forward(work.model, np.dtype(job.dtype), facts["threads"])
             began = time.perf_counter()
-            work = Work(job, targets, source, lengths, initial, model, forward)
-            journal = open_journal(work) if journaled else None
+            journal = open_journal(targets, work.fingerprint(), job.overwrite, job.resume) if journaled else None
             with stop.deferred() if journal else nullcontext():
-                facts |= complete(work, journal, stop, on_progress)
+                facts |= make(work, targets, forward, journal, stop, on_progress)
             facts["seconds"] = round(time.perf_counter() - began, 6)
             facts["steps_per_second"] = round((facts["valid_steps"] - facts["resumed_steps"]) / facts["seconds"])
         return facts
 
 
-@dataclass(frozen=True)
-class Work:
-    """A job with all that it reads opened and checked."""
-
-    job: Job
-    targets: Paths
-    source: Source
-    lengths: Lengths  # (N,) of the sequences of this run
-    initial: States | None
-    model: Model
-    forward: Forward
-
-
-def complete(work: Work, journal: Journal | None, stop: Stop, on_progress: Progress) -> dict[str, Any]:
+def make(
+    work: Work, targets: Paths, forward: Forward, journal: Journal | None, stop: Stop, on_progress: Progress
+) -> dict[str, Any]:
     """Makes the result, or what is missing of it. The facts that are known only then."""
-    job, targets, source, lengths = work.job, work.targets, work.source, work.lengths
-    if journal and journal.sealed:
-        name_sealed(targets, job.overwrite)
-        journal.remove()
-        return {"resumed_steps": int(lengths.sum())}
-    resumes = bool(journal and journal.done)
-    arrays, about = stored_arrays(job, work.model, source), Facts(work.model, lengths, attributes(job, work.model, Nonfinite()))
-    result: Result | None = None
-    try:
-        if journal:
-            journal.begin()
-        result = create_result(targets, arrays, about, job.overwrite, resumes)
-        before = restore(journal, result, lengths, work.forward) if journal else None
-        found, resumed = compute(work, result, journal, before, stop, on_progress)
-        source.finish()
+    job, lengths = work.job, work.lengths
+    resumed = int(lengths.sum())
+
+    def about(found: Nonfinite) -> Facts:
+        return Facts(work.model, lengths, attributes(job, work.model, found))
+
+    def fill(result: Result) -> Nonfinite:
+        nonlocal resumed
+        before = restore(journal, result, lengths, forward.widths, forward.dtype)
+        resumed = steps_until(before.span, lengths) if before else 0
+        found = compute(work, forward, result, journal, before, stop, on_progress)
+        work.source.finish()
         if work.initial:
             work.initial.finish()
-        result.seal(replace(about, attributes=attributes(job, work.model, found)))
-        if journal:
-            journal.seal()
-        result.publish()
-    except BaseException as error:
-        if leave(result, journal, error) and isinstance(error, StorageError):
-            raise StorageError(f"{error}; --resume goes on from what was done") from error
-        raise
-    if journal:
-        journal.remove()
-    result.close()
-    return {"resumed_steps": resumed, "nonfinite": found._asdict() if job.nonfinite != "pass" else None}
+        return found
 
-
-def leave(result: Result | None, journal: Journal | None, error: BaseException) -> bool:
-    """Whether what was done stays for --resume: if anything was, and if it can be of use."""
-    useless = isinstance(error, DataError | UsageError)  # the input, or the options, will be others
-    if journal and result and not useless and not journal.sealed:
-        with suppress(LstmcliError):
-            journal.flush(result)
-    if journal and (journal.done or journal.sealed) and not useless:
-        if result:
-            result.close()
-        journal.close()
-        return True
-    if result:
-        result.discard()
-    if journal:
-        journal.remove()
-    return False
-
-
-def name_sealed(targets: Paths, overwrite: bool) -> None:
-    """An earlier run was stopped while it gave its files, complete and on disk, their names."""
-    for path in reversed(targets.all()):
-        name = partial_name(path)
-        if not name.exists():
-            continue  # it has its name
-        if path.exists() and path.samefile(name):
-            name.unlink()
-            continue
-        verify(str(name))
-        partial = Partial(path, overwrite, resume=True)
-        partial.publish()
-        partial.close()
+    arrays = stored_arrays(job, work.model, *work.source.shape[:2])
+    found = complete(targets, job.overwrite, journal, arrays, about, fill)
+    if found and found.steps:
+        found = found._replace(row=work.source.first + found.row)
+    return {"resumed_steps": resumed, "nonfinite": found._asdict() if found and job.nonfinite != "pass" else None}
 
 
 def is_journaled(job: Job, targets: Paths, source: Source, stop: Stop) -> bool:
@@ -184,64 +114,28 @@ def is_journaled(job: Job, targets: Paths, source: Source, stop: Stop) -> bool:
     return False
 
 
-def open_journal(work: Work) -> Journal:
-    """Claims the output for this run. DataError: what is there belongs to another run. OutputError: it may not be resumed."""
-    job, targets, source = work.job, work.targets, work.source
-    assert targets.main
-    marked = {name: value for name, value in asdict(job).items() if name not in UNMARKED}
-    weights = hashlib.sha256(json.dumps(work.model.config()).encode())
-    for _, cell in work.model.cells():
-        for weight in cell.weights().values():
-            weights.update(weight.tobytes())
-    fingerprint = {
-        "lstmcli": __version__,
-        "input": {"shape": list(source.shape), "dtype": source.dtype.str} | source.identity(),
-        "lengths": hashlib.sha256(work.lengths.tobytes()).hexdigest()[:16],
-        "model": weights.hexdigest()[:16],
-        "options": marked | {"save": sorted(job.save)},
-    }
-    if work.initial:
-        fingerprint["initial_state"] = work.initial.data.identity()
-    journal = Journal(targets.main, json.loads(json.dumps(fingerprint)), job.resume)
-    try:
-        for path in targets.all():
-            if not journal.sealed:
-                check_target(path, job.overwrite)
-            if not (job.resume or job.overwrite):
-                check_left_over(path)
-    except BaseException:
-        journal.close()
-        raise
-    return journal
-
-
-def restore(journal: Journal, result: Result, lengths: Lengths, forward: Forward) -> Done | None:
-    """The last span that an earlier run has stored, as far as its data are still what was stored."""
-    for count, done in enumerate(journal.done):
-        fits = done.span.first + done.span.count <= len(lengths) and done.fits(forward.widths, forward.dtype)
-        if not fits or result.check(done.span, done.span.lengths(lengths)) != done.checksum:
-            journal.keep(count)
-            break
-    return journal.done[-1] if journal.done else None
-
-
 def compute(
-    work: Work, result: Result, journal: Journal | None, before: Done | None, stop: Stop, on_progress: Progress
-) -> tuple[Nonfinite, int]:
+    work: Work,
+    forward: Forward,
+    result: Result,
+    journal: Journal | None,
+    before: Done | None,
+    stop: Stop,
+    on_progress: Progress,
+) -> Nonfinite:
     """Reads span k + 1 and stores span k - 1 while span k is computed, each in a thread of its own, on two buffers in turn.
 
-    before: the last span that is stored already. What is not finite, and the steps that were stored before. StoppedError.
+    before: the last span that is stored already. What is not finite. StoppedError.
     """
-    job, source, lengths, forward = work.job, work.source, work.lengths, work.forward
+    job, source, lengths = work.job, work.source, work.lengths
     total = int(lengths.sum())
     widths = step_widths(work.model, job.save) | {"outputs": forward.output_size}
     limits = block_limits(job, source, lengths, forward, sum(widths.values()))
     inputs = [np.empty((limits.rows, forward.input_size), forward.dtype) for _ in range(2)]
     kept = [{name: np.empty((limits.rows, width), forward.dtype) for name, width in widths.items()} for _ in range(2)]
     seen = before.nonfinite if before else Nonfinite()
-    resumed = steps_until(before.span, lengths) if before else 0
-    ready = resumed
-    on_progress(resumed, total)
+    ready = steps_until(before.span, lengths) if before else 0
+    on_progress(ready, total)
 
     def read(span: Span, buffer: Floats) -> tuple[Block, Nonfinite]:
         steps = span.lengths(lengths)
@@ -250,8 +144,8 @@ def compute(
         found = find_nonfinite(block.rows, span.first, span.start, steps) if job.nonfinite != "pass" else Nonfinite()
         if found.steps and job.nonfinite == "error":
             raise DataError(
-                f"{source.name}, sequence {found.row}, step {found.step}: expected finite values, got NaN or Inf; "
-                "--nonfinite warn computes with them"
+                f"{source.name}, sequence {source.first + found.row}, step {found.step}: expected finite values, got NaN or "
+                "Inf; --nonfinite warn computes with them"
             )
         return block, found
 
@@ -298,7 +192,7 @@ def compute(
         if journal:
             journal.flush(result)
         raise StoppedError(f"stopped by {stop.reason()} after {ready:,} of {total:,} steps")
-    return seen, resumed
+    return seen
 
 
 def block_limits(job: Job, source: Source, lengths: Lengths, forward: Forward, kept: int) -> Limits:

@@ -4,6 +4,9 @@ import math
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +14,11 @@ import numpy as np
 from lstmcli import hdf5
 from lstmcli.arrays import Lengths
 from lstmcli.errors import DataError, StorageError, shown
+from lstmcli.model import Model
 from lstmcli.model_file import FORMAT, RESULT_FORMAT, load_model
 from lstmcli.npy import NPY_MAGIC, read_header
 from lstmcli.raw import FileBytes
-from lstmcli.results import CHECKSUMS, CONTAINER, Extent, container_checksum
+from lstmcli.results import CHECKSUMS, CONTAINER, Extent, Sums, container_checksum
 from lstmcli.sources import is_hdf5
 
 BLOCK = 16 << 20  # bytes read at a time
@@ -29,7 +33,7 @@ def verify(path: str) -> str:
     try:
         data = FileBytes(fd, shown(path))
         if is_hdf5(fd, data.name):
-            return verify_hdf5(path, data)
+            return verify_hdf5(path)
         begin = bytearray(min(len(NPY_MAGIC), data.opened.st_size))
         data.fetch(memoryview(begin), 0)
         if begin == NPY_MAGIC:
@@ -41,16 +45,41 @@ def verify(path: str) -> str:
     raise DataError(f"{data.name}: expected a result (HDF5, NPY, NPZ) or a model file; this is none, or was never completed")
 
 
-def verify_hdf5(path: str, data: FileBytes) -> str:
+def verify_hdf5(path: str) -> str:
+    with hdf5.open_file(path) as file, hdf5.reading(shown(path)):
+        is_model = file.attrs.get("format") == FORMAT
+    if is_model:
+        load_model(path)
+        return "a model file, readable; it has no checksums"
+    with open_result(path) as whole:
+        for name, item in whole.fields.items():
+            verify_field(item, whole.offsets[name], whole.data, whole.lengths, whole.sums[name])
+    return f"{len(whole.lengths):,} sequences, {len(whole.fields)} arrays, all checksums right"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A result that is complete: all but the values of its fields is what was written."""
+
+    file: Any  # h5py.File
+    data: FileBytes
+    model: Model
+    lengths: Lengths
+    fields: dict[str, Any]  # h5py.Dataset
+    offsets: dict[str, int]  # of the fields in the file
+    sums: dict[str, Sums]  # of the rows of the fields
+
+
+@contextmanager
+def open_result(path: str) -> Iterator[Whole]:
+    """MissingInputError: no such file. DataError: no result, or damaged, cut, or incomplete. StorageError."""
     with hdf5.open_file(path) as file:
+        data = FileBytes(file.id.get_vfd_handle(), shown(path))
         with hdf5.reading(data.name):
             kind = file.attrs.get("format")
-        if kind == FORMAT:
-            load_model(path)
-            return "a model file, readable; it has no checksums"
         if kind != RESULT_FORMAT:
             raise DataError(f"{data.name}: expected a result of a run or a model file, got HDF5 of another kind")
-        load_model(path)
+        model = load_model(path)
         lengths = np.asarray(hdf5.read_array(hdf5.dataset(file, "lengths")))
         group = hdf5.find(file, CHECKSUMS)
         if group is None:
@@ -58,21 +87,18 @@ def verify_hdf5(path: str, data: FileBytes) -> str:
         own = hdf5.dataset(file, CONTAINER)
         names = [e.name.removeprefix("/") for e in hdf5.entries(group)]
         fields = {name: hdf5.dataset(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
-        extents = [extent(item) for item in (own, *fields.values())]
+        extents = {name: extent(item) for name, item in fields.items()}
 
         def read(count: int, offset: int) -> bytes:
-            piece = bytearray(count)
-            data.fetch(memoryview(piece), offset)
-            return bytes(piece)
+            return data.take(offset, count)
 
-        if container_checksum(read, data.opened.st_size, extents) != hdf5.read_array(own)[0]:
+        if container_checksum(read, data.opened.st_size, [extent(own), *extents.values()]) != hdf5.read_array(own)[0]:
             raise DataError(
                 f"{data.name}: its structure, lengths, model or checksums are not what was written; "
                 "it was damaged, changed, or never completed"
             )
-        for name, item in fields.items():
-            verify_field(item, extent(item).offset, data, lengths, hdf5.read_array(hdf5.dataset(group, name)))
-    return f"{len(lengths):,} sequences, {len(fields)} arrays, all checksums right"
+        sums = {name: hdf5.read_array(hdf5.dataset(group, name)) for name in fields}
+        yield Whole(file, data, model, lengths, fields, {name: found.offset for name, found in extents.items()}, sums)
 
 
 def extent(item: Any) -> Extent:

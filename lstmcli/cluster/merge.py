@@ -1,0 +1,279 @@
+"""The parts of a plan joined: to the bytes that one run would have stored, or to a file that shows them as one."""
+
+import os
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstmcli import __version__, hdf5
+from lstmcli.arrays import CArray, Lengths
+from lstmcli.cluster.parts import open_part
+from lstmcli.cluster.plan import Plan
+from lstmcli.cluster.schedulers import array_expression
+from lstmcli.complete import complete, open_journal, restore
+from lstmcli.errors import DataError, LstmcliError, MissingInputError, StoppedError, UsageError, shown
+from lstmcli.job import attributes, lengths_mark, refuse_inputs, stored_arrays, targets_of
+from lstmcli.journal import Done, Journal, journal_name
+from lstmcli.model import Model
+from lstmcli.nonfinite import Nonfinite
+from lstmcli.partial import check_target, write_whole
+from lstmcli.raw import FileBytes
+from lstmcli.results import Arrays, Facts, Paths, Result, Sums, write_facts
+from lstmcli.spans import Limits, Span, steps_until
+from lstmcli.spans import plan as plan_spans
+from lstmcli.stop import Stop
+from lstmcli.verify import verify
+
+Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole
+
+BLOCK_BYTES = 32_000_000  # read while as many are written
+NAMED = 10  # parts in one message
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the rows of a part lie, and what they must be."""
+
+    number: int
+    path: str
+    first: int  # of its sequences in the whole
+    lengths: Lengths
+    shapes: Arrays
+    offsets: dict[str, int]
+    sums: dict[str, Sums]
+    nonfinite: Nonfinite  # row: in the whole
+
+
+@dataclass(frozen=True)
+class Joined:
+    """All parts of a plan, each complete and of this plan."""
+
+    plan: Plan
+    parts: list[Stored]
+    model: Model
+    lengths: Lengths
+
+    def arrays(self) -> Arrays:
+        return stored_arrays(self.plan.job, self.model, *self.plan.shape)
+
+    def nonfinite(self) -> Nonfinite:
+        return sum((part.nonfinite for part in self.parts), Nonfinite())
+
+    def facts(self, found: Nonfinite) -> Facts:
+        return Facts(self.model, self.lengths, attributes(self.plan.job, self.model, found))
+
+
+def merge(
+    plan: Plan,
+    output: str,
+    states: str | None,
+    overwrite: bool,
+    resume: bool,
+    on_progress: Progress = lambda steps, total: None,
+    stop: Stop | None = None,
+) -> dict[str, Any]:
+    """Joins the parts by copying; the facts, ready for JSON. Every row is read once, and compared with its checksum.
+
+    What was copied when it was stopped stays, as for run(). DataError: names the parts that are missing or wrong.
+    """
+    stop = stop or Stop()
+    targets = claim_names(plan, output, states, overwrite, resume)
+    whole = check_parts(plan)
+    assert targets.main
+    journal = open_journal(targets, plan.run | {"merged from": plan.checksum}, overwrite, resume)
+
+    def fill(result: Result) -> Nonfinite:
+        before = restore(journal, result, whole.lengths, {}, np.dtype(plan.job.dtype))
+        copy(whole, result, journal, before.span if before else None, stop, on_progress)
+        return whole.nonfinite()
+
+    with stop.deferred():
+        complete(targets, overwrite, journal, whole.arrays(), whole.facts, fill)
+    return describe(whole, targets)
+
+
+def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) -> dict[str, Any]:
+    """A small HDF5 file whose arrays lie in the parts, all of which are read and checked; the facts, ready for JSON.
+
+    It names the parts relative to its own folder. Where one of them vanishes later, libhdf5 gives NaN.
+    """
+    import h5py
+
+    targets = claim_names(plan, output, states, overwrite, resume=False)
+    if not targets.main or targets.main.suffix == ".npy":
+        raise UsageError(f"--virtual --output {output}: expected a name that ends in .h5 or .hdf5")
+    whole = check_parts(plan)
+    for part in whole.parts:
+        verify(part.path)
+    folder = os.path.realpath(targets.main.parent)
+    with h5py.File("merged", "w", driver="core", backing_store=False) as file:
+        write_facts(file, whole.facts(whole.nonfinite()))
+        file["lengths"] = whole.lengths
+        for name, (shape, dtype) in whole.arrays().items():
+            layout = h5py.VirtualLayout(shape, dtype)
+            for part in whole.parts:
+                if part.shapes[name][0][0]:
+                    source = os.path.relpath(os.path.realpath(part.path), folder)
+                    layout[part.first : part.first + len(part.lengths)] = h5py.VirtualSource(source, name, *part.shapes[name])
+            file.create_virtual_dataset(name, layout, fillvalue=np.nan)
+        file.flush()
+        image = bytes(file.id.get_file_image())
+    write_whole(targets.main, image, overwrite)
+    return describe(whole, targets)
+
+
+def claim_names(plan: Plan, output: str, states: str | None, overwrite: bool, resume: bool) -> Paths:
+    """The files to make. UsageError, OutputError: they cannot be made, or are some of those that are read."""
+    job = plan.job
+    targets = targets_of(replace(job, output=output, states=states))
+    if targets.main is None:
+        raise UsageError(f"--output {output}: expected a file; a merge cannot write to a pipe")
+    if not (resume and journal_name(targets.main).exists()):
+        for path in targets.all():
+            check_target(path, overwrite)
+    read = (job.input, job.lens, job.weights, job.initial_state, str(plan.path))
+    refuse_inputs(targets, (*read, *(str(plan.part_path(number)) for number in plan.numbers)))
+    return targets
+
+
+def check_parts(plan: Plan) -> Joined:
+    """DataError: names all parts that are missing, cut, damaged outside of their rows, or not of this plan."""
+    if plan.run["lstmcli"] != __version__:
+        made = shown(str(plan.run["lstmcli"]))
+        raise DataError(f"{shown(str(plan.path))}: was made by lstmcli {made}, and this is {__version__}; merge with that one")
+    parts: list[Stored] = []
+    model: Model | None = None
+    absent: list[int] = []
+    wrong: list[str] = []
+    for number in plan.numbers:
+        try:
+            part, model = stored(plan, number, model)
+            parts.append(part)
+        except MissingInputError:
+            absent.append(number)
+        except LstmcliError as error:
+            wrong.append(f"part {number}: {error}")
+    if absent:
+        wrong.insert(0, f"missing: {array_expression(absent)} of 1-{len(plan)}")
+    if wrong or model is None:
+        more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        raise DataError(
+            f"{shown(str(plan.path))}: not all parts can be merged: {'; '.join(wrong[:NAMED])}{more}; "
+            "lstmcli plan --missing prints which to make"
+        )
+    lengths = np.concatenate([part.lengths for part in parts])
+    if lengths_mark(lengths) != plan.run["lengths"]:
+        raise DataError(f"{shown(str(plan.path))}: the lengths in the parts are not those that were planned")
+    return Joined(plan, parts, model, lengths)
+
+
+def stored(plan: Plan, number: int, model: Model | None) -> tuple[Stored, Model]:
+    """A part; and the model, that of the first part where it is known, as all have the same."""
+    first, stop = plan.cuts[number - 1 : number + 1]
+    with open_part(plan, number) as part:
+        model = model or part.model
+        shapes: Arrays = {name: (item.shape, hdf5.dtype_of(item)) for name, item in part.fields.items()}
+        if shapes != stored_arrays(plan.job, model, stop - first, plan.shape[1]):
+            raise DataError(f"{part.data.name}: does not hold the arrays that the plan says")
+        found = Nonfinite()
+        if plan.job.nonfinite != "pass":
+            with hdf5.reading(part.data.name):
+                row, step = part.file.attrs["nonfinite_first"].tolist()
+                steps = int(part.file.attrs["nonfinite_steps"])
+            found = Nonfinite(steps, row + first, step) if steps else found
+        path = str(plan.part_path(number))
+        return Stored(number, path, first, part.lengths, shapes, part.offsets, part.sums, found), model
+
+
+def copy(whole: Joined, result: Result, journal: Journal, before: Span | None, stop: Stop, on_progress: Progress) -> None:
+    """Reads span k + 1 while span k is stored. StoppedError; DataError: a row is not what its checksum says."""
+    lengths, total = whole.lengths, int(whole.lengths.sum())
+    ready = steps_until(before, lengths) if before else 0
+    on_progress(ready, total)
+    with closing(blocks(whole, before)) as reading, ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, reading, None)
+        while (block := coming.result()) and not stop.reason():
+            span, part, rows = block
+            coming = reader.submit(next, reading, None)
+            checksum = result.put(span, span.lengths(lengths), rows)
+            if span.last:
+                compare(part, span, result.running)
+            journal.record(Done(span, checksum, Nonfinite(), None), result)
+            count = int(span.lengths(lengths).sum())
+            ready += count
+            on_progress(count, total)
+    if block:
+        journal.flush(result)
+        raise StoppedError(f"stopped by {stop.reason()} after {ready:,} of {total:,} steps")
+
+
+def blocks(whole: Joined, before: Span | None) -> Generator[tuple[Span, Stored, dict[str, NDArray[Any]]], None, None]:
+    """Spans of the whole, of one part each, with their packed steps and their rows, on two buffers in turn."""
+    arrays, dtype = whole.arrays(), np.dtype(whole.plan.job.dtype)
+    widths = {name: shape[2] for name, (shape, _) in arrays.items() if len(shape) == 3}
+    others = [shape[1] for shape, _ in arrays.values() if len(shape) == 2]
+    rows, sequences = (max(1, BLOCK_BYTES // dtype.itemsize // max(1, sum(each))) for each in (widths.values(), others))
+    limits = Limits(rows, sequences, fill=1)
+    buffers = [{name: np.empty((limits.rows, width), dtype) for name, width in widths.items()} for _ in range(2)]
+    start = before.first + before.count if before else 0
+    turn = 0
+    for part in whole.parts:
+        done = max(0, start - part.first)
+        if done >= len(part.lengths):
+            continue
+        after = Span(0, done, 0, 0, last=True) if done else None
+        fd = hdf5.open_readable(part.path)
+        try:
+            data = FileBytes(fd, shown(part.path))
+            sources = {
+                name: CArray(data, f"{data.name}::/{name}", with_steps(shape), kind, part.offsets[name])
+                for name, (shape, kind) in part.shapes.items()
+            }
+            for span in plan_spans(part.lengths, limits, (1, 1), after):
+                steps = span.lengths(part.lengths)
+                packed = {name: buffer[: steps.sum()] for name, buffer in buffers[turn].items()}
+                for name, target in packed.items():
+                    sources[name].read(span.first, span.start, steps, target)
+                if span.last:
+                    for name in sources.keys() - widths.keys():
+                        packed[name] = np.empty((span.count, sources[name].shape[2]), dtype)
+                        sources[name].read(span.first, 0, np.ones(span.count, np.int64), packed[name])
+                yield replace(span, first=part.first + span.first), part, packed
+                turn = 1 - turn
+        finally:
+            os.close(fd)
+
+
+def with_steps(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows (N, width) are sequences of one step."""
+    return shape if len(shape) == 3 else (shape[0], 1, shape[1])
+
+
+def compare(part: Stored, span: Span, sums: dict[str, Sums]) -> None:
+    """DataError where the rows that were read are not those that the part's run has stored."""
+    first = span.first - part.first
+    for name, found in sums.items():
+        wrong = np.flatnonzero(found != part.sums[name][first : first + span.count])
+        if len(wrong):
+            raise DataError(
+                f"{shown(part.path)}::/{name}, row {first + wrong[0]}: its bytes are not what was written: their checksum "
+                f"differs; make the part again: --shard {part.number} --overwrite"
+            )
+
+
+def describe(whole: Joined, targets: Paths) -> dict[str, Any]:
+    arrays = whole.arrays()
+    return {
+        "plan": str(whole.plan.path),
+        "parts": len(whole.parts),
+        "arrays": [{"path": f"/{name}", "shape": list(shape), "dtype": kind.name} for name, (shape, kind) in arrays.items()],
+        "valid_steps": int(whole.lengths.sum()),
+        "output": str(targets.main),
+        "states": str(targets.states) if targets.states else None,
+        "model_file": str(targets.model) if targets.model else None,
+    }

@@ -1,0 +1,60 @@
+"""The parts of a plan: whether each is there, whole and right, and how one is made."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from lstmcli.cluster.plan import Plan
+from lstmcli.errors import DataError, LstmcliError, MissingInputError, shown
+from lstmcli.journal import differing, journal_name
+from lstmcli.model_file import attribute, has
+from lstmcli.verify import Whole, open_result
+
+
+@contextmanager
+def open_part(plan: Plan, number: int) -> Iterator[Whole]:
+    """Part `number`, complete and of this plan; its values are not looked at. MissingInputError, DataError, StorageError."""
+    path = plan.part_path(number)
+    if not path.exists():
+        raise MissingInputError(f"{shown(str(path))}: is missing")
+    with open_result(str(path)) as part:
+        if not has(part.file, "part"):
+            raise DataError(f"{part.data.name}: expected part {number} of a plan, got the result of a whole run")
+        if differences := differing(json.loads(attribute(part.file, "part", str)), plan.part(number).mark()):
+            raise DataError(f"{part.data.name}: belongs to another run: {'; '.join(differences)}")
+        yield part
+
+
+def missing(plan: Plan) -> dict[int, LstmcliError]:
+    """The parts that are not there, or not what the plan says, and why."""
+    found: dict[int, LstmcliError] = {}
+    for number in plan.numbers:
+        try:
+            with open_part(plan, number):
+                pass
+        except LstmcliError as error:
+            found[number] = error
+    return found
+
+
+def run_part(plan: Plan, number: int, settings: dict[str, Any], **how: Any) -> dict[str, Any] | None:
+    """Makes a part, or goes on with it; the facts of run(), or None where it was there already, whole and right.
+
+    settings: fields of Job that change no bit of the result. how: as run() takes it. LstmcliError.
+    """
+    from lstmcli.run import run  # loads the kernel's compiler, which a part that is there does not need
+
+    job = plan.part_job(number, **settings)
+    path = plan.part_path(number)
+    if path.exists() and not job.overwrite:
+        try:
+            with open_part(plan, number):
+                pass
+        except DataError as error:
+            raise DataError(f"{error}; --overwrite makes it again") from error
+        if not journal_name(path).exists():
+            return None
+        job = replace(job, resume=True)  # it was killed when it had its name, but something was left to clear up
+    return run(job, **how)
