@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,11 +20,11 @@ def test_cuts(lengths: list[int], shards: int, chunk: int) -> None:
     assert cuts[0] == 0
     assert cuts[-1] == len(lengths)
     assert 1 <= len(cuts) - 1 <= shards
-    assert all(first < stop for first, stop in zip(cuts, cuts[1:], strict=False)) or not lengths
+    assert all(first < stop for first, stop in itertools.pairwise(cuts)) or not lengths
     assert all(cut % chunk == 0 for cut in cuts[:-1])
     # Each cut lies within half the steps of a chunk of where equal parts would have it.
     total, chunks = sum(lengths), [sum(lengths[k : k + chunk]) for k in range(0, len(lengths), chunk)]
-    steps = [sum(lengths[first:stop]) for first, stop in zip(cuts, cuts[1:], strict=False)]
+    steps = [sum(lengths[first:stop]) for first, stop in itertools.pairwise(cuts)]
     assert max(steps) <= total / shards + max(chunks, default=0) + 1
 
 
