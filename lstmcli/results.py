@@ -18,6 +18,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -182,12 +183,18 @@ class Result:
 
         packed = np.r_[0, np.cumsum(lengths)]
         self._begin(span)
-        for name, field in self._fields_of(span):
-            for group in field.groups(lengths):
-                # Right before it is written, so that it comes from memory once.
-                part = arrays[name][packed[group.start] : packed[group.stop]] if field.has_steps else arrays[name][group]
-                self._sum(name, field, part, lengths[group], group)
-                field.put(span.first + group.start, span.start, lengths[group], part)
+        writing: Future[None] | None = None
+        with ThreadPoolExecutor(1) as writer:  # a group is summed while the one before is written
+            for name, field in self._fields_of(span):
+                for group in field.groups(lengths):
+                    # Right before it is written, so that it comes from memory once.
+                    part = arrays[name][packed[group.start] : packed[group.stop]] if field.has_steps else arrays[name][group]
+                    self._sum(name, field, part, lengths[group], group)
+                    if writing:
+                        writing.result()
+                    writing = writer.submit(field.put, span.first + group.start, span.start, lengths[group], part)
+        if writing:
+            writing.result()
         return self._end(span)
 
     def check(self, span: Span, lengths: Lengths) -> int:
