@@ -1,7 +1,6 @@
 """One cell over a block of sequences: its weights packed, the work shared out among threads, the kernel called."""
 
 import ctypes
-import functools
 import struct
 from typing import Any
 
@@ -79,8 +78,7 @@ class Layer:
         if threads == 1:
             self.kernel.call(job_at, 0)
         else:
-            keep = (work, block, outputs, cells, state, schedule, x, y, self)
-            team().run(functools.partial(self.kernel.call, job_at), threads, keep)
+            team().run(self.kernel.address, job_at, threads)
 
     def shares(self, threads: int, count: int, steps: int, longest: int) -> tuple[int, bool, int, int]:
         """How many threads, whether they share each step, the lanes of each, and the steps of input products in advance.

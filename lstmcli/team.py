@@ -1,15 +1,26 @@
 """Threads that run the kernel together.
 
-Plain threads on locks, since a thread pool takes 0.1 ms to pass on a call and its result, which is as long as a small batch.
-The kernel's thread 0 ends only when all have done their part, so nothing is passed back.
+A thread pool takes 0.1 ms to pass on a call and its result, and the system as long to wake a thread, which is all that a small
+batch takes. So the threads are plain ones and wait in native code, without Python's lock: one that has done its part looks
+out for the next call for a while before it goes to sleep. The kernel's thread 0 ends only when all have done their part:
+nothing is passed back.
 """
 
+import ctypes
+import functools
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
 
-_kept: list[Any] = []  # what threads of a given-up team may still use
+import llvmlite.binding as llvm
+import numpy as np
+
+from lstmcli.kernel import compiled
+
+SPINS = 5000  # looks of a thread before it goes to sleep: 0.1 to 0.3 ms
+# A thread's box, in bytes: the job (0: none), the kernel's address, the next thread's box; pthread_mutex_t, pthread_cond_t.
+KERNEL, NEXT, MUTEX, CONDITION, BOX_SIZE = 8, 16, 64, 128, 256
+Native = Callable[..., None]
 
 
 class Team:
@@ -17,36 +28,115 @@ class Team:
 
     def __init__(self) -> None:
         self.turn = threading.Lock()
-        self.starts: list[threading.Lock] = []
-        self.call: Callable[[int], None] = lambda number: None
+        self.boxes = [np.zeros(BOX_SIZE, np.uint8)]  # the first is the calling thread's, and only leads to the others
+        self.post, self.serve = natives()
 
-    def run(self, call: Callable[[int], None], threads: int, keep: Any) -> None:
-        """call(0) here and call(1) .. call(threads - 1) in other threads; call(0) must end last. `keep` holds what they use."""
+    def run(self, kernel: int, job: int, threads: int) -> None:
+        """kernel(job, 0) here and kernel(job, 1) .. kernel(job, threads - 1) in other threads; kernel(job, 0) ends last.
+
+        kernel and job are addresses. No interrupt comes in between.
+        """
         with self.turn:
-            while len(self.starts) < threads - 1:
+            while len(self.boxes) < threads:
                 self._add()
-            self.call = call
-            try:
-                for start in self.starts[: threads - 1]:
-                    start.release()
-                call(0)
-            except BaseException:
-                # An interrupt between the starts and the call: the others wait for a part that nobody does.
-                _kept.append(keep)
-                _teams.clear()
-                raise
+            self.post(self.boxes[0].ctypes.data, threads - 1, kernel, job)
 
     def _add(self) -> None:
-        start, number = threading.Lock(), len(self.starts) + 1
-        start.acquire()
+        box, number = np.zeros(BOX_SIZE, np.uint8), len(self.boxes)
+        place, system = box.ctypes.data, ctypes.CDLL(None)
+        system.pthread_mutex_init(ctypes.c_void_p(place + MUTEX), None)
+        system.pthread_cond_init(ctypes.c_void_p(place + CONDITION), None)
+        threading.Thread(target=self.serve, args=(place, number), name=f"lstmcli-{number}", daemon=True).start()
+        self.boxes[-1].view(np.int64)[NEXT // 8] = place
+        self.boxes.append(box)
 
-        def work() -> None:
-            while True:
-                start.acquire()
-                self.call(number)
 
-        threading.Thread(target=work, name=f"lstmcli-{number}", daemon=True).start()
-        self.starts.append(start)
+@functools.cache
+def natives() -> tuple[Native, Native]:
+    """post(box, others, kernel, job): the job into the `others` boxes after this one, then kernel(job, 0).
+    serve(box, number): kernel(job, number) for each job that comes; it does not return."""
+    here = compiled.target()
+    code = here.machine().emit_object(llvm.parse_assembly(assembly(here.triple.startswith("x86_64"))))
+    jit = llvm.create_lljit_compiler(here.machine(jit=True))
+    builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol("post").export_symbol("serve")
+    library = builder.add_current_process().link(jit, "team")
+    post = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)(library["post"])
+    serve = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(library["serve"])
+    post.keep_alive = library, jit  # type: ignore[attr-defined]
+    return post, serve
+
+
+def assembly(x86: bool) -> str:
+    pause = "call void @llvm.x86.sse2.pause()" if x86 else ""
+    return f"""
+        {"declare void @llvm.x86.sse2.pause()" if x86 else ""}
+        declare i32 @pthread_mutex_lock(ptr)
+        declare i32 @pthread_mutex_unlock(ptr)
+        declare i32 @pthread_cond_wait(ptr, ptr)
+        declare i32 @pthread_cond_signal(ptr)
+
+        define void @post(ptr %own, i64 %others, ptr %kernel, ptr %job) {{
+        start:
+          br label %test
+        test:
+          %done = phi i64 [0, %start], [%more, %put]
+          %last = phi ptr [%own, %start], [%box, %put]
+          %left = icmp slt i64 %done, %others
+          br i1 %left, label %put, label %run
+        put:
+          %next_at = getelementptr i8, ptr %last, i64 {NEXT}
+          %box = load ptr, ptr %next_at
+          %kernel_at = getelementptr i8, ptr %box, i64 {KERNEL}
+          store ptr %kernel, ptr %kernel_at
+          store atomic ptr %job, ptr %box release, align 8
+          %mutex = getelementptr i8, ptr %box, i64 {MUTEX}
+          %condition = getelementptr i8, ptr %box, i64 {CONDITION}
+          call i32 @pthread_mutex_lock(ptr %mutex)
+          call i32 @pthread_cond_signal(ptr %condition)
+          call i32 @pthread_mutex_unlock(ptr %mutex)
+          %more = add i64 %done, 1
+          br label %test
+        run:
+          call void %kernel(ptr %job, i64 0)
+          ret void
+        }}
+
+        define void @serve(ptr %box, i64 %number) {{
+        start:
+          %kernel_at = getelementptr i8, ptr %box, i64 {KERNEL}
+          %mutex = getelementptr i8, ptr %box, i64 {MUTEX}
+          %condition = getelementptr i8, ptr %box, i64 {CONDITION}
+          br label %look
+        look:
+          %spins = phi i64 [0, %start], [%more, %spin], [0, %run], [0, %woken]
+          %job = load atomic ptr, ptr %box acquire, align 8
+          %none = icmp eq ptr %job, null
+          br i1 %none, label %spin, label %run
+        run:
+          %kernel = load ptr, ptr %kernel_at
+          store atomic ptr null, ptr %box monotonic, align 8
+          call void %kernel(ptr %job, i64 %number)
+          br label %look
+        spin:
+          {pause}
+          %more = add i64 %spins, 1
+          %again = icmp slt i64 %more, {SPINS}
+          br i1 %again, label %look, label %tired
+        tired:
+          call i32 @pthread_mutex_lock(ptr %mutex)
+          br label %check
+        check:
+          %late = load atomic ptr, ptr %box acquire, align 8
+          %still = icmp eq ptr %late, null
+          br i1 %still, label %sleep, label %woken
+        sleep:
+          call i32 @pthread_cond_wait(ptr %condition, ptr %mutex)
+          br label %check
+        woken:
+          call i32 @pthread_mutex_unlock(ptr %mutex)
+          br label %look
+        }}
+    """
 
 
 _teams: list[Team] = []

@@ -1,6 +1,7 @@
 """The Python call from several threads at once, and in a forked process."""
 
 import os
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,6 +28,14 @@ def test_calls_from_several_threads(batch):
     with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(lambda _: model(x, lengths, threads=2), range(40)))
     assert all(same(want, one) for one in got)
+
+
+def test_threads_that_are_about_to_sleep_miss_no_call(batch):
+    model, x, lengths = batch
+    want = model(x, lengths, threads=2)
+    for pause in np.random.default_rng(0).uniform(0, 6e-4, 500):  # seconds; they look out for some 0.1 to 0.3 ms
+        time.sleep(pause)
+        assert same(want, model(x, lengths, threads=2))
 
 
 def test_a_forked_process_goes_on(batch):

@@ -33,9 +33,10 @@ PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 
 @dataclass(frozen=True)
 class Kernel:
-    """The kernel of lanes.define for one shape; the call releases the GIL."""
+    """The kernel of lanes.define for one shape: its address, and the call, which releases the GIL."""
 
     shape: Shape
+    address: int
     call: Callable[..., None]
     keep_alive: Any
 
@@ -112,7 +113,7 @@ def compile_object(here: Target, shape: Shape, options: Options) -> tuple[str, b
 def link(shape: Shape, symbol: str, code: bytes) -> Kernel:
     jit = llvm.create_lljit_compiler(target().machine(jit=True))
     library = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(symbol).add_current_process().link(jit, symbol)
-    return Kernel(shape, PROTOTYPE(library[symbol]), (library, jit))
+    return Kernel(shape, library[symbol], PROTOTYPE(library[symbol]), (library, jit))
 
 
 def cache_path(here: Target, shape: Shape, options: Options) -> Path | None:
