@@ -49,6 +49,7 @@ def main() -> None:
             os.open(os.devnull, os.O_RDWR)
     # libhdf5 shall not search for filter plugins, which are libraries that it would run; it reads this when it is loaded.
     os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy starts a thread for every CPU; only `bench` uses its products
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     stdout = sys.stdout
     try:

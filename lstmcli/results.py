@@ -12,6 +12,7 @@ checksums/container (1,) uint32 is the CRC-32 of all other bytes of the file, th
 """
 
 import io
+import itertools
 import json
 import math
 import os
@@ -21,7 +22,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -99,8 +99,8 @@ class Field:
         width = max(1, self.shape[-1] * self.dtype.itemsize)
         sizes = np.cumsum(lengths if self.has_steps else np.ones(len(lengths), np.int64)) * width
         cuts = np.searchsorted(sizes, np.arange(CACHE, sizes[-1], CACHE)) + 1
-        for begin, end in pairwise(np.unique(np.r_[0, cuts, len(lengths)]).tolist()):
-            yield slice(begin, end)
+        # np.unique() would load numpy.ma, which takes longer than a small run.
+        yield from itertools.starmap(slice, itertools.pairwise(sorted({0, *cuts.tolist(), len(lengths)})))
 
     def put(self, first: int, start: int, lengths: Lengths, rows: NDArray[Any]) -> None:
         """Stores steps start .. start + lengths[s] of the sequences first, first + 1, ..., packed in rows (R, D).
