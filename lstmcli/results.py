@@ -45,8 +45,7 @@ Sums = NDArray[np.uint32]
 Arrays = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shapes and dtypes by name
 
 
-@dataclass(frozen=True)
-class Paths:
+class Paths(NamedTuple):
     """The files that a run makes; None: not this one. `main` is None for standard output."""
 
     main: Path | None
@@ -76,8 +75,7 @@ class Extent(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """One array of a result: C order, `offset` bytes into its store. Steps are those of arrays (N, T, D), the rest has rows."""
 
     store: Store
@@ -154,8 +152,7 @@ class Field:
         )
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """What a result says of its making. Nothing in it may depend on threads, memory, time or place: same run, same bytes."""
 
     model: Model
@@ -163,7 +160,7 @@ class Facts:
     attributes: dict[str, Any]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Result:
     """The fields by their names in a result, and the stores that hold them."""
 

@@ -9,8 +9,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
@@ -89,8 +88,7 @@ def unpacking(name: str) -> Iterator[None]:
         raise DataError(f"{name}: damaged, or neither HDF5 nor NPZ: {shown(str(error))}") from error
 
 
-@dataclass(frozen=True)
-class States:
+class States(NamedTuple):
     """The rows of all arrays of a model's state, by the names in it, such as "0/c"."""
 
     name: str

@@ -6,8 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,8 +56,7 @@ def verify_hdf5(path: str) -> str:
     return f"{len(whole.lengths):,} sequences, {len(whole.fields)} arrays, all checksums right"
 
 
-@dataclass(frozen=True)
-class Whole:
+class Whole(NamedTuple):
     """A result that is complete: all but the values of its fields is what was written."""
 
     file: Any  # h5py.File
