@@ -60,12 +60,7 @@ def verify_hdf5(path: str, data: FileBytes) -> str:
         fields = {name: hdf5.dataset(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
         extents = [extent(item) for item in (own, *fields.values())]
 
-        def read(count: int, offset: int) -> bytes:
-            piece = bytearray(count)
-            data.fetch(memoryview(piece), offset)
-            return bytes(piece)
-
-        if container_checksum(read, data.opened.st_size, extents) != hdf5.read_array(own)[0]:
+        if container_checksum(data.take, data.opened.st_size, extents) != hdf5.read_array(own)[0]:
             raise DataError(
                 f"{data.name}: its structure, lengths, model or checksums are not what was written; "
                 "it was damaged, changed, or never completed"

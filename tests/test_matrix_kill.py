@@ -126,7 +126,7 @@ def test_refused_by_strace(call: str, error: str, forever: str, job: tuple[Path,
 @pytest.mark.slow
 def test_interrupted_system_calls_change_nothing(job: tuple[Path, bytes]) -> None:
     folder, want = job
-    done = traced(folder, "pread64,pwrite64,preadv", "error=EINTR:when=1+3")
+    done = traced(folder, "pread64,pwrite64,preadv,preadv2", "error=EINTR:when=1+3")
     assert (done.returncode, done.stderr) == (0, "")
     assert check(folder, want, 0, "")
     finish(folder, want, whole=True)
