@@ -11,7 +11,7 @@ import numpy as np
 from lstmcli import hdf5
 from lstmcli.arrays import Lengths
 from lstmcli.errors import DataError, StorageError, shown
-from lstmcli.model_file import FORMAT, RESULT_FORMAT, load_model
+from lstmcli.model_file import FORMAT, load_model
 from lstmcli.npy import NPY_MAGIC, read_header
 from lstmcli.raw import FileBytes
 from lstmcli.results import CHECKSUMS, CONTAINER, Extent, container_checksum
@@ -43,28 +43,24 @@ def verify(path: str) -> str:
 
 def verify_hdf5(path: str, data: FileBytes) -> str:
     with hdf5.open_file(path) as file:
-        with hdf5.reading(data.name):
-            kind = file.attrs.get("format")
-        if kind == FORMAT:
-            load_model(path)
-            return "a model file, readable; it has no checksums"
-        if kind != RESULT_FORMAT:
-            raise DataError(f"{data.name}: expected a result of a run or a model file, got HDF5 of another kind")
-        load_model(path)
-        lengths = np.asarray(hdf5.read_array(hdf5.dataset(file, "lengths")))
         group = hdf5.find(file, CHECKSUMS)
         if group is None:
+            load_model(path)
+            if file.attrs["format"] == FORMAT:
+                return "a model file, readable; it has no checksums"
             raise DataError(f"{data.name}::/{CHECKSUMS}: expected checksums, found none; an older version made this result")
         own = hdf5.dataset(file, CONTAINER)
         names = [e.name.removeprefix("/") for e in hdf5.entries(group)]
         fields = {name: hdf5.dataset(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
         extents = [extent(item) for item in (own, *fields.values())]
-
+        # Before anything else is read: libhdf5 walks some damaged structures forever.
         if container_checksum(data.take, data.opened.st_size, extents) != hdf5.read_array(own)[0]:
             raise DataError(
                 f"{data.name}: its structure, lengths, model or checksums are not what was written; "
                 "it was damaged, changed, or never completed"
             )
+        load_model(path)
+        lengths = np.asarray(hdf5.read_array(hdf5.dataset(file, "lengths")))
         for name, item in fields.items():
             verify_field(item, extent(item).offset, data, lengths, hdf5.read_array(hdf5.dataset(group, name)))
     return f"{len(lengths):,} sequences, {len(fields)} arrays, all checksums right"
