@@ -2,8 +2,8 @@
 
     python tests/fuzz.py KIND SEED COUNT
 
-In the current folder lie x.npy, lens.npy, lens.txt, x.h5, model.h5, golden.h5, and for the kind "journal" a run that was killed.
-Prints what is neither refused in one line nor run right, and at the end how often which exit code came.
+In the current folder lie x.npy, lens.npy, lens.txt, x.h5, model.h5, golden.h5, and for "journal" a run that was killed. Prints
+what is neither refused in one line nor run right, and at the end how often which exit code came.
 """
 
 from __future__ import annotations
