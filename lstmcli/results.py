@@ -33,7 +33,7 @@ from lstmcli.model import Model
 from lstmcli.model_file import FORMAT_VERSION, RESULT_FORMAT, model_image, write_model
 from lstmcli.npy import write_header
 from lstmcli.npz import Npz
-from lstmcli.partial import Data, Partial, Stream, as_bytes
+from lstmcli.partial import Data, Partial, Stream, as_bytes, storing
 from lstmcli.spans import Lengths, Span
 
 CACHE = 1 << 19  # bytes
@@ -130,8 +130,7 @@ class Field(NamedTuple):
 
     def _fetch(self, view: memoryview, offset: int) -> None:
         assert isinstance(self.store, Partial)
-        content = self.store.read(len(view), offset)
-        view[: len(content)] = content
+        view[:] = self.store.take(offset, len(view))
 
     def _runs(self, first: int, start: int, lengths: Lengths) -> Iterator[tuple[int, int, int]]:
         """(offset in the store, begin, end in the packed bytes) of each run of sequences that have no padding between them."""
@@ -268,7 +267,7 @@ def create_result(paths: Paths, arrays: Arrays, facts: Facts, overwrite: bool, r
 def create_hdf5(path: Path, arrays: Arrays, facts: Facts, overwrite: bool, resume: bool, stores: list[Store]) -> Result:
     partial = Partial(path, overwrite, resume)
     stores.append(partial)
-    with container(arrays, facts) as (_, size, offsets):
+    with storing(path), container(arrays, facts) as (_, size, offsets):
         partial.reserve(size)
     fields = {name: Field(partial, offsets[name], *array) for name, array in arrays.items()}
     rows = facts.lengths.shape
@@ -279,11 +278,12 @@ def create_hdf5(path: Path, arrays: Arrays, facts: Facts, overwrite: bool, resum
     steps = Field(partial, offsets["lengths"], rows, facts.lengths.dtype)
 
     def finish(facts: Facts) -> None:
-        with container(arrays, facts) as (image, _, _):
+        with storing(path), container(arrays, facts) as (image, _, _):
             for offset, count in outside([field.extent() for field in (own, steps, *fields.values(), *sums.values())], size):
-                partial.write(os.pread(image.fileno(), count, offset), offset)
+                image.seek(offset)
+                partial.write(image.read(count), offset)
         steps.put_rows(0, facts.lengths)
-        own.put_rows(0, np.array([container_checksum(partial.read, size, [*kept, own.extent()])], np.uint32))
+        own.put_rows(0, np.array([container_checksum(partial.take, size, [*kept, own.extent()])], np.uint32))
 
     return Result(fields, stores, finish, True, sums, {})
 
@@ -313,11 +313,11 @@ def write_facts(file: Any, facts: Facts) -> None:
     write_model(file.create_group("model"), facts.model)
 
 
-def container_checksum(read: Callable[[int, int], bytes], size: int, left_out: Iterable[Extent]) -> int:
-    """CRC-32 of a file of `size` bytes without the extents. read(count, offset) gives bytes of it."""
+def container_checksum(take: Callable[[int, int], bytes], size: int, left_out: Iterable[Extent]) -> int:
+    """CRC-32 of a file of `size` bytes without the extents. take(offset, count) gives bytes of it."""
     checksum = 0
     for offset, count in outside(left_out, size):
-        checksum = zlib.crc32(read(count, offset), checksum)
+        checksum = zlib.crc32(take(offset, count), checksum)
     return checksum
 
 

@@ -162,6 +162,8 @@ def npz_arrays(files: ExitStack, fd: int, path: str) -> dict[str, Array]:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             where = f"{path}, {shown(name)}"
+            if name in arrays:
+                raise DataError(f"{where}: is there twice; save the states again with np.savez")
             if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
                 raise DataError(f"{where}: expected what np.savez or np.savez_compressed writes, got another compression")
             arrays[name] = Member(files.enter_context(archive.open(info)), info.file_size, where)
