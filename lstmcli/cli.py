@@ -4,8 +4,9 @@ import gc
 import os
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -49,22 +50,20 @@ def main() -> None:
             os.open(os.devnull, os.O_RDWR)
     # libhdf5 shall not search for filter plugins, which are libraries that it would run; it reads this when it is loaded.
     os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy starts a thread for every CPU; only `bench` uses its products
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     stdout = sys.stdout
     try:
         code = lstmcli.main(standalone_mode=False) or 0
-        for stream in (sys.stdout, sys.stderr):
-            if stream:
-                stream.flush()
-        # Everything is on disk. Taking LLVM and the interpreter apart in order would take longer than a small run.
-        os._exit(code)
+        if sys.stdout:
+            sys.stdout.flush()
+        end(code)
     except SystemExit:
         if sys.stdout is not stdout:  # click met a broken pipe while it printed help, and wrapped it
             sys.exit(BROKEN_PIPE)
         raise
     except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
-        sys.exit(2)
+        end(error.exit_code, error.format_message())
     except click.ClickException as error:
         hint = ""
         if isinstance(error, click.UsageError) and error.ctx:
@@ -76,6 +75,13 @@ def main() -> None:
         fail(str(error), error.exit_code)
     except MemoryError:
         fail("out of memory; a smaller --max-memory or a smaller model takes less", 1)
+    except (OSError, ImportError) as error:  # of standard output, or of a library: those of files have become LstmcliError
+        code = StorageError.exit_code if getattr(error, "errno", None) else 1
+        fail(f"{error}; is something full, or a limit too low (ulimit -a)?", code)
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        fail(f"{error}: out of memory, or a limit is too low (ulimit -a); fewer --threads take less", 1)
     except (KeyboardInterrupt, click.Abort):
         fail("interrupted", 130)
 
@@ -94,10 +100,17 @@ def shell_word(word: str) -> str:
     return f"$'{''.join(plain)}'"
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message.replace("\n", " "))
-    print(f"lstmcli: {line}", file=sys.stderr)
-    sys.exit(code)
+    end(code, f"lstmcli: {line}")
+
+
+def end(code: int, message: str = "") -> NoReturn:
+    """Ends the process with this code, even if the message cannot be printed."""
+    with suppress(OSError):
+        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+    # Everything is on disk. Taking LLVM and the interpreter apart in order would take longer than a small run.
+    os._exit(code)
 
 
 @click.group(cls=Commands, context_settings=HELP)

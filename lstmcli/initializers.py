@@ -127,7 +127,7 @@ def count_parameters(input_size: int, units: Sequence[int], options: CellOptions
     return sum(options.parameters(*size) for size in sizes) * (2 if bidirectional else 1)
 
 
-def new_cell(inputs: int, units: int, options: CellOptions, bits: np.random.PCG64) -> Cell:
+def new_cell(inputs: int, units: int, options: CellOptions, bits: "np.random.PCG64") -> Cell:
     outputs = options.outputs(units)
     joint = glorot_uniform((inputs + outputs, 4 * units), bits)
     peephole = np.stack([glorot_uniform((units,), bits) for _ in range(3)]) if options.peepholes else None
@@ -147,7 +147,7 @@ def new_cell(inputs: int, units: int, options: CellOptions, bits: np.random.PCG6
     )
 
 
-def glorot_uniform(shape: tuple[int, ...], bits: np.random.PCG64) -> Floats:
+def glorot_uniform(shape: tuple[int, ...], bits: "np.random.PCG64") -> Floats:
     """Uniform in +-sqrt(6 / (fan in + fan out)); both fans of a vector are its size. Not writeable."""
     limit = math.sqrt(6 / (shape[0] + shape[-1]))
     values = np.empty(math.prod(shape), np.float32)

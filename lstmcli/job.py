@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,7 @@ from lstmcli.sources import open_source, split_spec
 from lstmcli.states import States, open_states
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Some of the sequences of a run: first .. stop."""
 
     first: int
@@ -38,8 +37,7 @@ class Part:
         return self.run | {"rows": [self.first, self.stop]}
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """What the options of `lstmcli run` say."""
 
     input: str
@@ -79,8 +77,7 @@ UNMARKED = {
 }
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """A job with all that it reads opened and checked."""
 
     job: Job
@@ -95,7 +92,7 @@ class Work:
         """What tells this run from all others whose results may differ."""
         if self.job.part:
             return self.job.part.mark()
-        marked = {name: value for name, value in asdict(self.job).items() if name not in UNMARKED}
+        marked = {name: value for name, value in self.job._asdict().items() if name not in UNMARKED}
         weights = hashlib.sha256(json.dumps(self.model.config()).encode())
         for _, cell in self.model.cells():
             for weight in cell.weights().values():
@@ -117,13 +114,13 @@ class Work:
         part = self.job.part
         if not part:
             return self
-        if differences := differing(part.run, replace(self, job=replace(self.job, part=None)).fingerprint()):
+        if differences := differing(part.run, self._replace(job=self.job._replace(part=None)).fingerprint()):
             raise DataError(
                 f"{self.source.name}: the run is not the one that was planned: {'; '.join(differences)}; "
                 "make it as it was, or plan anew"
             )
         self.source.restrict(part.first, part.stop)
-        return replace(self, lengths=self.lengths[part.first : part.stop])
+        return self._replace(lengths=self.lengths[part.first : part.stop])
 
 
 def lengths_mark(lengths: Lengths) -> str:

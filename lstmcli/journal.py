@@ -11,9 +11,8 @@ import time
 import zlib
 from base64 import b64decode, b64encode
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -33,8 +32,7 @@ class Synced(Protocol):
     def sync(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """A span that is stored. state: after it, where steps of its sequences are still to come."""
 
     span: Span
@@ -180,7 +178,7 @@ class Journal:
     def _write(self, blocks: list[Done]) -> None:
         with storing(self.name):
             for k, done in enumerate(blocks):
-                self._append((done if k == len(blocks) - 1 else replace(done, state=None)).encode())
+                self._append((done if k == len(blocks) - 1 else done._replace(state=None)).encode())
             os.fdatasync(self.fd)
 
     def seal(self) -> None:

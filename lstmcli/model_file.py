@@ -23,7 +23,7 @@ RESULT_FORMAT = "lstmcli-result"
 GATE_ORDER = "i,f,g,o"
 MAX_WEIGHT = 1 << 34  # bytes; what a file may claim for one array before memory is taken for it
 MAX_DEPTH = 32
-SEARCHED = 64 << 20  # bytes of a file whose heaps are checked: a model, or a small result; a large one would take too long
+SEARCHED = 64 << 20  # bytes whose heaps are checked: all of a model; of a large result the begin, where its texts lie
 
 Value = TypeVar("Value", str, int, float, bool)
 
@@ -67,8 +67,7 @@ def load_model(path: str) -> Model:
     with hdf5.open_file(str(path)) as file:
         where = hdf5.label(file).removesuffix("::/")
         data = FileBytes(file.id.get_vfd_handle(), where)
-        if data.opened.st_size <= SEARCHED:
-            hdf5.check_heaps(data.take, data.opened.st_size, where)
+        hdf5.check_heaps(data.take, min(data.opened.st_size, SEARCHED), where)
         with hdf5.reading(where):
             got, version = file.attrs.get("format"), file.attrs.get("format_version")
         if not isinstance(got, str) or got not in (FORMAT, RESULT_FORMAT):

@@ -53,7 +53,7 @@ class Npz(Partial):
     def _checksum(self, start: int, size: int) -> int:
         checksum = 0
         for offset in range(start, start + size, 1 << 22):
-            checksum = zlib.crc32(self.read(min(1 << 22, start + size - offset), offset), checksum)
+            checksum = zlib.crc32(self.take(offset, min(1 << 22, start + size - offset)), checksum)
         return checksum
 
     def _directory(self, sums: list[int]) -> bytes:

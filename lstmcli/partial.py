@@ -56,15 +56,19 @@ class Partial:
         with storing(self.path):
             write_all(self.fd, as_bytes(data), offset)
 
-    def read(self, size: int, offset: int) -> bytes:
-        """At most 2 GiB."""
-        try:
-            content = os.pread(self.fd, size, offset)
-        except OSError as error:
-            raise StorageError(f"{shown(str(self.name))}: reading at byte {offset} failed: {error.strerror}") from error
-        if len(content) < size:
-            raise StorageError(f"{shown(str(self.name))}: was cut by another program at byte {offset + len(content)}")
-        return content
+    def take(self, offset: int, count: int) -> bytes:
+        """What lies there now."""
+        taken = bytearray(count)
+        view = memoryview(taken)
+        while view:
+            try:
+                got = os.preadv(self.fd, [view], offset)
+            except OSError as error:
+                raise StorageError(f"{shown(str(self.name))}: reading at byte {offset} failed: {error.strerror}") from error
+            if got == 0:
+                raise StorageError(f"{shown(str(self.name))}: was cut by another program at byte {offset}")
+            view, offset = view[got:], offset + got
+        return bytes(taken)
 
     def sync(self) -> None:
         """All that was written until now is on disk afterwards. After a failure nobody knows what is: never try again."""

@@ -206,16 +206,20 @@ class Log:
         self.next = now + LOG_SECONDS
         speed = self.done / (now - self.began)
         left = timedelta(seconds=round((total - self.done) / speed))
-        try:
-            text = f"{self.done / total:.1%}  {self.done:,} of {total:,} steps  {speed:,.0f} steps/s  {left} left"
-            print(text, file=sys.stderr, flush=True)
-        except OSError:
-            self.next = float("inf")  # nobody reads it any more, which is no reason to lose the run
+        tell(f"{self.done / total:.1%}  {self.done:,} of {total:,} steps  {speed:,.0f} steps/s  {left} left")
 
 
 def note(text: str) -> None:
     """A line on standard error."""
-    print(f"lstmcli: {shown(text)}", file=sys.stderr, flush=True)
+    tell(f"lstmcli: {shown(text)}")
+
+
+def tell(line: str) -> None:
+    """On standard error. That nobody can read it any more is no reason to lose a run."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def found(file: str, text: str) -> None:

@@ -12,6 +12,7 @@ checksums/container (1,) uint32 is the CRC-32 of all other bytes of the file, th
 """
 
 import io
+import itertools
 import json
 import math
 import os
@@ -21,7 +22,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -33,7 +33,7 @@ from lstmcli.model import Model
 from lstmcli.model_file import FORMAT_VERSION, RESULT_FORMAT, model_image, write_model
 from lstmcli.npy import write_header
 from lstmcli.npz import Npz
-from lstmcli.partial import Data, Partial, Stream, as_bytes
+from lstmcli.partial import Data, Partial, Stream, as_bytes, storing
 from lstmcli.spans import Lengths, Span
 
 CACHE = 1 << 19  # bytes
@@ -45,8 +45,7 @@ Sums = NDArray[np.uint32]
 Arrays = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shapes and dtypes by name
 
 
-@dataclass(frozen=True)
-class Paths:
+class Paths(NamedTuple):
     """The files that a run makes; None: not this one. `main` is None for standard output."""
 
     main: Path | None
@@ -76,8 +75,7 @@ class Extent(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """One array of a result: C order, `offset` bytes into its store. Steps are those of arrays (N, T, D), the rest has rows."""
 
     store: Store
@@ -99,8 +97,8 @@ class Field:
         width = max(1, self.shape[-1] * self.dtype.itemsize)
         sizes = np.cumsum(lengths if self.has_steps else np.ones(len(lengths), np.int64)) * width
         cuts = np.searchsorted(sizes, np.arange(CACHE, sizes[-1], CACHE)) + 1
-        for begin, end in pairwise(np.unique(np.r_[0, cuts, len(lengths)]).tolist()):
-            yield slice(begin, end)
+        # np.unique() would load numpy.ma, which takes longer than a small run.
+        yield from itertools.starmap(slice, itertools.pairwise(sorted({0, *cuts.tolist(), len(lengths)})))
 
     def put(self, first: int, start: int, lengths: Lengths, rows: NDArray[Any]) -> None:
         """Stores steps start .. start + lengths[s] of the sequences first, first + 1, ..., packed in rows (R, D).
@@ -132,8 +130,7 @@ class Field:
 
     def _fetch(self, view: memoryview, offset: int) -> None:
         assert isinstance(self.store, Partial)
-        content = self.store.read(len(view), offset)
-        view[: len(content)] = content
+        view[:] = self.store.take(offset, len(view))
 
     def _runs(self, first: int, start: int, lengths: Lengths) -> Iterator[tuple[int, int, int]]:
         """(offset in the store, begin, end in the packed bytes) of each run of sequences that have no padding between them."""
@@ -154,8 +151,7 @@ class Field:
         )
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """What a result says of its making. Nothing in it may depend on threads, memory, time or place: same run, same bytes."""
 
     model: Model
@@ -163,7 +159,7 @@ class Facts:
     attributes: dict[str, Any]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Result:
     """The fields by their names in a result, and the stores that hold them."""
 
@@ -271,7 +267,7 @@ def create_result(paths: Paths, arrays: Arrays, facts: Facts, overwrite: bool, r
 def create_hdf5(path: Path, arrays: Arrays, facts: Facts, overwrite: bool, resume: bool, stores: list[Store]) -> Result:
     partial = Partial(path, overwrite, resume)
     stores.append(partial)
-    with container(arrays, facts) as (_, size, offsets):
+    with storing(path), container(arrays, facts) as (_, size, offsets):
         partial.reserve(size)
     fields = {name: Field(partial, offsets[name], *array) for name, array in arrays.items()}
     rows = facts.lengths.shape
@@ -282,11 +278,12 @@ def create_hdf5(path: Path, arrays: Arrays, facts: Facts, overwrite: bool, resum
     steps = Field(partial, offsets["lengths"], rows, facts.lengths.dtype)
 
     def finish(facts: Facts) -> None:
-        with container(arrays, facts) as (image, _, _):
+        with storing(path), container(arrays, facts) as (image, _, _):
             for offset, count in outside([field.extent() for field in (own, steps, *fields.values(), *sums.values())], size):
-                partial.write(os.pread(image.fileno(), count, offset), offset)
+                image.seek(offset)
+                partial.write(image.read(count), offset)
         steps.put_rows(0, facts.lengths)
-        own.put_rows(0, np.array([container_checksum(partial.read, size, [*kept, own.extent()])], np.uint32))
+        own.put_rows(0, np.array([container_checksum(partial.take, size, [*kept, own.extent()])], np.uint32))
 
     return Result(fields, stores, finish, True, sums, {})
 
@@ -316,11 +313,11 @@ def write_facts(file: Any, facts: Facts) -> None:
     write_model(file.create_group("model"), facts.model)
 
 
-def container_checksum(read: Callable[[int, int], bytes], size: int, left_out: Iterable[Extent]) -> int:
-    """CRC-32 of a file of `size` bytes without the extents. read(count, offset) gives bytes of it."""
+def container_checksum(take: Callable[[int, int], bytes], size: int, left_out: Iterable[Extent]) -> int:
+    """CRC-32 of a file of `size` bytes without the extents. take(offset, count) gives bytes of it."""
     checksum = 0
     for offset, count in outside(left_out, size):
-        checksum = zlib.crc32(read(count, offset), checksum)
+        checksum = zlib.crc32(take(offset, count), checksum)
     return checksum
 
 

@@ -9,8 +9,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
@@ -89,8 +88,7 @@ def unpacking(name: str) -> Iterator[None]:
         raise DataError(f"{name}: damaged, or neither HDF5 nor NPZ: {shown(str(error))}") from error
 
 
-@dataclass(frozen=True)
-class States:
+class States(NamedTuple):
     """The rows of all arrays of a model's state, by the names in it, such as "0/c"."""
 
     name: str
@@ -164,6 +162,8 @@ def npz_arrays(files: ExitStack, fd: int, path: str) -> dict[str, Array]:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             where = f"{path}, {shown(name)}"
+            if name in arrays:
+                raise DataError(f"{where}: is there twice; save the states again with np.savez")
             if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
                 raise DataError(f"{where}: expected what np.savez or np.savez_compressed writes, got another compression")
             arrays[name] = Member(files.enter_context(archive.open(info)), info.file_size, where)

@@ -6,8 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from lstmcli import hdf5
 from lstmcli.arrays import Lengths
 from lstmcli.errors import DataError, StorageError, shown
 from lstmcli.model import Model
-from lstmcli.model_file import FORMAT, RESULT_FORMAT, load_model
+from lstmcli.model_file import FORMAT, load_model
 from lstmcli.npy import NPY_MAGIC, read_header
 from lstmcli.raw import FileBytes
 from lstmcli.results import CHECKSUMS, CONTAINER, Extent, Sums, container_checksum
@@ -46,10 +45,9 @@ def verify(path: str) -> str:
 
 
 def verify_hdf5(path: str) -> str:
-    with hdf5.open_file(path) as file, hdf5.reading(shown(path)):
-        is_model = file.attrs.get("format") == FORMAT
-    if is_model:
-        load_model(path)
+    with hdf5.open_file(path) as file:
+        has_checksums = hdf5.find(file, CHECKSUMS) is not None
+    if not has_checksums and model_format(path) == FORMAT:
         return "a model file, readable; it has no checksums"
     with open_result(path) as whole:
         for name, item in whole.fields.items():
@@ -57,8 +55,14 @@ def verify_hdf5(path: str) -> str:
     return f"{len(whole.lengths):,} sequences, {len(whole.fields)} arrays, all checksums right"
 
 
-@dataclass(frozen=True)
-class Whole:
+def model_format(path: str) -> str:
+    """Of a file whose model can be loaded."""
+    load_model(path)
+    with hdf5.open_file(path) as file, hdf5.reading(shown(path)):
+        return str(file.attrs["format"])
+
+
+class Whole(NamedTuple):
     """A result that is complete: all but the values of its fields is what was written."""
 
     file: Any  # h5py.File
@@ -75,30 +79,23 @@ def open_result(path: str) -> Iterator[Whole]:
     """MissingInputError: no such file. DataError: no result, or damaged, cut, or incomplete. StorageError."""
     with hdf5.open_file(path) as file:
         data = FileBytes(file.id.get_vfd_handle(), shown(path))
-        with hdf5.reading(data.name):
-            kind = file.attrs.get("format")
-        if kind != RESULT_FORMAT:
-            raise DataError(f"{data.name}: expected a result of a run or a model file, got HDF5 of another kind")
-        model = load_model(path)
-        lengths = np.asarray(hdf5.read_array(hdf5.dataset(file, "lengths")))
         group = hdf5.find(file, CHECKSUMS)
         if group is None:
-            raise DataError(f"{data.name}::/{CHECKSUMS}: expected checksums, found none; an older version made this result")
+            raise DataError(f"{data.name}::/{CHECKSUMS}: expected a result with checksums, found none")
         own = hdf5.dataset(file, CONTAINER)
         names = [e.name.removeprefix("/") for e in hdf5.entries(group)]
         fields = {name: hdf5.dataset(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
         extents = {name: extent(item) for name, item in fields.items()}
-
-        def read(count: int, offset: int) -> bytes:
-            return data.take(offset, count)
-
-        if container_checksum(read, data.opened.st_size, [extent(own), *extents.values()]) != hdf5.read_array(own)[0]:
+        # Before anything else is read: libhdf5 walks some damaged structures forever.
+        if container_checksum(data.take, data.opened.st_size, [extent(own), *extents.values()]) != hdf5.read_array(own)[0]:
             raise DataError(
                 f"{data.name}: its structure, lengths, model or checksums are not what was written; "
                 "it was damaged, changed, or never completed"
             )
+        lengths = np.asarray(hdf5.read_array(hdf5.dataset(file, "lengths")))
         sums = {name: hdf5.read_array(hdf5.dataset(group, name)) for name in fields}
-        yield Whole(file, data, model, lengths, fields, {name: found.offset for name, found in extents.items()}, sums)
+        offsets = {name: found.offset for name, found in extents.items()}
+        yield Whole(file, data, load_model(path), lengths, fields, offsets, sums)
 
 
 def extent(item: Any) -> Extent:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 LSTMCLI = [sys.executable, "-m", "lstmcli"]
+OFTEN = [sys.executable, str(Path(__file__).parent / "often.py")]  # each block is put on disk and noted at once
 SECONDS = 240  # a hang is a failure, not a wait
 
 

@@ -2,7 +2,7 @@
 
     python tests/fuzz.py KIND SEED COUNT
 
-In the current folder lie x.npy, lens.npy, lens.txt, x.h5, model.h5, and for the kind "journal" a run that was killed. Prints
+In the current folder lie x.npy, lens.npy, lens.txt, x.h5, model.h5, golden.h5, and for "journal" a run that was killed. Prints
 what is neither refused in one line nor run right, and at the end how often which exit code came.
 """
 
@@ -26,7 +26,9 @@ KINDS = {  # the option that gets the damaged file, the file, and the bytes in w
     "chunked": ("-i", "chunked.h5", 8000),
     "model": ("-w", "model.h5", 8000),
     "journal": (None, "out.h5.journal", 10_000),
+    "result": (None, "golden.h5", 10_000),  # for `lstmcli verify`
 }
+SECONDS = 20  # of CPU time, for a hang
 
 
 def damaged(content: bytes, head: int, rng: random.Random) -> bytes:
@@ -52,7 +54,7 @@ def damaged(content: bytes, head: int, rng: random.Random) -> bytes:
 
 def right(kind: str) -> bool:
     """Whether the result is as if undamaged, or what NumPy makes of the same files (in a process: libhdf5 may crash)."""
-    if Path("out.h5").read_bytes() == Path("golden").read_bytes():  # a chunk of nothing but padding may be damaged
+    if Path("out.h5").read_bytes() == Path("golden.h5").read_bytes():  # a chunk of nothing but padding may be damaged
         return True
     child = os.fork()
     if child:
@@ -86,13 +88,17 @@ def main() -> None:
     from lstmcli.kernel import compiled
 
     compiled.load(32)
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     option, name, head = KINDS[kind]
-    golden = Path("golden").read_bytes()
+    # In children, each of which begins at 0 seconds.
+    os.register_at_fork(after_in_child=lambda: resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5)))
+    golden = Path("golden.h5").read_bytes()
     before = {path: path.read_bytes() for path in Path().iterdir()}
     argv = ["run", *(word for pair in (BASE | ({option: name} if option else {})).items() for word in pair)]
     argv += ["--threads", "1", "--max-memory", "60KB", "-q"] + ["--resume"] * (kind == "journal")
+    if kind == "result":
+        argv = ["verify", "-q", name]
     codes: collections.Counter[int] = collections.Counter()
     for number in range(seed, seed + count):
         restore(before)
@@ -101,7 +107,8 @@ def main() -> None:
         codes[code] += 1
         fine = len(stderr.splitlines()) <= 1 if code == 0 else code in (65, 2) and len(stderr.splitlines()) == 1
         if fine and code == 0:
-            fine = Path("out.h5").read_bytes() == golden if kind == "journal" else right(kind)
+            made = {"journal": "out.h5", "result": name}.get(kind)
+            fine = Path(made).read_bytes() == golden if made else right(kind)
         if not fine or "Traceback" in stderr:
             print(f"{kind} {number}: exit code {code}: {stderr.strip()[-600:]}")
     print(dict(codes))

@@ -246,6 +246,23 @@ def test_full_stdout(output: str, case: Case, tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_full_stderr_costs_no_run_and_no_exit_code(case: Case, tmp_path: Path) -> None:
+    x = case.x.copy()
+    x[0, 0, 0] = np.nan  # of which the run tells there
+    files.write_npy(tmp_path / "x.npy", x)
+    assert shell("lstmcli run -i x.npy -u 3 -o out.h5 2> /dev/full", tmp_path).code == 0
+    assert shell("lstmcli verify out.h5", tmp_path).code == 0
+    for args, code in [("run -i nowhere.npy -u 3", 66), ("run -i x.npy", 2), ("", 2), ("run -i x.npy -u 3 -o out.h5", 73)]:
+        assert shell(f"lstmcli {args} 2> /dev/full", tmp_path).code == code
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("args", ["--help", "--version", "env", 'model show "$1/model.h5"', 'verify "$1/result.h5"'])
+def test_what_cannot_be_printed(args: str, case: Case, tmp_path: Path) -> None:
+    assert_one_line(shell(f"lstmcli {args} > /dev/full", tmp_path, case.folder), 74, "No space left on device")
+
+
 def test_closed_stdout_is_no_error_and_gets_no_data(case: Case, tmp_path: Path) -> None:
     args = '--input "$1/x.npy" --lens "$1/lens.npy" --weights "$1/model.h5" --output out.h5'
     ran = shell(f"lstmcli run {args} >&-", tmp_path, case.folder)

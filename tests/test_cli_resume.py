@@ -179,6 +179,10 @@ def change_x(folder: Path) -> None:
     files.write_npy(folder / "x.npy", x)
 
 
+def touch_x(folder: Path) -> None:
+    (folder / "x.npy").touch()
+
+
 def change_x_in_secret(folder: Path) -> None:
     before = (folder / "x.npy").stat()
     change_x(folder)
@@ -199,6 +203,7 @@ def change_weights(folder: Path) -> None:
     [
         (change_x, [], ["input modified", "input sample"]),
         (change_x_in_secret, [], ["input sample"]),
+        (touch_x, [], ["input modified"]),
         (change_lengths, [], ["lengths"]),
         (change_weights, [], ["model"]),
         (None, ["--dtype", "float64"], ["dtype was float32, is now float64"]),
@@ -212,6 +217,13 @@ def test_another_run_is_not_continued(change: Any, args: list[str], words: list[
     before = files.snapshot(left)
     assert_one_line(resume(left, "--resume", *args), 65, "out.h5.journal", "--overwrite", *words)
     assert files.snapshot(left) == before
+
+
+def test_another_version_does_not_go_on(left: Path) -> None:
+    code = "import sys, lstmcli; lstmcli.__version__ = '9.9'; sys.argv[0] = 'lstmcli'; from lstmcli.cli import main; main()"
+    call = [sys.executable, "-c", code, *RUN, "-o", "out.h5", "--resume"]
+    done = subprocess.run(call, cwd=left, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert_one_line(Ran(done.returncode, done.stdout.encode(), done.stderr), 65, "lstmcli was", "is now 9.9")
 
 
 def test_every_difference_is_listed(left: Path) -> None:

@@ -62,6 +62,15 @@ def test_one_flipped_bit(name: str, row: int, step: int | None, words: list[str]
     assert_one_line(lstmcli("verify", "result.h5", cwd=tmp_path), 65, "result.h5", *words)
 
 
+def test_a_heap_of_texts_that_has_no_end(case: Case, tmp_path: Path) -> None:
+    """libhdf5 walks one with an object of no size for ever, as soon as it is asked for a text."""
+    content = bytearray((case.folder / "result.h5").read_bytes())
+    first = content.index(b"GCOL") + 16
+    content[first : first + 16] = bytes(16)
+    (tmp_path / "result.h5").write_bytes(content)
+    assert_one_line(lstmcli("verify", "result.h5", cwd=tmp_path), 65, "result.h5", "structure")
+
+
 def test_every_byte_counts(case: Case, tmp_path: Path) -> None:
     """In process: one bit of each of 150 bytes, and cuts everywhere."""
     from lstmcli.errors import DataError, StorageError

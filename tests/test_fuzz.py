@@ -33,7 +33,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.create_dataset("x", data=x, chunks=(4, 16, 20), compression="gzip", fletcher32=True)
     files.write_model(folder / "model.h5", files.random_model(20, [5]))
     succeed(*RUN, cwd=folder)
-    (folder / "out.h5").rename(folder / "golden")
+    (folder / "out.h5").rename(folder / "golden.h5")
     return folder
 
 
@@ -51,7 +51,7 @@ def fuzz(job: Path, folder: Path, kind: str, seed: int, count: int) -> None:
     assert 65 in ast.literal_eval(codes), codes
 
 
-KINDS = ["npy", "lengths", "text", "hdf5", "chunked", "model", "journal"]
+KINDS = ["npy", "lengths", "text", "hdf5", "chunked", "model", "journal", "result"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

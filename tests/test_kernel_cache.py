@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from system import mounted
 
 import lstmcli
 from lstmcli.kernel import compiled
@@ -104,6 +105,23 @@ def test_a_folder_that_others_can_write_is_no_cache(cache: Path, tmp_path: Path)
     assert not compiled.is_cached(32)
     assert works()
     assert not list(open_to_all.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_belongs_to_somebody_else_is_not_loaded(what: str, cache: Path) -> None:
+    assert works()
+    os.chown(cache if what == "folder" else only_file(cache), 65534, 65534)
+    assert not compiled.is_cached(32)
+    assert works()
+
+
+@pytest.mark.parametrize("options", ["size=4k", "ro"])
+def test_a_cache_that_cannot_be_written(options: str, cache: Path) -> None:
+    with mounted(cache, "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs"):
+        assert works()
+        assert not compiled.is_cached(32)
+        assert not list(cache.iterdir())
 
 
 def test_a_link_to_nothing_is_no_cache(cache: Path, tmp_path: Path) -> None:

@@ -114,16 +114,18 @@ def test_targets_that_are_refused(kind, tmp_path):
         Partial(path, overwrite=False)
 
 
-def test_mode_follows_the_umask(tmp_path):
-    before = os.umask(0o027)
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077])
+def test_mode_follows_the_umask(umask, tmp_path):
+    before = os.umask(umask)
     try:
         partial = Partial(tmp_path / "out", overwrite=False)
     finally:
         os.umask(before)
+    assert (tmp_path / "out.partial").stat().st_mode & 0o777 == 0o666 & ~umask
     partial.seal()
     partial.publish()
     partial.close()
-    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_more_space_than_there_is(tmp_path):

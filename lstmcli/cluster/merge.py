@@ -130,7 +130,7 @@ def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) 
 def claim_names(plan: Plan, output: str, states: str | None, overwrite: bool, resume: bool) -> Paths:
     """The files to make. UsageError, OutputError: they cannot be made, or are some of those that are read."""
     job = plan.job
-    targets = targets_of(replace(job, output=output, states=states))
+    targets = targets_of(job._replace(output=output, states=states))
     if targets.main is None:
         raise UsageError(f"--output {output}: expected a file; a merge cannot write to a pipe")
     if not (resume and journal_name(targets.main).exists()):

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from lstmcli.cluster.plan import Plan
@@ -56,5 +55,5 @@ def run_part(plan: Plan, number: int, settings: dict[str, Any], **how: Any) -> d
             raise DataError(f"{error}; --overwrite makes it again") from error
         if not journal_name(path).exists():
             return None
-        job = replace(job, resume=True)  # it was killed when it had its name, but something was left to clear up
+        job = job._replace(resume=True)  # it was killed when it had its name, but something was left to clear up
     return run(job, **how)

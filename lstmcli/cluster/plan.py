@@ -7,7 +7,7 @@ folder, and on any machine where these lead to the same files.
 
 import json
 import zlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,10 @@ class Plan:
 
     def part_job(self, number: int, **settings: Any) -> Job:
         """settings: fields of Job that change no bit of the result, such as threads."""
-        return replace(self.job, part=self.part(number), output=str(self.part_path(number)), **settings)
+        return self.job._replace(part=self.part(number), output=str(self.part_path(number)), **settings)
 
     def content(self) -> dict[str, Any]:
-        job = {field.name: getattr(self.job, field.name) for field in fields(Job) if field.name not in OF_A_PART}
+        job = {name: value for name, value in self.job._asdict().items() if name not in OF_A_PART}
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -87,7 +87,7 @@ def make_plan(job: Job, shards: int, path: Path) -> tuple[Plan, dict[str, Any]]:
     if path.suffix != ".json":
         raise UsageError(f"--output {path}: expected a name that ends in .json")
     inputs: dict[str, Any] = {name: absolute(getattr(job, name)) for name in INPUTS}
-    job = replace(job, **inputs)
+    job = job._replace(**inputs)
     with open_work(job) as work:
         if work.source.sequential:
             raise UsageError(f"{work.source.name}: every part opens the input, so it cannot be a pipe; give a file")

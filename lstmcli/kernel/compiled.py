@@ -16,10 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 
@@ -31,8 +30,7 @@ KEPT = 30 * 24 * 60 * 60  # seconds
 PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """The kernel of lanes.define for one shape: its address, and the call, which releases the GIL."""
 
     shape: Shape
@@ -41,8 +39,7 @@ class Kernel:
     keep_alive: Any
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """The CPU to compile for: this one, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say."""
 
     triple: str

@@ -1,6 +1,5 @@
 """What Python and the kernel agree on: the order of the packed weights, and the tables that the kernel is called with."""
 
-from dataclasses import dataclass
 from enum import IntEnum, auto
 from typing import NamedTuple
 
@@ -11,8 +10,7 @@ GATES = 4  # input, forget, candidate, output
 Floats = NDArray[np.floating]
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """The tile: `rows` sequences times `width` units times GATES sums of `bits`-bit floats, `together` gates at a time.
 
     So many gates at a time that the sums stay in registers.
@@ -28,8 +26,7 @@ class Shape:
         return np.dtype(f"f{self.bits // 8}")
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """Of a cell, those that are compiled in: so what is off costs nothing."""
 
     activation: str = "tanh"
