@@ -33,7 +33,7 @@ class Synced(Protocol):
 
 
 class Done(NamedTuple):
-    """A span that is stored. state: after it, where steps of its sequences are still to come (in the file: the last of a sync)."""
+    """A span that is stored. state: after it, where steps of its sequences are still to come; in the file only after a sync."""
 
     span: Span
     checksum: int  # what Result.put() gave

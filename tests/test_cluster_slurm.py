@@ -1,9 +1,11 @@
-"""Job arrays on a real Slurm: tasks that are cancelled, requeued, stopped before their time is over; and the README's example."""
+"""Job arrays on a real Slurm: tasks that are cancelled, requeued, or run out of time; and the README's example."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ import numpy as np
 import pytest
 import slurm
 from command import shell, succeed
+from conftest import SAMPLE_DATA
 
 pytestmark = pytest.mark.slow
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (SAMPLE_DATA.parent / "README.md").read_text()
 RUN = ["-i", "x.npy", "-l", "lens.npy", "-u", "768,768,16"]  # much work, few bytes
 
 
@@ -88,7 +91,8 @@ def test_a_task_that_is_cancelled_and_one_whose_node_fails(folder: Path) -> None
 
 def test_a_time_limit(folder: Path) -> None:
     """Slurm signals some 10 to 40 s after the start, as it looks at its jobs each half a minute."""
-    job = submit(folder, "short.sh", *RUN, "--shards", 1, "-o", "one.json", time="1", signal="TERM@20")
+    options = [*RUN[:-1], "1024,1024,16"]
+    job = submit(folder, "short.sh", *options, "--shards", 1, "-o", "one.json", time="1", signal="TERM@20")
     slurm.wait(job)
     text, (facts,) = told(folder, job, 1)
     stops = stopped_after(text)
@@ -96,11 +100,37 @@ def test_a_time_limit(folder: Path) -> None:
     assert facts["resumed_steps"] == max(stops)
     assert stops == sorted(set(stops))
     succeed("merge", "one.json", "-o", "limited.h5", cwd=folder)
-    assert (folder / "limited.h5").read_bytes() == (folder / "serial.h5").read_bytes()
+    succeed("run", *options, "-o", "unlimited.h5", "-q", cwd=folder)
+    assert (folder / "limited.h5").read_bytes() == (folder / "unlimited.h5").read_bytes()
 
 
-def test_threads_of_a_task(folder: Path) -> None:
-    job = submit(folder, "threads.sh", *RUN, "--units", "8", "--threads", 2, "--shards", 2, "-o", "two.json")
+def test_cpus_of_a_task(folder: Path) -> None:
+    """All that it was given: an affinity, where Slurm sets one, holds for the step that srun starts."""
+    text = succeed("plan", *RUN, "--threads", 2, "--shards", 2, "-o", "two.json", "--format", "slurm", cwd=folder).text
+    (folder / "cpus.sh").write_text(re.sub(r"^(srun \S+) .*", r"\1 nproc", text, flags=re.MULTILINE))
+    job = slurm.submit(folder / "cpus.sh")
     slurm.wait(job)
-    assert [told(folder, job, number)[1][0]["threads"] for number in (1, 2)] == [2, 2]
-    assert "cpus-per-task" not in told(folder, job, 1)[0]
+    assert [told(folder, job, number)[0] for number in (1, 2)] == ["2\n", "2\n"]
+
+
+def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sample_data").symlink_to(SAMPLE_DATA)
+    command = tmp_path / "bin" / "lstmcli"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m lstmcli "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    first, rest = re.findall(r"```sh\n(.*?)```", README.split("\n## On a cluster\n")[1].split("\n## ")[0], re.DOTALL)[:2]
+    assert "sbatch" in first
+    ran = shell(f"set -e; {first}", tmp_path)
+    assert ran.code == 0, ran.err
+    slurm.until(lambda: not slurm.ask("squeue", "--noheader", "--me"))
+    options = first.splitlines()[0].split(" --shards")[0].removeprefix("lstmcli plan ").split()
+    succeed("run", *options, "-o", "serial.h5", cwd=tmp_path)
+    assert (tmp_path / "result.h5").read_bytes() == (tmp_path / "serial.h5").read_bytes()
+
+    (tmp_path / "plan.parts" / "part-0003.h5").unlink()
+    ran = shell(f"set -e; {rest}", tmp_path)
+    assert ran.code == 0, ran.err
+    slurm.until(lambda: not slurm.ask("squeue", "--noheader", "--me"))
+    succeed("verify", "plan.parts/part-0003.h5", cwd=tmp_path)
