@@ -217,6 +217,18 @@ def test_hdf5_that_asks_for_too_much(what: str, tmp_path: Path) -> None:
     refused(tmp_path, "x.h5::/x" if what in ("references", "regions", "20,000 attributes") else "x.h5", "x.h5")
 
 
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [(errno.EAGAIN, "another program is writing it"), (errno.ENOLCK, "HDF5_USE_FILE_LOCKING=FALSE"), (524, "errno 524")],
+)
+def test_hdf5_files_that_cannot_be_locked(number: int, word: str, sample_x: Path, tmp_path: Path) -> None:
+    """37 and 524 are what network file systems without locks say."""
+    strace = injected("flock", f"error={number}", sample_x)
+    args = ["run", "-i", sample_x, "-u", 3, "-o", "out.h5", "-q"]
+    assert_one_line(under(strace, *args, cwd=tmp_path), 74, sample_x, word)
+    assert under(strace, *args, cwd=tmp_path, env={"HDF5_USE_FILE_LOCKING": "FALSE"}).code == 0
+
+
 # NPZ, as the states that a run starts from
 
 
@@ -288,15 +300,3 @@ def test_strange_names(name: str, style: str, case: Case, tmp_path: Path) -> Non
     files.assert_same_bits(files.read_result(tmp_path / f"{name}.out.h5"), case.result)
     assert_one_line(lstmcli(*args, cwd=tmp_path), 73, "out.h5")
     assert_one_line(lstmcli("verify", f"./{name}.h5", cwd=tmp_path), 65, ".h5")
-
-
-@pytest.mark.parametrize(
-    ("number", "word"),
-    [(errno.EAGAIN, "another program is writing it"), (errno.ENOLCK, "HDF5_USE_FILE_LOCKING=FALSE"), (524, "errno 524")],
-)
-def test_hdf5_files_that_cannot_be_locked(number: int, word: str, sample_x: Path, tmp_path: Path) -> None:
-    """37 and 524 are what network file systems without locks say."""
-    strace = injected("flock", f"error={number}", sample_x)
-    args = ["run", "-i", sample_x, "-u", 3, "-o", "out.h5", "-q"]
-    assert_one_line(under(strace, *args, cwd=tmp_path), 74, sample_x, word)
-    assert under(strace, *args, cwd=tmp_path, env={"HDF5_USE_FILE_LOCKING": "FALSE"}).code == 0
