@@ -37,21 +37,27 @@ def refused(folder: Path, spec: str, *words: object, code: int = 65) -> Ran:
 # NPY
 
 
+X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+
+
 def accepts(path: Path, content: bytes) -> bool:
-    """Whether this is read; then it must be what NumPy reads."""
+    """Whether this is read; then it must be what NumPy reads, or X where NumPy is stricter about blanks in the header."""
     path.write_bytes(content)
     with suppress(DataError), closing(open_source(str(path))) as source:
         batch, steps, width = source.shape
         rows = np.empty((batch * steps, width), np.float64)
         source.read(0, 0, np.full(batch, steps), rows)
-        np.testing.assert_array_equal(rows.reshape(source.shape), np.load(path).astype(np.float64))
+        want = X
+        with suppress(ValueError):
+            want = np.load(path)
+        np.testing.assert_array_equal(rows.reshape(source.shape), want.astype(np.float64))
         return True
     return False
 
 
 @pytest.fixture
 def whole(tmp_path: Path) -> bytes:
-    files.write_npy(tmp_path / "x.npy", np.arange(24, dtype=np.float32).reshape(2, 3, 4))
+    files.write_npy(tmp_path / "x.npy", X)
     return (tmp_path / "x.npy").read_bytes()
 
 

@@ -156,6 +156,18 @@ def test_50_runs_with_a_cold_cache(job: Path, tmp_path: Path, monkeypatch: pytes
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def test_a_second_run_where_there_are_no_locks(job: Path, tmp_path: Path) -> None:
+    """It sees what the first one has begun."""
+    without = [str(word) for word in injected("flock", "error=ENOLCK")]
+    files.write_npy(tmp_path / "x.npy", np.zeros((800, 60, 32), np.float32))
+    args = ["run", "-i", "x.npy", "-u", 256, "--threads", 1, "--max-memory", "8MB", "-q", "-o", "out.h5"]
+    with started(*args, cwd=tmp_path, partial=tmp_path / "out.h5.partial", prefix=without) as running:
+        assert_one_line(under(without, *args, cwd=tmp_path), 73, "out.h5.partial", "--resume", "--overwrite")
+        _, err = running.communicate(timeout=SECONDS)
+    assert (running.returncode, err) == (0, "")
+    succeed("verify", "out.h5", cwd=tmp_path)
+
+
 def test_a_run_that_is_suspended_keeps_its_output(job: Path, tmp_path: Path) -> None:
     files.write_npy(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(800, 60, 32)).astype(np.float32))
     args = ["run", "-i", "x.npy", "-u", 256, "--threads", 1, "--max-memory", "8MB", "-q", "-o"]
