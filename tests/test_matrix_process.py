@@ -64,7 +64,7 @@ def test_blocks_that_memory_cannot_hold(job: Path, tmp_path: Path) -> None:
 
 def test_threads_that_cannot_be_had(job: Path, tmp_path: Path) -> None:
     codes = []
-    for number in (1, 2, 4, 9):
+    for number in (1, 2, 4, 9, 1000):
         ran = under(injected("clone,clone3", f"error=EAGAIN:when={number}+"), *run(job), cwd=tmp_path, env=ONE_BLAS_THREAD)
         codes.append(ran.code)
         if ran.code:
