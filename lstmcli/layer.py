@@ -18,7 +18,7 @@ MIN_LANES = 6  # with fewer the tile is not full, and the input products of AHEA
 STREAMED_BYTES = 16 << 20  # as with weights beyond this, which no cache holds from step to step: half are then read only once
 AHEAD = 24
 THREAD_FLOPS = 5e6  # less work than this (50 us) is not worth waking another thread
-JOB = struct.Struct(f"{JOB_WORDS}q")
+JOB = struct.Struct(f"{JOB_WORDS}q{8 * SYNC_WORDS}x")  # x: zeros
 SHARED_BYTES = 1 << 20  # weights beyond this leave the second-level cache of a core
 SHARED_FLOPS = 2e5  # a step of less work than this (2 us) is not worth waiting for each other
 
@@ -55,6 +55,7 @@ class Layer:
         x, y, step = block.starts, outputs.starts, 1
         if backward:  # starts count in steps, so from row 0 downward
             x, y, step = 1 - x - block.lengths, 1 - y - block.lengths, -1
+        x_at = address(x)
         each = scratch_words(lanes, ahead, self.weights.biases)
         hidden = lanes * self.hidden
         scratch_at = JOB_WORDS + SYNC_WORDS
@@ -64,8 +65,8 @@ class Layer:
         JOB.pack_into(
             work.data,
             0,
-            *(address(block.rows), address(x), step * block.rows.strides[0]),
-            *(address(outputs.rows), address(y), step * outputs.rows.strides[0]),
+            *(address(block.rows), x_at, step * block.rows.strides[0]),
+            *(address(outputs.rows), x_at if y is x else address(y), step * outputs.rows.strides[0]),
             *(address(state[self.h]), address(state[self.c])),
             *((address(cells.rows), step * cells.rows.strides[0]) if cells else (0, 0)),
             *(address(block.lengths), address(schedule.order), len(schedule.order)),
@@ -74,7 +75,6 @@ class Layer:
             *(job_at + 8 * JOB_WORDS, job_at + 8 * scratch_at, 8 * each),
             *(job_at + 8 * hidden_at, 0 if share else -(-hidden // 8) * 8),
         )
-        work[JOB_WORDS:scratch_at] = 0
         if threads == 1:
             self.kernel.call(job_at, 0)
         else:
@@ -98,7 +98,8 @@ class Layer:
             lanes = min(lanes, MAX_LANES)
         else:
             threads = min(threads, count)
-            lanes = -(-lanes // threads)
+            full = max(1, round(steps / longest / threads / rows)) * rows  # lanes of full tiles
+            lanes = min(full, MAX_LANES, -(-count // threads))
         return threads, share, lanes, AHEAD if lanes < MIN_LANES or weights > STREAMED_BYTES else 0
 
 
