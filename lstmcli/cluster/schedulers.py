@@ -41,6 +41,7 @@ exit $code
 #PBS -N lstmcli
 #PBS -J {array}
 #PBS -r y
+# --stop-after: some minutes before the time limit.
 {choose}exec {command} --threads {threads} --stop-after 57m
 """,
     "sge": """\
@@ -50,6 +51,7 @@ exit $code
 #$ -N lstmcli
 #$ -t {array}
 #$ -r y -cwd
+# --stop-after: some minutes before the time limit.
 {choose}{command} --threads "$NSLOTS" --stop-after 57m
 code=$?
 # Stopped before the time limit: 99 asks for the same task again, which goes on.
