@@ -94,11 +94,12 @@ def submit(script: Path) -> str:
 
 
 def wait(job: str) -> None:
-    """Until it has left the queue. A task that was requeued would wait for two minutes."""
+    """Until it has left the queue. A task that was requeued would wait for two minutes; some seconds are enough."""
 
     def gone() -> bool:
         tasks = ask("squeue", "--noheader", "--array", "--format", "%i %r", "--jobs", job)
         for task in re.findall(r"(\S+) BeginTime", tasks):
+            time.sleep(3)  # the node refuses it in the second in which it was requeued
             ask("scontrol", "update", f"JobId={task}", "StartTime=now")
         return not tasks
 
