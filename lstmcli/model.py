@@ -67,7 +67,8 @@ class Model:
 
     def state_widths(self) -> dict[str, int]:
         """Width of each state array: {"0/c": U, "0/h": P, ...}; of a lone cell {"c": U, "h": P}."""
-        return {f"{path}/{part}".removeprefix("/"): width for path, cell in self.cells() for part, width in cell.widths().items()}
+        widths = ((f"{path}/{part}", width) for path, cell in self.cells() for part, width in cell.widths().items())
+        return {name.removeprefix("/"): width for name, width in widths}
 
     @property
     def cells_width(self) -> int:
