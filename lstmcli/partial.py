@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.errors import OutputError, StorageError, shown
+from lstmcli.errors import BusyError, OutputError, StorageError, shown
 
 Data = bytes | memoryview | NDArray[Any]
 
@@ -190,7 +190,7 @@ def claim(name: Path, owner: Path) -> int:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OutputError(f"{shown(str(owner))}: another run is writing it; wait, or choose another --output") from error
+            raise BusyError(f"{shown(str(owner))}: another run is writing it; wait, or choose another --output") from error
         except OSError:
             pass  # a file system without locks
         status = os.fstat(fd)

@@ -1,0 +1,91 @@
+"""The way to a Dask scheduler."""
+
+import json
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lstmcli.errors import ClusterError, UsageError, shown
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+SECONDS = 20.0  # a scheduler may be starting, just now
+
+
+@contextmanager
+def connect(scheduler: str) -> Iterator["Client"]:
+    """scheduler: tcp://HOST:PORT, tls://HOST:PORT, the name of a scheduler file, or local:N. UsageError, ClusterError."""
+    try:
+        import distributed
+    except ImportError as error:
+        raise UsageError("--scheduler: needs Dask, which is not installed; pip install 'lstmcli[dask]'") from error
+    for name in ("distributed", "tornado", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # whatever they meet is told in one line
+    if scheduler.startswith("local:"):
+        with local_cluster(scheduler) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+            yield client
+        return
+    address = scheduler if "://" in scheduler else address_in(Path(scheduler))
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of versions that differ; ours are compared by each task
+            client = distributed.Client(address, timeout=SECONDS, set_as_default=False)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise ClusterError(
+            f"--scheduler {shown(scheduler)}: no Dask scheduler answers at {shown(address)}: {error}; does it run, can this "
+            "machine reach it, and do both use TLS (tls://) or neither?"
+        ) from error
+    with client:
+        yield client
+
+
+def address_in(file: Path) -> str:
+    """What a scheduler file says, which may still have to come. ClusterError."""
+    until = time.monotonic() + SECONDS
+    while True:
+        try:
+            return str(json.loads(file.read_text())["address"])
+        except FileNotFoundError:
+            what = "does not exist"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            what = f"is not what `dask scheduler --scheduler-file` writes: {error}"
+        if time.monotonic() > until:
+            raise ClusterError(
+                f"--scheduler {shown(str(file))}: {what}; expected tcp://HOST:PORT, tls://HOST:PORT, local:N, or the file of a "
+                "scheduler that runs"
+            )
+        time.sleep(0.1)
+
+
+@contextmanager
+def local_cluster(scheduler: str) -> Iterator[Any]:
+    """N processes of one thread on this machine. Nobody else can reach them: they ask for keys that only this run has."""
+    import dask
+    from distributed import LocalCluster, Security
+
+    count = scheduler.removeprefix("local:")
+    if not (count.isascii() and count.isdecimal() and int(count)):
+        raise UsageError(f"--scheduler {shown(scheduler)}: expected local:N for N worker processes, such as local:{os.cpu_count()}")
+    with tempfile.TemporaryDirectory(prefix="lstmcli-") as folder, dask.config.set({METHOD: "spawn"}):
+        with LocalCluster(
+            n_workers=int(count),
+            threads_per_worker=1,
+            host="127.0.0.1",
+            security=Security.temporary(),
+            memory_limit=0,  # --max-memory says it
+            dashboard_address=None,
+            worker_dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+            local_directory=folder,
+            preload=["lstmcli.cluster.worker"],
+        ) as cluster:
+            yield cluster
+
+
+METHOD = "distributed.worker.multiprocessing-method"
