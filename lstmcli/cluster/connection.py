@@ -16,7 +16,12 @@ from lstmcli.errors import ClusterError, UsageError, shown
 if TYPE_CHECKING:
     from distributed import Client
 
-SECONDS = 20.0  # a scheduler may be starting, just now
+SECONDS = 10.0  # a scheduler may be starting, just now
+NOTHING_ELSE = {  # of what Dask's processes do besides
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+    "distributed.worker.multiprocessing-method": "spawn",
+}
 
 
 @contextmanager
@@ -26,23 +31,25 @@ def connect(scheduler: str) -> Iterator["Client"]:
         import distributed
     except ImportError as error:
         raise UsageError("--scheduler: needs Dask, which is not installed; pip install 'lstmcli[dask]'") from error
-    for name in ("distributed", "tornado", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # whatever they meet is told in one line
+    logging.disable()  # whatever Dask meets is told in one line
+    warnings.simplefilter("ignore")  # such as of Dask's versions: each task compares those of lstmcli
     if scheduler.startswith("local:"):
         with local_cluster(scheduler) as cluster, distributed.Client(cluster, set_as_default=False) as client:
             yield client
         return
     address = scheduler if "://" in scheduler else address_in(Path(scheduler))
     try:
-        with warnings.catch_warnings(action="ignore"):  # of versions that differ; ours are compared by each task
-            client = distributed.Client(address, timeout=SECONDS, set_as_default=False)
+        client = distributed.Client(address, timeout=SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ClusterError(
             f"--scheduler {shown(scheduler)}: no Dask scheduler answers at {shown(address)}: {error}; does it run, can this "
             "machine reach it, and do both use TLS (tls://) or neither?"
         ) from error
-    with client:
+    try:
         yield client
+    finally:
+        if client.status == "running":  # else it would wait for the scheduler once more
+            client.close()
 
 
 def address_in(file: Path) -> str:
@@ -72,20 +79,18 @@ def local_cluster(scheduler: str) -> Iterator[Any]:
     count = scheduler.removeprefix("local:")
     if not (count.isascii() and count.isdecimal() and int(count)):
         raise UsageError(f"--scheduler {shown(scheduler)}: expected local:N for N worker processes, such as local:{os.cpu_count()}")
-    with tempfile.TemporaryDirectory(prefix="lstmcli-") as folder, dask.config.set({METHOD: "spawn"}):
+    with tempfile.TemporaryDirectory(prefix="lstmcli-") as folder, dask.config.set(NOTHING_ELSE):
         with LocalCluster(
             n_workers=int(count),
             threads_per_worker=1,
             host="127.0.0.1",
             security=Security.temporary(),
             memory_limit=0,  # --max-memory says it
-            dashboard_address=None,
-            worker_dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
             local_directory=folder,
             preload=["lstmcli.cluster.worker"],
+            scheduler_kwargs={"dashboard": False},
         ) as cluster:
             yield cluster
-
-
-METHOD = "distributed.worker.multiprocessing-method"
