@@ -10,6 +10,8 @@ from lstmcli.model import Floats
 Integers = NDArray[np.int64]
 
 FEW = 64  # values that Python adds up faster than NumPy
+TOGETHER = 6  # sequences that begin at once whatever their order: those of one tile
+IN_TURN: Integers = np.arange(TOGETHER, dtype=np.int64)
 
 
 class Block(NamedTuple):
@@ -49,6 +51,8 @@ class Schedule(NamedTuple):
     def of(cls, lengths: Integers) -> "Schedule":
         if len(lengths) <= FEW:
             values = lengths.tolist()
+            if len(values) <= TOGETHER and 0 not in values:
+                return cls(IN_TURN[: len(values)], sum(values), max(values, default=0))
             steps, longest, count = sum(values), max(values, default=0), len(values) - values.count(0)
         else:
             steps, longest, count = int(lengths.sum()), int(lengths.max()), int(np.count_nonzero(lengths))

@@ -30,6 +30,10 @@ class Forward:
         self.pointwise = model.pointwise
         self.scratch_widths = scratch_widths(model)
         self.scratch = threading.local()
+        self.only: Layer | None = None  # all there is to run
+        match model:
+            case Cell() | Stack([Cell()]):
+                (self.only,) = self.layers.values()
 
     def __call__(self, block: Block, outputs: Block, state: State, saved: Mapping[str, Block] = NOTHING) -> None:
         """Runs all sequences of `block` through the model.
@@ -44,7 +48,9 @@ class Forward:
         With `saved` layers, or with a model that is pointwise, block and outputs must be packed.
         """
         schedule = Schedule.of(block.lengths)
-        if schedule.steps:
+        if schedule.steps and self.only and not saved:  # the walk to it would be a tenth of the call of a small batch
+            self.only.run(block, outputs, None, state, schedule, self.threads, backward=False)
+        elif schedule.steps:
             Call(self, schedule, state, saved).walk(self.model, "", block, outputs, saved.get("cells"))
             if "layers/0" in saved and not self.model.layers_by_name():  # it is one layer itself
                 np.copyto(saved["layers/0"].rows, outputs.rows)

@@ -177,10 +177,9 @@ def temporary_names(targets: Paths) -> list[Path]:
 
 def refuse_inputs(targets: Paths, specs: Iterable[str | None]) -> None:
     """OutputError where a file that would be replaced is also read, under whatever name."""
-    for target in temporary_names(targets):
-        for spec in specs:
-            path = Path(split_spec(spec)[0]) if spec else target
-            if spec and path.exists() and target.exists() and path.samefile(target):
+    for target in filter(Path.exists, temporary_names(targets)):
+        for path in (Path(split_spec(spec)[0]) for spec in specs if spec):
+            if path.exists() and path.samefile(target):
                 raise OutputError(f"{shown(str(target))}: is also an input of this run; choose another --output")
 
 

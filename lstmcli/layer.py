@@ -9,16 +9,17 @@ from numpy.typing import NDArray
 
 from lstmcli.blocks import Block, Schedule
 from lstmcli.kernel import compiled
-from lstmcli.kernel.layout import JOB_WORDS, SYNC_WORDS, Options, pack, scratch_words
+from lstmcli.kernel.layout import JOB_WORDS, SYNC_WORDS, Job, Options, pack, scratch_words
 from lstmcli.model import Cell, State
 from lstmcli.team import team
 
 MAX_LANES = 48  # per thread: a panel of weights is read once for all of them, and their rows of x and h stay in the cache
-MIN_LANES = 6  # with fewer the tile is not full, and the input products of AHEAD steps are computed at once,
+MIN_LANES = 4  # with fewer the tile is half empty, and the input products of AHEAD steps are computed at once,
 STREAMED_BYTES = 16 << 20  # as with weights beyond this, which no cache holds from step to step: half are then read only once
 AHEAD = 24
 THREAD_FLOPS = 5e6  # less work than this (50 us) is not worth waking another thread
-JOB = struct.Struct(f"{JOB_WORDS}q")
+# What a job says, with what a layer always says from PANELS_AT to GATE_CLIP, and zeros.
+JOB = struct.Struct(f"{Job.PANELS_AT}q{8 * (Job.LANES - Job.PANELS_AT)}s{JOB_WORDS - Job.LANES}q{8 * SYNC_WORDS}x")
 SHARED_BYTES = 1 << 20  # weights beyond this leave the second-level cache of a core
 SHARED_FLOPS = 2e5  # a step of less work than this (2 us) is not worth waiting for each other
 
@@ -37,9 +38,9 @@ class Layer:
         self.panels = len(self.weights.panels)
         self.flops = 8 * self.units * (self.inputs + self.outputs) + 2 * self.weights.projection.size  # of a step
         self.hidden = self.units * self.size if cell.projection is not None else 0  # bytes of a lane's h before the projection
-        clips = struct.pack("3d", *(limit or 0.0 for limit in (cell.cell_clip, cell.projection_clip, cell.gate_clip)))
-        # From PANELS_AT to GATE_CLIP.
-        self.constants = (*map(address, self.weights), self.inputs, self.units, self.outputs, *struct.unpack("3q", clips))
+        clips = (limit or 0.0 for limit in (cell.cell_clip, cell.projection_clip, cell.gate_clip))
+        sizes = (self.inputs, self.units, self.outputs)
+        self.constants = struct.pack("7q3d", *map(address, self.weights), *sizes, *clips)
 
     def run(
         self, block: Block, outputs: Block, cells: Block | None, state: State, schedule: Schedule, threads: int, backward: bool
@@ -55,6 +56,7 @@ class Layer:
         x, y, step = block.starts, outputs.starts, 1
         if backward:  # starts count in steps, so from row 0 downward
             x, y, step = 1 - x - block.lengths, 1 - y - block.lengths, -1
+        x_at = address(x)
         each = scratch_words(lanes, ahead, self.weights.biases)
         hidden = lanes * self.hidden
         scratch_at = JOB_WORDS + SYNC_WORDS
@@ -64,17 +66,16 @@ class Layer:
         JOB.pack_into(
             work.data,
             0,
-            *(address(block.rows), address(x), step * block.rows.strides[0]),
-            *(address(outputs.rows), address(y), step * outputs.rows.strides[0]),
+            *(address(block.rows), x_at, step * block.rows.strides[0]),
+            *(address(outputs.rows), x_at if y is x else address(y), step * outputs.rows.strides[0]),
             *(address(state[self.h]), address(state[self.c])),
             *((address(cells.rows), step * cells.rows.strides[0]) if cells else (0, 0)),
             *(address(block.lengths), address(schedule.order), len(schedule.order)),
-            *self.constants,
+            self.constants,
             *(lanes, ahead, threads, threads if share else 1),
             *(job_at + 8 * JOB_WORDS, job_at + 8 * scratch_at, 8 * each),
             *(job_at + 8 * hidden_at, 0 if share else -(-hidden // 8) * 8),
         )
-        work[JOB_WORDS:scratch_at] = 0
         if threads == 1:
             self.kernel.call(job_at, 0)
         else:
@@ -85,9 +86,11 @@ class Layer:
 
         So many lanes that they end together, with the tile full till then. Which of all this is chosen changes no bit.
         """
-        flops, weights = self.flops, self.weights.panels.nbytes
+        flops, rows = self.flops, self.kernel.shape.rows
+        if count <= rows and flops * steps < THREAD_FLOPS:
+            return 1, False, count, AHEAD if count < MIN_LANES else 0
+        weights = self.weights.panels.nbytes
         threads = min(threads, int(flops * steps / THREAD_FLOPS) + 1)
-        rows = self.kernel.shape.rows
         lanes = -(-steps // longest)
         lanes = min(count, MAX_LANES * threads, -(-lanes // rows) * rows)
         share = False
@@ -98,7 +101,8 @@ class Layer:
             lanes = min(lanes, MAX_LANES)
         else:
             threads = min(threads, count)
-            lanes = -(-lanes // threads)
+            full = max(1, round(steps / longest / threads / rows)) * rows  # lanes of full tiles
+            lanes = min(full, MAX_LANES, -(-count // threads))
         return threads, share, lanes, AHEAD if lanes < MIN_LANES or weights > STREAMED_BYTES else 0
 
 

@@ -316,7 +316,6 @@ class Wrapper(Model):
         return {"inner": self.inner}
 
 
-@dataclass(frozen=True, eq=False)
 class Reverse(Wrapper):
     kind: ClassVar[str] = "reverse"
 
@@ -325,7 +324,6 @@ class Reverse(Wrapper):
         return False
 
 
-@dataclass(frozen=True, eq=False)
 class Residual(Wrapper):
     kind: ClassVar[str] = "residual"
 

@@ -68,16 +68,22 @@ def load_model(path: str) -> Model:
         where = hdf5.label(file).removesuffix("::/")
         data = FileBytes(file.id.get_vfd_handle(), where)
         hdf5.check_heaps(data.take, min(data.opened.st_size, SEARCHED), where)
-        with hdf5.reading(where):
-            got, version = file.attrs.get("format"), file.attrs.get("format_version")
-        if not isinstance(got, str) or got not in (FORMAT, RESULT_FORMAT):
-            raise DataError(
-                f"{where}: expected a model file (attribute format = {FORMAT!r}) or a result of a run, "
-                f"got {'no such attribute' if got is None else f'format {got!r}'}"
-            )
-        if not isinstance(version, int | np.integer) or version != FORMAT_VERSION:
-            raise DataError(f"{where}: expected format_version {FORMAT_VERSION}, got {version}; a newer lstmcli may read it")
-        return as_root(read_tree(file, "model", 0))
+        return model_in(file)
+
+
+def model_in(file: Any) -> Model:
+    """Likewise of an open h5py.File whose structure is known to be undamaged."""
+    where = hdf5.label(file).removesuffix("::/")
+    with hdf5.reading(where):
+        got, version = file.attrs.get("format"), file.attrs.get("format_version")
+    if not isinstance(got, str) or got not in (FORMAT, RESULT_FORMAT):
+        raise DataError(
+            f"{where}: expected a model file (attribute format = {FORMAT!r}) or a result of a run, "
+            f"got {'no such attribute' if got is None else f'format {got!r}'}"
+        )
+    if not isinstance(version, int | np.integer) or version != FORMAT_VERSION:
+        raise DataError(f"{where}: expected format_version {FORMAT_VERSION}, got {version}; a newer lstmcli may read it")
+    return as_root(read_tree(file, "model", 0))
 
 
 def read_tree(parent: Any, name: str, depth: int) -> Model:

@@ -32,9 +32,9 @@ def read_header(fetch: Callable[[memoryview, int], None], name: str) -> tuple[np
     magic = take(0, len(NPY_MAGIC))
     if magic != NPY_MAGIC:
         raise DataError(f"{name}: expected NPY or HDF5 (HDF5 not in a pipe), got a file that begins with {magic!r}")
-    version = take(6, 2)[0]
-    if version not in (1, 2, 3):
-        raise DataError(f"{name}: expected NPY version 1, 2 or 3, got {version}")
+    version, minor = take(6, 2)
+    if version not in (1, 2, 3) or minor:
+        raise DataError(f"{name}: expected NPY version 1, 2 or 3, got {version}.{minor}")
     layout = "<H" if version == 1 else "<I"
     begin = 8 + struct.calcsize(layout)
     (length,) = struct.unpack(layout, take(8, begin - 8))

@@ -14,7 +14,7 @@ from lstmcli import hdf5
 from lstmcli.arrays import Lengths
 from lstmcli.errors import DataError, StorageError, shown
 from lstmcli.model import Model
-from lstmcli.model_file import FORMAT, load_model
+from lstmcli.model_file import FORMAT, load_model, model_in
 from lstmcli.npy import NPY_MAGIC, read_header
 from lstmcli.raw import FileBytes
 from lstmcli.results import CHECKSUMS, CONTAINER, Extent, Sums, container_checksum
@@ -95,7 +95,7 @@ def open_result(path: str) -> Iterator[Whole]:
         lengths = np.asarray(hdf5.read_array(hdf5.dataset(file, "lengths")))
         sums = {name: hdf5.read_array(hdf5.dataset(group, name)) for name in fields}
         offsets = {name: found.offset for name, found in extents.items()}
-        yield Whole(file, data, load_model(path), lengths, fields, offsets, sums)
+        yield Whole(file, data, model_in(file), lengths, fields, offsets, sums)
 
 
 def extent(item: Any) -> Extent:

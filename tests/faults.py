@@ -109,6 +109,7 @@ def main() -> None:
     import h5py  # noqa: F401
 
     from lstmcli import cli, journal, run  # noqa: F401
+    from lstmcli.cluster import merge  # noqa: F401
     from lstmcli.kernel import compiled
 
     job = json.loads(sys.argv[1])

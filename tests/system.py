@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,9 +56,10 @@ def mounted(folder: Path, *args: object) -> Iterator[Path]:
 
 
 @contextmanager
-def started(*args: object, cwd: Path, partial: Path) -> Iterator[subprocess.Popen[str]]:
-    """A run that has begun to compute."""
-    command = [*LSTMCLI, *map(str, args)]
+def started(*args: object, cwd: Path, partial: Path, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
+    """A run that has begun to compute; prefix: the words of a command that starts it."""
+    need(*prefix[:1])
+    command = [*prefix, *LSTMCLI, *map(str, args)]
     with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         try:
             while running.poll() is None and not partial.exists():

@@ -62,8 +62,10 @@ def faults(job: Path, folder: Path, output: str, *args: str, old: bytes | None =
         assert "Traceback" not in one["stderr"], where
         assert len(one["stderr"].splitlines()) <= 1, where
         if one["code"]:
-            complete = one["output"] == want and one["resumed"] == 73  # it had its name already
-            assert one["resumed"] == 0 or complete, where
+            named = (
+                one["resumed"] == 73 and "exists already" in one["resumed_stderr"]
+            )  # by a run that was killed right afterwards
+            assert one["resumed"] == 0 or named, where
             assert one["result"] == want, where
         assert set(one["left"]) <= {path.name for path in golden.iterdir()}, where
     assert told[-1]["code"] == 0
@@ -102,7 +104,7 @@ def test_each_call_in_turn_fully(fault: str, forever: bool, output: str, job: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("again", range(1, 60, 3))
+@pytest.mark.parametrize("again", range(1, 50, 3))
 def test_killed_at_each_call_and_again_while_it_resumes(again: int, job: Path, tmp_path: Path) -> None:
     faults(job, tmp_path, "out.h5", fault="kill", again=again, step=3)
 

@@ -212,7 +212,7 @@ def test_a_merge_that_was_stopped_and_resumed(output: str, fault: str, copied: P
     (copied / "work").mkdir()
     want = hashlib.sha256(serial(inputs, copied, "plain", f"one{Path(output).suffix}")).hexdigest()
     argv = ["merge", str(copied / "plan.json"), "-o", output, "-q"]
-    told = faults(copied / "work", argv=argv, output=output, fault=fault, step=3)
+    told = faults(copied / "work", argv=argv, output=output, fault=fault, step=13)
     assert len(told) > 5
     assert {one["result"] for one in told[:-1]} == {want}
     assert all(one["output"] in (None, want) for one in told)

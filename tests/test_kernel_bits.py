@@ -1,6 +1,7 @@
 """The same bits on every CPU: the kernel compiled for others, against a stored hash."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -106,3 +107,30 @@ def test_a_cache_that_others_can_write_is_not_used(tmp_path):
     cache.chmod(0o777)
     assert run({}, cache) == [HASH, "True"]
     assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_the_same_source_compiles_for_aarch64(bits):
+    from numba import cfunc
+
+    from lstmcli.kernel import lanes
+    from lstmcli.kernel.compiled import Target
+    from lstmcli.kernel.layout import Options
+
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    target = Target("aarch64-unknown-linux-gnu", "neoverse-n1", "+neon")
+    shape = target.shape(bits)
+    assert (shape.width * bits, shape.rows, shape.together) == (128, 6, 4)
+    text = cfunc(lanes.SIGNATURE, nopython=True, error_model="numpy")(lanes.define(shape, Options()))._library.get_llvm_str()
+    # What Numba wrote for the CPU at hand: its name, its features, and its instruction for a pause.
+    text = re.sub(
+        r'target (triple|datalayout) = .*|"target-(cpu|features)"="[^"]*"|(tail )?call void @llvm\.x86\.sse2\.pause\(\)',
+        "",
+        text,
+    )
+    module, machine = llvm.parse_assembly(text), target.machine()
+    module.triple, module.data_layout = target.triple, str(machine.target_data)
+    assembly = machine.emit_assembly(module)
+    assert assembly.count(f"\tfmla\tv0.{shape.width}{'s' if bits == 32 else 'd'}") > 0
+    assert machine.emit_object(module)[:4] == b"\x7fELF"

@@ -75,7 +75,7 @@ def test_limit_on_the_size_of_files(size: int, job: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("x", ["x.npy", "x.h5", "chunked.h5"])
 @pytest.mark.parametrize("call", ["preadv,preadv2", "pread64"])
 def test_a_device_error_while_the_input_is_read(x: str, call: str, job: Path, tmp_path: Path) -> None:
-    for number in (1, 4, 12):
+    for number in (1, 7):
         args = [*run(job, "out.h5", x), "--overwrite"]
         ran = under(injected(call, f"error=EIO:when={number}+", job / x), *args, cwd=tmp_path)
         if ran.code == 0:
@@ -175,20 +175,22 @@ def test_outputs_that_are_no_files(output: str, job: Path, tmp_path: Path) -> No
     os.mkfifo(tmp_path / "pipe.h5")
     (tmp_path / "device.h5").symlink_to("/dev/null")
     (tmp_path / "folder.h5").mkdir()
-    for option in ([], ["--overwrite"], ["--resume"]):
+    for option in (["--overwrite"], ["--resume"]):
         assert_one_line(lstmcli(*run(job, output), *option, cwd=tmp_path), 73, output)
     assert {path.name for path in tmp_path.iterdir()} == {"pipe.h5", "device.h5", "folder.h5"}
 
 
-@pytest.mark.parametrize("name", ["link", "rename"])
-def test_a_result_that_cannot_be_named_is_complete_and_said_to_be(name: str, job: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "error", "text"), [("link", "EROFS", "Read-only file system"), ("rename", "EXDEV", "Invalid cross-device link")]
+)
+def test_a_result_that_cannot_be_named_is_complete_and_said_to_be(
+    name: str, error: str, text: str, job: Path, tmp_path: Path
+) -> None:
     overwrite = ["--overwrite"] if name == "rename" else []
-    for error, text in (("EROFS", "Read-only file system"), ("EXDEV", "Invalid cross-device link"), ("EIO", "error")):
-        ran = under(injected(name, f"error={error}"), *run(job, "out.h5"), *overwrite, cwd=tmp_path)
-        assert_honest(ran, tmp_path / "out.h5", 74, text, "complete in out.h5.partial", "--resume")
-        assert lstmcli("verify", "out.h5.partial", cwd=tmp_path).code == 0
-        finish(job, tmp_path / "out.h5")
-        (tmp_path / "out.h5").unlink()
+    ran = under(injected(name, f"error={error}"), *run(job, "out.h5"), *overwrite, cwd=tmp_path)
+    assert_honest(ran, tmp_path / "out.h5", 74, text, "complete in out.h5.partial", "--resume")
+    assert lstmcli("verify", "out.h5.partial", cwd=tmp_path).code == 0
+    finish(job, tmp_path / "out.h5")
 
 
 def test_file_systems_without_hard_links(job: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def assert_honest(ran: Ran, job: Path, folder: Path, *codes: int) -> None:
 def test_little_memory_for_the_process(job: Path, tmp_path: Path) -> None:
     """Too little to begin, too little to go on, enough: the limits lie on both sides of what a run takes."""
     codes = set()
-    for megabytes in (200, 320, 345, 360, 375, 400, 450, 2000):
+    for megabytes in (200, 320, 345, 360, 400, 2000):
         ran = under(["prlimit", f"--as={megabytes}000000"], *run(job), cwd=tmp_path, env=ONE_BLAS_THREAD)
         codes.add(ran.code)
         assert_honest(ran, job, tmp_path, 1)
@@ -64,7 +64,7 @@ def test_blocks_that_memory_cannot_hold(job: Path, tmp_path: Path) -> None:
 
 def test_threads_that_cannot_be_had(job: Path, tmp_path: Path) -> None:
     codes = []
-    for number in (1, 2, 3, 4, 6, 9):
+    for number in (1, 2, 4, 9, 1000):
         ran = under(injected("clone,clone3", f"error=EAGAIN:when={number}+"), *run(job), cwd=tmp_path, env=ONE_BLAS_THREAD)
         codes.append(ran.code)
         if ran.code:
@@ -74,7 +74,7 @@ def test_threads_that_cannot_be_had(job: Path, tmp_path: Path) -> None:
     assert codes[-1] == 0
 
 
-@pytest.mark.parametrize("number", [5, 7, 8, 9, 12])
+@pytest.mark.parametrize("number", [5, 8, 12])
 def test_few_open_files(number: int, job: Path, tmp_path: Path) -> None:
     ran = under(["prlimit", f"--nofile={number}"], *run(job), cwd=tmp_path)
     if ran.code:
@@ -154,6 +154,18 @@ def test_50_runs_with_a_cold_cache(job: Path, tmp_path: Path, monkeypatch: pytes
         assert (process.returncode, err) == (0, "")
         assert (tmp_path / f"{number}.h5").read_bytes() == (job / "golden.h5").read_bytes()
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_second_run_where_there_are_no_locks(job: Path, tmp_path: Path) -> None:
+    """It sees what the first one has begun."""
+    without = [str(word) for word in injected("flock", "error=ENOLCK")]
+    files.write_npy(tmp_path / "x.npy", np.zeros((800, 60, 32), np.float32))
+    args = ["run", "-i", "x.npy", "-u", 256, "--threads", 1, "--max-memory", "8MB", "-q", "-o", "out.h5"]
+    with started(*args, cwd=tmp_path, partial=tmp_path / "out.h5.partial", prefix=without) as running:
+        assert_one_line(under(without, *args, cwd=tmp_path), 73, "out.h5.partial", "--resume", "--overwrite")
+        _, err = running.communicate(timeout=SECONDS)
+    assert (running.returncode, err) == (0, "")
+    succeed("verify", "out.h5", cwd=tmp_path)
 
 
 def test_a_run_that_is_suspended_keeps_its_output(job: Path, tmp_path: Path) -> None:
