@@ -52,6 +52,11 @@ class Partial:
                 f"got {free.f_bavail * free.f_frsize:,}; nothing was computed"
             ) from error
 
+    def share(self) -> None:
+        """Lets others lock it as well who write parts of it: whoever claims it for a run is refused until the last is done."""
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
     def write(self, data: Data, offset: int) -> None:
         with storing(self.path):
             write_all(self.fd, as_bytes(data), offset)

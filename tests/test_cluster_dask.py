@@ -23,7 +23,7 @@ pytest.importorskip("distributed", reason="Dask is not installed: pip install 'd
 pytest.importorskip("cryptography", reason="cryptography is not installed, which local:N takes")
 
 RUN = ["run", "-i", "x.npy", "-l", "lens.npy", "-w", "model.h5", "-o", "out.h5", "-q"]
-LONG = ["run", "-i", "long.npy", "-u", "256", "-o", "out.h5", "-q", "--max-memory", "8MB"]
+LONG = ["run", "-i", "long.npy", "-u", "512", "--save", "states", "-o", "out.h5", "-q"]
 
 
 class Cluster:
@@ -89,7 +89,7 @@ def mortal(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small input with what a local run makes of it; and a long one, of about four seconds."""
+    """A small input with what a local run makes of it."""
     folder = tmp_path_factory.mktemp("inputs")
     rng = np.random.default_rng(3)
     files.write_npy(folder / "lens.npy", rng.integers(0, 24, 90))
@@ -100,19 +100,34 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files.write_model(folder / "model.h5", files.random_model(6, [5]))
     succeed(*RUN, cwd=folder)
     (folder / "out.h5").rename(folder / "serial.h5")
-    files.write_npy(folder / "long.npy", rng.normal(size=(4000, 60, 32)).astype(np.float32))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def long_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An input that takes about five seconds, and what a local run makes of it."""
+    folder = tmp_path_factory.mktemp("long")
+    files.write_npy(folder / "long.npy", np.random.default_rng(0).normal(size=(6000, 60, 32)).astype(np.float32))
     succeed(*LONG, cwd=folder)
     (folder / "out.h5").rename(folder / "serial-long.h5")
     return folder
 
 
-@pytest.fixture
-def here(inputs: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "here"
+def linked(inputs: Path, folder: Path) -> Path:
     folder.mkdir()
     for path in inputs.iterdir():
         (folder / path.name).symlink_to(path)
     return folder
+
+
+@pytest.fixture
+def here(inputs: Path, tmp_path: Path) -> Path:
+    return linked(inputs, tmp_path / "here")
+
+
+@pytest.fixture
+def long(long_inputs: Path, tmp_path: Path) -> Path:
+    return linked(long_inputs, tmp_path / "long")
 
 
 def assert_done(folder: Path, serial: str) -> None:
@@ -121,12 +136,12 @@ def assert_done(folder: Path, serial: str) -> None:
     assert [path.name for path in folder.glob("out.h5*")] == ["out.h5"]
 
 
-def start(folder: Path, cluster: Cluster, *options: str) -> subprocess.Popen[str]:
-    """The long run, once the first of its parts is done."""
-    command = [*LSTMCLI, *LONG, "--scheduler", str(cluster.file), *options]
-    running = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-    parts = folder / "out.h5.parts" / "plan.parts"
-    wait_for(lambda: running.poll() is not None or (any(parts.glob("*.h5"))))
+def start(folder: Path, where: str) -> subprocess.Popen[str]:
+    """The long run, once something of it is done and noted."""
+    command = [*LSTMCLI, *LONG, "--scheduler", where]
+    running = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    journal = folder / "out.h5.journal"
+    wait_for(lambda: running.poll() is not None or (journal.exists() and journal.read_bytes().count(b"\n") > 1))
     assert running.poll() is None
     return running
 
@@ -134,13 +149,13 @@ def start(folder: Path, cluster: Cluster, *options: str) -> subprocess.Popen[str
 def test_two_workers(here: Path, cluster: Cluster) -> None:
     ran = succeed(*RUN[:-1], "--json", "--scheduler", cluster.address, cwd=here)
     assert (ran.json["scheduler"], ran.json["threads"], ran.json["resumed_steps"]) == (cluster.address, 2, 0)
-    assert ran.json["parts"] >= 2
+    assert ran.json["tasks"] >= 2
     assert_done(here, "serial.h5")
 
 
 def test_local(here: Path) -> None:
     ran = succeed(*RUN[:-1], "--scheduler", "local:2", cwd=here)
-    assert re.search(r"^scheduler tls://127.0.0.1:\d+, \d+ parts$", ran.text, re.MULTILINE), ran.text
+    assert re.search(r"^scheduler tls://127.0.0.1:\d+, \d+ tasks$", ran.text, re.MULTILINE), ran.text
     assert_done(here, "serial.h5")
 
 
@@ -151,10 +166,11 @@ def test_npy_and_states(here: Path, cluster: Cluster) -> None:
         assert (here / f"out{suffix}").read_bytes() == (here / f"one{suffix}").read_bytes()
 
 
-def test_workers_of_several_threads(here: Path, mortal: Cluster) -> None:
+@pytest.mark.slow
+def test_workers_of_several_threads(long: Path, mortal: Cluster) -> None:
     mortal.add_worker(threads=3)
-    succeed(*LONG, "--scheduler", mortal.file, "--threads", 2, cwd=here)
-    assert_done(here, "serial-long.h5")
+    succeed(*LONG, "--scheduler", mortal.file, "--threads", 2, cwd=long)
+    assert_done(long, "serial-long.h5")
 
 
 def test_nan_is_told(here: Path, cluster: Cluster) -> None:
@@ -169,94 +185,76 @@ def test_bad_data_is_told_in_one_line(here: Path, cluster: Cluster) -> None:
     assert not list(here.glob("out*"))
 
 
-def test_a_worker_is_killed(here: Path, mortal: Cluster) -> None:
+def test_a_worker_is_killed(long: Path, mortal: Cluster) -> None:
     mortal.add_worker()
     mortal.add_worker()
-    with start(here, mortal) as running:
+    with start(long, str(mortal.file)) as running:
         mortal.workers[0].kill()
         _, err = running.communicate(timeout=SECONDS)
     assert (running.returncode, err) == (0, "")
-    assert_done(here, "serial-long.h5")
+    assert_done(long, "serial-long.h5")
 
 
-def test_the_client_is_killed(here: Path, cluster: Cluster) -> None:
-    with start(here, cluster) as running:
+@pytest.mark.slow
+def test_the_client_is_killed(long: Path, cluster: Cluster) -> None:
+    with start(long, str(cluster.file)) as running:
         running.kill()
-    assert not (here / "out.h5").exists()
-    assert_one_line(lstmcli(*LONG, "--scheduler", cluster.file, cwd=here), 73, "--resume")
+    assert not (long / "out.h5").exists()
+    assert_one_line(lstmcli(*LONG, "--scheduler", cluster.file, cwd=long), 73, "--resume")
     changed = [*LONG[:3], "--seed", 1, *LONG[3:], "--resume"]
-    assert_one_line(lstmcli(*changed, "--scheduler", cluster.file, cwd=here), 65, "another run")
-    ran = succeed(*LONG[:-3], *LONG[-2:], "--json", "--resume", "--scheduler", cluster.file, cwd=here)
+    assert_one_line(lstmcli(*changed, "--scheduler", cluster.file, cwd=long), 65, "another run")
+    ran = succeed(*LONG[:-1], "--json", "--resume", "--scheduler", cluster.file, cwd=long)
     assert ran.json["resumed_steps"] > 0
-    assert_done(here, "serial-long.h5")
+    assert_done(long, "serial-long.h5")
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_stops_it_in_order(name: str, here: Path, cluster: Cluster) -> None:
-    with start(here, cluster) as running:
+@pytest.mark.parametrize("name", [pytest.param("SIGINT", marks=pytest.mark.slow), "SIGTERM"])
+def test_a_signal_stops_it_in_order(name: str, long: Path, cluster: Cluster) -> None:
+    with start(long, str(cluster.file)) as running:
         running.send_signal(signal.Signals[name])
         _, err = running.communicate(timeout=SECONDS)
     assert running.returncode == 75, err
-    told = re.fullmatch(rf"lstmcli: stopped by {name} after ([\d,]+) of 240,000 steps; go on with: (lstmcli .*)\n", err)
+    told = re.fullmatch(rf"lstmcli: stopped by {name} after ([\d,]+) of 360,000 steps; go on with: (lstmcli .*)\n", err)
     assert told, err
-    done = shell(f"{told[2].replace(' -q', '')} --json", here)
+    done = shell(f"{told[2].replace(' -q', '')} --json", long)
     assert done.code == 0, done.err
     assert done.json["resumed_steps"] == int(told[1].replace(",", "")) > 0
-    assert_done(here, "serial-long.h5")
+    assert_done(long, "serial-long.h5")
 
 
-def test_a_terminal_that_interrupts_all_processes(here: Path) -> None:
-    command = [*LSTMCLI, *LONG, "--scheduler", "local:2"]
-    with subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
-        parts = here / "out.h5.parts" / "plan.parts"
-        wait_for(lambda: running.poll() is not None or any(parts.glob("*.h5")))
+@pytest.mark.slow
+def test_a_terminal_that_interrupts_all_processes(long: Path) -> None:
+    with start(long, "local:2") as running:
         os.killpg(running.pid, signal.SIGINT)
         _, err = running.communicate(timeout=SECONDS)
     assert running.returncode == 75, err
     assert len(err.splitlines()) == 1, err
-    succeed(*LONG, "--scheduler", "local:1", "--resume", cwd=here)
-    assert_done(here, "serial-long.h5")
+    succeed(*LONG, "--resume", cwd=long)  # without a cluster
+    assert_done(long, "serial-long.h5")
 
 
-def test_the_scheduler_is_killed(here: Path, mortal: Cluster) -> None:
+@pytest.mark.slow
+def test_the_scheduler_is_killed(long: Path, mortal: Cluster) -> None:
     mortal.add_worker()
-    with start(here, mortal) as running:
+    with start(long, str(mortal.file)) as running:
         mortal.scheduler.kill()
         out, err = running.communicate(timeout=SECONDS)
     assert running.returncode == 69, err
     assert len(err.splitlines()) == 1, err
     assert "is gone" in err
     assert "--resume" in err
-    succeed(*LONG, "--scheduler", "local:2", "--resume", cwd=here)
-    assert_done(here, "serial-long.h5")
+    succeed(*LONG, "--scheduler", "local:2", "--resume", cwd=long)
+    assert_done(long, "serial-long.h5")
 
 
-def test_two_clients_with_one_output(here: Path, cluster: Cluster) -> None:
-    with start(here, cluster) as running:
-        ran = lstmcli(*LONG, "--scheduler", cluster.file, "--overwrite", cwd=here)
+@pytest.mark.slow
+def test_two_clients_with_one_output(long: Path, cluster: Cluster) -> None:
+    with start(long, str(cluster.file)) as running:
+        ran = lstmcli(*LONG, "--scheduler", cluster.file, "--overwrite", cwd=long)
         assert_one_line(ran, 73, "another run is writing it")
         _, err = running.communicate(timeout=SECONDS)
     assert (running.returncode, err) == (0, "")
-    assert_done(here, "serial-long.h5")
-
-
-def test_a_damaged_part_is_made_again(here: Path, cluster: Cluster) -> None:
-    with start(here, cluster) as running:
-        running.kill()
-    part = next((here / "out.h5.parts" / "plan.parts").glob("*.h5"))
-    os.truncate(part, part.stat().st_size // 2)
-    succeed(*LONG, "--resume", "--scheduler", cluster.file, cwd=here)
-    assert_done(here, "serial-long.h5")
-
-
-def test_a_folder_that_holds_something_else(here: Path, cluster: Cluster) -> None:
-    (here / "out.h5.parts").mkdir()
-    (here / "out.h5.parts" / "mine").write_text("precious")
-    for option in ("--overwrite", "--resume"):
-        ran = lstmcli(*RUN, option, "--scheduler", cluster.file, cwd=here)
-        assert_one_line(ran, 73, "out.h5.parts", "cannot be removed")
-    assert (here / "out.h5.parts" / "mine").read_text() == "precious"
-    assert not list(here.glob("out.h5.journal"))
+    assert_done(long, "serial-long.h5")
 
 
 def test_a_worker_that_sees_other_files(here: Path, mortal: Cluster) -> None:
@@ -267,10 +265,11 @@ def test_a_worker_that_sees_other_files(here: Path, mortal: Cluster) -> None:
     mortal.prefix = ["unshare", "-rm", "sh", "-c", f'mount --bind {hidden} {here} && exec "$@"', "sh"]
     mortal.add_worker()
     ran = lstmcli(*RUN, "--scheduler", mortal.file, cwd=here)
-    assert_one_line(ran, 66, "worker tcp://127.0.0.1", "plan.json", "must see the files")
+    assert_one_line(ran, 69, "worker tcp://127.0.0.1", "out.h5.partial", "must see the files")
     assert not list(here.glob("out*"))
 
 
+@pytest.mark.slow
 def test_a_worker_of_another_version(here: Path, mortal: Cluster, tmp_path: Path) -> None:
     package = Path(sys.modules["command"].__file__ or "").parent.parent / "lstmcli"
     shutil.copytree(package, tmp_path / "old" / "lstmcli")

@@ -78,7 +78,9 @@ def local_cluster(scheduler: str) -> Iterator[Any]:
 
     count = scheduler.removeprefix("local:")
     if not (count.isascii() and count.isdecimal() and int(count)):
-        raise UsageError(f"--scheduler {shown(scheduler)}: expected local:N for N worker processes, such as local:{os.cpu_count()}")
+        raise UsageError(
+            f"--scheduler {shown(scheduler)}: expected local:N for N worker processes, such as local:{os.cpu_count()}"
+        )
     with tempfile.TemporaryDirectory(prefix="lstmcli-") as folder, dask.config.set(NOTHING_ELSE):
         with LocalCluster(
             n_workers=int(count),

@@ -1,52 +1,50 @@
-"""A run whose parts are made by the workers of a Dask cluster, and joined here while others are being made.
+"""A run whose sequences are computed by the workers of a Dask cluster, which write them into OUT.partial where they belong.
 
-Tasks carry a path, numbers and a checksum; arrays go through the file system that the client and the workers share. OUT.parts
-holds a plan and its parts until OUT is complete: whatever ends a client, a worker or the scheduler, --resume goes on from there.
+Tasks carry paths, numbers and the fingerprint; arrays go through the file system that the client and the workers share. The
+client lays the result out, notes in OUT.journal what the workers have put on disk, in its order, and completes it. So all that
+holds for a local run holds here: it may end at any instant, and --resume goes on, on a cluster or without.
 """
 
+import os
 import queue
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import replace
+from itertools import pairwise
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lstmcli import __version__
 from lstmcli.cluster.connection import connect
-from lstmcli.cluster.merge import Joined, Progress, Stored, join, stored
-from lstmcli.cluster.plan import Plan, plan_of, read_plan, write_plan
-from lstmcli.cluster.worker import ask_to_stop, make_part
-from lstmcli.complete import open_journal
-from lstmcli.errors import (
-    ClusterError,
-    DataError,
-    LstmcliError,
-    MissingInputError,
-    OutputError,
-    StoppedError,
-    StorageError,
-    UsageError,
-    shown,
-)
-from lstmcli.job import Job, Work, describe, open_work, refuse_inputs, step_widths, targets_of
-from lstmcli.journal import differing, journal_name
-from lstmcli.partial import check_target
+from lstmcli.cluster.plan import INPUTS, absolute, split
+from lstmcli.cluster.worker import Place, ask_to_stop, run_rows
+from lstmcli.complete import complete, open_journal, restore
+from lstmcli.errors import BusyError, ClusterError, LstmcliError, StoppedError, StorageError, UsageError
+from lstmcli.job import Job, Work, attributes, describe, open_work, refuse_inputs, step_widths, stored_arrays, targets_of
+from lstmcli.journal import Done, Journal, journal_name
+from lstmcli.nonfinite import Nonfinite
+from lstmcli.partial import Partial, check_target
+from lstmcli.results import Facts, Field, Paths, Result
+from lstmcli.run import Progress
+from lstmcli.spans import steps_until
 from lstmcli.stop import Stop
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-RETRIES = 2  # of a part that could not be read or written
+RETRIES = 2  # of a task that could not read or write
 AHEAD = 3  # tasks in flight for each thread of the workers
 FEWEST = 8  # in flight, so that a cluster that grows on demand sees some
-PARTS = 8  # for each thread, so that all end at about the same time
-SHORTEST, LONGEST = 0.25, 60  # seconds that a part should take: more than its start takes, and not much to lose
+TASKS = 8  # in all for each thread, so that all end at about the same time
+SHORTEST, LONGEST = 0.25, 20  # seconds that a task should take: more than its start takes, and not much to lose
 FLOPS, BYTES = 5e10, 5e8  # in a second, about
 WAIT = 0.2  # seconds between two looks at what may end the run
-PATIENCE = 60  # seconds for running tasks to stop in order, and for a network file system to show what a worker made
+PATIENCE = 60  # seconds for tasks to end that are running, of this client or of one before it
 
 
 def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Callable[[str], None]) -> dict[str, Any]:
@@ -62,26 +60,17 @@ def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Ca
             check_target(path, job.overwrite)
     refuse_inputs(targets, (job.input, job.lens, job.weights, job.initial_state))
     with open_work(job) as work, connect(scheduler) as client:
+        if work.source.sequential:
+            raise UsageError(f"{work.source.name}: every worker opens the input, so it cannot be a pipe; give a file")
         began = time.perf_counter()
-        journal = open_journal(targets, work.fingerprint() | {"scheduler": True}, job.overwrite, job.resume)
-        try:
-            plan = claim_plan(work, targets.main.with_name(f"{targets.main.name}.parts"), count_threads(client))
-        except BaseException:
-            journal.close()
-            raise
-        tasks = Tasks(client, plan, work, stop, on_progress, note)
-        whole = Joined(plan, tasks, work.model, work.lengths, tasks.give_up)
-        try:
-            with stop.deferred(), tasks:
-                found = join(whole, targets, job.overwrite, journal, stop, lambda steps, total: None)
-        except LstmcliError as error:
-            raise left(plan, error, tasks) from error
-        clear(plan.path.parent)
+        tasks = Tasks(client, work, stop, on_progress, note)
+        with stop.deferred(), tasks:
+            found = make(work, targets, tasks)
         seconds = time.perf_counter() - began
         return describe(work, targets) | {
             "scheduler": client.scheduler.address,
-            "parts": len(plan),
-            "threads": count_threads(client) * (job.threads or 1),
+            "tasks": tasks.count,
+            "threads": tasks.threads * (job.threads or 1),
             "resumed_steps": tasks.resumed,
             "nonfinite": found._asdict() if found and job.nonfinite != "pass" else None,
             "seconds": round(seconds, 6),
@@ -89,126 +78,132 @@ def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Ca
         }
 
 
-def claim_plan(work: Work, folder: Path, threads: int) -> Plan:
-    """What an earlier client has left, or a new plan. DataError: it belongs to another run. OutputError: it is not wanted."""
-    path, where = folder / "plan.json", shown(str(folder))
-    if work.job.resume and path.exists():
-        plan = read_plan(str(path))
-        if differences := differing(plan.run, plan_of(work, 1, path).run):
-            raise DataError(
-                f"{where}: belongs to another run than this one; {'; '.join(differences)}; run as before, or start again "
-                "with --overwrite"
-            )
-        return plan
-    if folder.exists():
-        if not (work.job.overwrite or work.job.resume):
-            raise OutputError(f"{where}: is left from a run that was stopped; --resume goes on, --overwrite starts again")
-        clear(folder)
-    try:
-        folder.mkdir()
-    except OSError as error:
-        raise OutputError(f"{where}: cannot be created: {error.strerror}") from error
-    plan = plan_of(work, count_parts(work, threads), path)
-    write_plan(plan, overwrite=False)
-    return plan
+def make(work: Work, targets: Paths, tasks: "Tasks") -> Nonfinite | None:
+    """The result; what is not finite in it, as complete() knows it."""
+    job = work.job
+    arrays = stored_arrays(job, work.model, *work.source.shape[:2])
+
+    def about(found: Nonfinite) -> Facts:
+        return Facts(work.model, work.lengths, attributes(job, work.model, found))
+
+    until = time.monotonic() + PATIENCE
+    while True:
+        journal = open_journal(targets, work.fingerprint(), job.overwrite, job.resume)
+
+        def fill(result: Result, journal: Journal = journal) -> Nonfinite:
+            before = restore(journal, result, work.lengths, {}, np.dtype(job.dtype))
+            return tasks.fill(result, journal, before)
+
+        try:
+            return complete(targets, job.overwrite, journal, arrays, about, fill)
+        except BusyError:  # not by a run, which would have the journal: by workers of one whose client died
+            if tasks.stop.reason() or time.monotonic() > until:
+                raise
+        time.sleep(WAIT)
 
 
-def count_parts(work: Work, threads: int) -> int:
-    job, steps = work.job, int(work.lengths.sum())
+def cut(work: Work, start: int, threads: int) -> list[tuple[int, int]]:
+    """The sequences from `start` on, for tasks of about as many steps each."""
+    job, lengths = work.job, work.lengths.copy()
+    lengths[:start] = 0
     width = work.source.shape[2] + sum(step_widths(work.model, job.save).values())
     step = 2 * work.model.parameters() / FLOPS / (job.threads or 1) + 4 * width / BYTES
-    threads = max(1, threads)
-    return max(threads, min(max(PARTS * threads, int(steps * step / LONGEST)), int(steps * step / SHORTEST)))
+    seconds, threads = int(lengths.sum()) * step, max(1, threads)
+    count = max(threads, min(max(TASKS * threads, int(seconds / LONGEST)), int(seconds / SHORTEST)))
+    cuts = [row for row in split(lengths, count, work.source.chunk[0]) if row > start]
+    return list(pairwise([start, *cuts]))
 
 
-def count_threads(client: "Client") -> int:
-    """Of all workers. ClusterError."""
-    try:
-        return sum(client.nthreads().values())
-    except OSError as error:
-        raise gone(client) from error
-
-
-def gone(client: "Client") -> ClusterError:
-    return ClusterError(f"the Dask scheduler at {client.scheduler.address} is gone, or cannot be reached any more")
-
-
-def left(plan: Plan, error: LstmcliError, tasks: "Tasks") -> LstmcliError:
-    """Removes what nobody can go on with; the error, with the way to go on where there is one."""
-    if isinstance(error, DataError | UsageError) or not any(plan.folder().iterdir()):
-        clear(plan.path.parent)
-        return error
-    if isinstance(error, StoppedError):
-        return StoppedError(f"stopped by {tasks.stop.reason()} after {tasks.ready:,} of {tasks.total:,} steps")
-    return error if "--resume" in str(error) else type(error)(f"{error}; --resume goes on from what was done")
-
-
-def clear(folder: Path) -> None:
-    """Removes a plan and its parts, and nothing else. OutputError: something else is there."""
-    try:
-        for path in (*folder.glob("plan.parts/part-*"), *folder.glob("plan.json*")):
-            path.unlink()
-        for empty in (folder / "plan.parts", folder):
-            with suppress(FileNotFoundError):
-                empty.rmdir()
-    except OSError as error:
-        raise OutputError(f"{shown(str(folder))}: cannot be removed: {error.strerror}; look at what is in it") from error
+def places(fields: dict[str, Field]) -> dict[str, Place]:
+    found: dict[str, Place] = {}
+    for name, field in fields.items():
+        assert isinstance(field.store, Partial)
+        inode = os.fstat(field.store.fd).st_ino
+        found[name] = (str(field.store.path.absolute()), inode, field.offset, field.shape, field.dtype.str)
+    return found
 
 
 class Tasks:
-    """The parts of a plan, as they are made. Iterated by one thread; left with an error, it stops the workers in order."""
+    """The sequences of a run, as tasks of a Dask cluster. Left with an error, tasks that have not begun are cancelled."""
 
-    def __init__(
-        self, client: "Client", plan: Plan, work: Work, stop: Stop, on_progress: Progress, note: Callable[[str], None]
-    ) -> None:
-        """Parts that are there already are taken, and others removed from their places."""
-        self.client, self.plan, self.model, self.stop, self.on_progress = client, plan, work.model, stop, on_progress
+    def __init__(self, client: "Client", work: Work, stop: Stop, on_progress: Progress, note: Callable[[str], None]) -> None:
+        self.client, self.work, self.stop, self.on_progress = client, work, stop, on_progress
         self.note: Callable[[str], None] | None = note
-        self.settings = {"threads": work.job.threads or 1, "max_memory": work.job.max_memory, "resume": True}
-        self.name = uuid.uuid4().hex[:8]  # of this client, so that no task of another one, stopped or not, is taken for its own
-        self.ready, self.total = 0, int(work.lengths.sum())
-        self.done: dict[int, Stored] = {}
+        self.name = uuid.uuid4().hex[:8]  # of this client: no task of another one, stopped or not, may be taken for its own
+        self.total = int(work.lengths.sum())
+        self.threads = self._count_threads()
+        self.count = self.ready = self.resumed = 0
+        self.waiting: deque[int] = deque()
         self.running: dict[Future, int] = {}
         self.ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        self.given_up = False
-        for number in plan.numbers:
-            with suppress(MissingInputError):
-                try:
-                    self._take(number)
-                except DataError:
-                    plan.part_path(number).unlink()
-        self.resumed = self.ready
-        self.waiting = deque(number for number in plan.numbers if number not in self.done)
+        self.done: dict[int, list[Done]] = {}  # by the first of their sequences
 
     def __enter__(self) -> None:
-        self.on_progress(self.ready, self.total)
+        pass
 
-    def __iter__(self) -> Iterator[Stored]:
-        """ClusterError, StoppedError, and what a task has met."""
-        for number in self.plan.numbers:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.running and self.client.status == "running":
+            with suppress(OSError):
+                self.client.cancel(list(self.running))
+
+    def fill(self, result: Result, journal: Journal, before: Done | None) -> Nonfinite:
+        """What complete() asks for. ClusterError, StoppedError, and what a task has met."""
+        lengths, seen, start = self.work.lengths, Nonfinite(), 0
+        if before:
+            seen, start = before.nonfinite, before.span.first + before.span.count
+            self.ready = self.resumed = steps_until(before.span, lengths)
+        self.on_progress(self.ready, self.total)
+        for store in result.stores:
+            assert isinstance(store, Partial)
+            store.share()
+        for rows, noted in self._iterate(cut(self.work, start, self.threads), result):
+            first = rows[0]
+            for done in noted:
+                found = seen + done.nonfinite._replace(row=first + done.nonfinite.row) if done.nonfinite.steps else seen
+                journal.record(Done(replace(done.span, first=first + done.span.first), done.checksum, found, None), result)
+            seen = found if noted else seen
+        self.work.source.finish()
+        if self.work.initial:
+            self.work.initial.finish()
+        return seen
+
+    def _iterate(self, parts: list[tuple[int, int]], result: Result) -> Iterator[tuple[tuple[int, int], list[Done]]]:
+        """What was stored, in the order of the sequences. When it shall stop, tasks that run may end, and no other begins."""
+        self.count = len(parts)
+        self.waiting.extend(range(len(parts)))
+        until: float | None = None
+        for number, rows in enumerate(parts):
             while number not in self.done:
-                if self.given_up or self.stop.reason():
-                    raise StoppedError("stopped")
-                self._submit()
+                if self.stop.reason() and until is None:
+                    until = time.monotonic() + PATIENCE
+                    self.waiting.clear()
+                    with suppress(OSError):
+                        self.client.run(ask_to_stop, self.name, on_error="ignore")
+                if until and (not self.running or time.monotonic() > until):
+                    raise StoppedError(f"stopped by {self.stop.reason()} after {self.ready:,} of {self.total:,} steps")
+                self._submit(parts, result)
                 with suppress(queue.Empty):
                     self._finish(self.ended.get(timeout=WAIT))
-            yield self.done[number]
+            steps = int(self.work.lengths[rows[0] : rows[1]].sum())
+            self.ready += steps
+            self.on_progress(steps, self.total)
+            yield rows, self.done.pop(number)
 
-    def give_up(self) -> None:
-        """Ends the iteration, which may be waiting in another thread."""
-        self.given_up = True
-
-    def _submit(self) -> None:
-        threads = count_threads(self.client)
-        if not threads and self.note:
+    def _submit(self, parts: list[tuple[int, int]], result: Result) -> None:
+        if not self.waiting:
+            return
+        self.threads = self._count_threads() or self.threads
+        if not self.threads and self.note:
             self.note(f"no workers at {self.client.scheduler.address}; waits for some")
             self.note = None
-        while self.waiting and len(self.running) < max(FEWEST, AHEAD * threads):
+        job, run = self.work.job, self.work.fingerprint()
+        said = job._asdict() | {name: absolute(getattr(job, name)) for name in INPUTS} | {"threads": job.threads or 1}
+        del said["part"]
+        while self.waiting and len(self.running) < max(FEWEST, AHEAD * self.threads):
             number = self.waiting.popleft()
-            checksum = self.plan.checksum
             future = self.client.submit(
-                *(make_part, str(self.plan.path), checksum, number, self.settings, __version__, self.name),
-                key=f"lstm-{checksum}-{self.name}-{number}",
+                *(run_rows, said, run, parts[number], places(result.fields), places(result.sums), __version__, self.name),
+                key=f"lstm-{run['model']}-{self.name}-{number}",
                 pure=False,
                 retries=RETRIES,
             )
@@ -218,49 +213,31 @@ class Tasks:
     def _finish(self, future: "Future") -> None:
         number = self.running.pop(future)
         if future.status == "finished":
-            if error := future.result():
-                raise error
-            self._take_late(number)
+            found = future.result()
+            if isinstance(found, LstmcliError):
+                raise found
+            if found is not None:
+                self.done[number] = [Done.decode(one) for one in found]
         elif future.status == "error":
             error = future.exception()
-            raise error if isinstance(error, LstmcliError) else ClusterError(f"part {number}: {explain(error)}")
+            raise error if isinstance(error, LstmcliError) else ClusterError(explain(error))
         else:
-            raise gone(self.client)
+            raise self._gone()
 
-    def _take_late(self, number: int) -> None:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                self._take(number)
-                return
-            except MissingInputError:
-                if self.given_up or time.monotonic() > until:
-                    raise
-            time.sleep(WAIT)
+    def _count_threads(self) -> int:
+        """Of all workers. ClusterError."""
+        try:
+            return sum(self.client.nthreads().values())
+        except OSError as error:
+            raise self._gone() from error
 
-    def _take(self, number: int) -> None:
-        part, _ = stored(self.plan, number, self.model)
-        self.done[number] = part
-        steps = int(part.lengths.sum())
-        self.ready += steps
-        self.on_progress(steps, self.total)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Running tasks stop in order, as a run does; those that have not begun end at once."""
-        if not self.running or self.client.status != "running":
-            return
-        with suppress(OSError):
-            self.client.run(ask_to_stop, self.name, on_error="ignore")
-        until = time.monotonic() + PATIENCE
-        while self.running and time.monotonic() < until:
-            with suppress(queue.Empty, LstmcliError):
-                self._finish(self.ended.get(timeout=WAIT))
-        with suppress(OSError):
-            self.client.cancel(list(self.running))
+    def _gone(self) -> ClusterError:
+        where = self.client.scheduler.address
+        return ClusterError(f"the Dask scheduler at {where} is gone, or cannot be reached any more; --resume goes on")
 
 
 def explain(error: BaseException) -> str:
     """What a worker failed with, in a line."""
     if type(error).__name__ == "KilledWorker":
-        return "the workers that made it died, one after the other; of too little memory? --max-memory is what each may take"
-    return f"failed in a worker: {type(error).__name__}: {error}; is the same lstmcli installed there?"
+        return "the workers died, one after the other; of too little memory? --max-memory is what each may take"
+    return f"a worker failed: {type(error).__name__}: {error}; is the same lstmcli installed there?"

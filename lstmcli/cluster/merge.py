@@ -1,7 +1,7 @@
 """The parts of a plan joined: to the bytes that one run would have stored, or to a file that shows them as one."""
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -51,13 +51,12 @@ class Stored:
 
 @dataclass(frozen=True)
 class Joined:
-    """The parts of a plan, each complete and of this plan when its turn comes."""
+    """All parts of a plan, each complete and of this plan."""
 
     plan: Plan
-    parts: Iterable[Stored]  # in their order
+    parts: list[Stored]
     model: Model
     lengths: Lengths
-    give_up: Callable[[], None] = lambda: None  # ends the wait for the next part
 
     def arrays(self) -> Arrays:
         return stored_arrays(self.plan.job, self.model, *self.plan.shape)
@@ -87,22 +86,15 @@ def merge(
     whole = check_parts(plan)
     assert targets.main
     journal = open_journal(targets, plan.run | {"merged from": plan.checksum}, overwrite, resume)
-    with stop.deferred():
-        join(whole, targets, overwrite, journal, stop, on_progress)
-    return describe(whole, targets)
-
-
-def join(
-    whole: Joined, targets: Paths, overwrite: bool, journal: Journal, stop: Stop, on_progress: Progress
-) -> Nonfinite | None:
-    """Makes the result, or what is missing of it. What is not finite; None: an earlier run has done all but name it."""
 
     def fill(result: Result) -> Nonfinite:
-        before = restore(journal, result, whole.lengths, {}, np.dtype(whole.plan.job.dtype))
+        before = restore(journal, result, whole.lengths, {}, np.dtype(plan.job.dtype))
         copy(whole, result, journal, before.span if before else None, stop, on_progress)
         return whole.nonfinite()
 
-    return complete(targets, overwrite, journal, whole.arrays(), whole.facts, fill)
+    with stop.deferred():
+        complete(targets, overwrite, journal, whole.arrays(), whole.facts, fill)
+    return describe(whole, targets)
 
 
 def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) -> dict[str, Any]:
@@ -205,20 +197,16 @@ def copy(whole: Joined, result: Result, journal: Journal, before: Span | None, s
     on_progress(ready, total)
     with closing(blocks(whole, before)) as reading, ThreadPoolExecutor(1) as reader:
         coming = reader.submit(next, reading, None)
-        try:
-            while (block := coming.result()) and not stop.reason():
-                span, part, rows = block
-                coming = reader.submit(next, reading, None)
-                checksum = result.put(span, span.lengths(lengths), rows)
-                if span.last:
-                    compare(part, span, result.running)
-                journal.record(Done(span, checksum, Nonfinite(), None), result)
-                count = int(span.lengths(lengths).sum())
-                ready += count
-                on_progress(count, total)
-        except BaseException:
-            whole.give_up()
-            raise
+        while (block := coming.result()) and not stop.reason():
+            span, part, rows = block
+            coming = reader.submit(next, reading, None)
+            checksum = result.put(span, span.lengths(lengths), rows)
+            if span.last:
+                compare(part, span, result.running)
+            journal.record(Done(span, checksum, Nonfinite(), None), result)
+            count = int(span.lengths(lengths).sum())
+            ready += count
+            on_progress(count, total)
     if block:
         journal.flush(result)
         raise StoppedError(f"stopped by {stop.reason()} after {ready:,} of {total:,} steps")
@@ -282,7 +270,7 @@ def describe(whole: Joined, targets: Paths) -> dict[str, Any]:
     arrays = whole.arrays()
     return {
         "plan": str(whole.plan.path),
-        "parts": len(whole.plan),
+        "parts": len(whole.parts),
         "arrays": [{"path": f"/{name}", "shape": list(shape), "dtype": kind.name} for name, (shape, kind) in arrays.items()],
         "valid_steps": int(whole.lengths.sum()),
         "output": str(targets.main),

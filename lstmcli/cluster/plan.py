@@ -15,7 +15,7 @@ import numpy as np
 
 from lstmcli.arrays import Lengths
 from lstmcli.errors import DataError, MissingInputError, OutputError, UsageError, shown
-from lstmcli.job import Job, Part, Work, describe, open_work, stored_arrays
+from lstmcli.job import Job, Part, describe, open_work, stored_arrays
 from lstmcli.journal import Fingerprint
 from lstmcli.partial import write_whole
 from lstmcli.results import Paths
@@ -86,8 +86,13 @@ def make_plan(job: Job, shards: int, path: Path) -> tuple[Plan, dict[str, Any]]:
     """The plan, not yet written, and its facts, ready for JSON. Reads all inputs as a run does, and raises the same errors."""
     if path.suffix != ".json":
         raise UsageError(f"--output {path}: expected a name that ends in .json")
+    inputs: dict[str, Any] = {name: absolute(getattr(job, name)) for name in INPUTS}
+    job = job._replace(**inputs)
     with open_work(job) as work:
-        plan = plan_of(work, shards, path)
+        if work.source.sequential:
+            raise UsageError(f"{work.source.name}: every part opens the input, so it cannot be a pipe; give a file")
+        cuts = split(work.lengths, shards, work.source.chunk[0])
+        plan = Plan(path.absolute(), job, work.fingerprint(), cuts)
         step_bytes = work.source.shape[2] * work.source.dtype.itemsize
         parts = []
         for number in plan.numbers:
@@ -107,17 +112,6 @@ def make_plan(job: Job, shards: int, path: Path) -> tuple[Plan, dict[str, Any]]:
         facts = describe(work, Paths(path))
     known = {name: facts[name] for name in ("input", "lengths", "padding_fraction", "model", "valid_steps", "notes")}
     return plan, known | {"plan": str(path), "shards": shards, "max_memory": job.max_memory, "parts": parts}
-
-
-def plan_of(work: Work, shards: int, path: Path) -> Plan:
-    """The plan, not yet written. UsageError: the input is a pipe."""
-    if work.source.sequential:
-        raise UsageError(f"{work.source.name}: every part opens the input, so it cannot be a pipe; give a file")
-    inputs: dict[str, Any] = {name: absolute(getattr(work.job, name)) for name in INPUTS}
-    unsaid: dict[str, Any] = {name: value for name, value in Job._field_defaults.items() if name in OF_A_PART}
-    job = work.job._replace(**inputs, **unsaid)
-    cuts = split(work.lengths, shards, work.source.chunk[0])
-    return Plan(path.absolute(), job, work._replace(job=job).fingerprint(), cuts)
 
 
 def absolute(spec: str | None) -> str | None:

@@ -1,70 +1,141 @@
-"""What runs in the workers of a Dask cluster: one part of a plan, as `lstmcli run --plan --shard` makes it."""
+"""What runs in the workers of a Dask cluster: some of the sequences of a run, written into the one OUT.partial of its client.
 
+Worker and client share a file system. While a worker has OUT.partial open it holds a shared lock on it, as the client does: so
+no other run can claim the file before the last worker of a dead client is done. With a lock NFS sends the very bytes that
+were written, not the pages around them, which others may be writing.
+"""
+
+import fcntl
 import os
 import signal
-import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lstmcli import __version__
-from lstmcli.cluster.parts import run_part
-from lstmcli.cluster.plan import read_plan
 from lstmcli.errors import BusyError, ClusterError, DataError, LstmcliError, StorageError, UsageError, shown
+from lstmcli.forward import Forward
+from lstmcli.job import Job, Part, open_work
+from lstmcli.journal import Done, Fingerprint, decode_line, journal_name
+from lstmcli.partial import Partial, partial_name
+from lstmcli.results import Field, Result
+from lstmcli.run import compute
 from lstmcli.stop import SIGNALS, Stop
 
-BUSY = 1.0  # seconds until the next try
+Place = tuple[str, int, int, tuple[int, ...], str]  # of an array: OUT, its inode, offset, shape, dtype
 
 stopping: set[str] = set()  # the clients that asked for it
 
 
-class Asked(Stop):
-    """The client's wish to stop."""
-
-    def __init__(self, client: str) -> None:
-        super().__init__()
-        self.client = client
-
-    def reason(self) -> str | None:
-        return "the client" if self.client in stopping else None
-
-
 def ask_to_stop(client: str) -> None:
+    """Its tasks that have not begun shall not."""
     stopping.add(client)
 
 
-def make_part(path: str, checksum: str, number: int, settings: dict[str, Any], version: str, client: str) -> LstmcliError | None:
-    """Makes part `number` of the plan at `path`, or goes on with it; an error that another try would only meet again.
+def run_rows(
+    job: dict[str, Any],
+    run: Fingerprint,
+    rows: tuple[int, int],
+    fields: dict[str, Place],
+    sums: dict[str, Place],
+    version: str,
+    client: str,
+) -> list[list[Any]] | LstmcliError | None:
+    """Computes and stores the sequences rows[0] .. rows[1]; what the journal shall note of them once they are on disk.
 
-    checksum: of the plan. version: of the client's lstmcli. StorageError: another try may do better.
+    None: the client wants to stop. An error that is returned is one that another try would only meet again.
     """
     from distributed import get_worker
 
     os.environ.setdefault("HDF5_PLUGIN_PRELOAD", "::")  # as the command does
     where = f"worker {get_worker().address}"
     if version != __version__:
-        return ClusterError(f"{where}: has lstmcli {__version__}, and this is {version}; install the same one")
+        return ClusterError(f"{where}: has lstmcli {__version__}, and the client has {version}; install the same one")
+    if client in stopping:
+        return None
     try:
-        plan = read_plan(path)
-        if plan.checksum != checksum:
-            raise ClusterError(f"{shown(path)}: is another file there")
-        make(plan, number, settings, Asked(client))
+        return store_rows(Job(**job, part=Part(*rows, run)), fields, sums)
     except StorageError:
         raise
     except (DataError, UsageError) as error:
         return error
     except LstmcliError as error:
         return type(error)(f"{where}: {error}; workers must see the files that the client sees, under the same names")
-    return None
 
 
-def make(plan: Any, number: int, settings: dict[str, Any], stop: Stop) -> None:
-    while True:
+def store_rows(job: Job, fields: dict[str, Place], sums: dict[str, Place]) -> list[list[Any]]:
+    assert job.part
+    first, stop, run = job.part
+    stores: dict[str, Shared] = {}
+    noted = Noted()
+
+    def here(place: Place) -> Field:
+        path, inode, offset, shape, dtype = place
+        if path not in stores:
+            stores[path] = Shared(Path(path), inode)
+        size = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+        return Field(stores[path], offset + first * size, (stop - first, *shape[1:]), np.dtype(dtype))
+
+    try:
+        own = {name: here(place) for name, place in fields.items()}
+        own_sums = {name: here(place) for name, place in sums.items()}
+        check_run(Path(next(iter(fields.values()))[0]), run)
+        result = Result(own, list(stores.values()), lambda facts: None, True, own_sums, {})
+        with open_work(job) as work:
+            forward = Forward(work.model, np.dtype(job.dtype), job.threads or 1)
+            compute(work, forward, result, noted, None, Stop(), lambda steps, total: None)
+            work.source.finish()
+            if work.initial:
+                work.initial.finish()
+        result.sync()
+    finally:
+        for store in stores.values():
+            store.close()
+    return [done._replace(state=None).encode() for done in noted.done if done.span.last]
+
+
+def check_run(output: Path, run: Fingerprint) -> None:
+    """BusyError: another run has taken the output since."""
+    with journal_name(output).open("rb") as journal:
+        if decode_line(journal.readline())["run"] != run:
+            raise BusyError(f"{shown(str(output))}: another run is writing it")
+
+
+class Noted:
+    """In the place of a journal, which is the client's."""
+
+    def __init__(self) -> None:
+        self.done: list[Done] = []
+
+    def record(self, done: Done, result: Any) -> None:
+        self.done.append(done)
+
+    def flush(self, result: Any) -> None:
+        pass
+
+
+class Shared(Partial):
+    """Some bytes of OUT.partial, which is a client's."""
+
+    def __init__(self, path: Path, inode: int) -> None:
+        """ClusterError: it is not the file that the client sees. BusyError: another run has claimed it."""
+        self.path, self.name = path, partial_name(path)
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            run_part(plan, number, settings, on_progress=lambda steps, total: None, stop=stop)
-            return
-        except BusyError:  # by a worker that the scheduler has lost sight of, or a client before this one
-            if stop.reason():
-                raise
-        time.sleep(BUSY)
+            self.lock = os.open(self.name, os.O_RDONLY | flags)
+            self.fd = os.open(self.name, os.O_WRONLY | flags)  # not for reading: NFS would read the pages, and write them whole
+            fcntl.flock(self.lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"{shown(str(path))}: another run is writing it") from error
+        except OSError as error:
+            raise ClusterError(f"{shown(str(self.name))}: {error.strerror}") from error
+        if os.fstat(self.fd).st_ino != inode:
+            raise ClusterError(f"{shown(str(self.name))}: is another file there than here")
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self.lock)
 
 
 def dask_setup(worker: Any) -> None:
