@@ -238,7 +238,7 @@ def test_the_scheduler_is_killed(long: Path, mortal: Cluster) -> None:
     mortal.add_worker()
     with start(long, str(mortal.file)) as running:
         mortal.scheduler.kill()
-        out, err = running.communicate(timeout=SECONDS)
+        _, err = running.communicate(timeout=SECONDS)
     assert running.returncode == 69, err
     assert len(err.splitlines()) == 1, err
     assert "is gone" in err

@@ -81,18 +81,21 @@ def local_cluster(scheduler: str) -> Iterator[Any]:
         raise UsageError(
             f"--scheduler {shown(scheduler)}: expected local:N for N worker processes, such as local:{os.cpu_count()}"
         )
-    with tempfile.TemporaryDirectory(prefix="lstmcli-") as folder, dask.config.set(NOTHING_ELSE):
-        with LocalCluster(
-            n_workers=int(count),
-            threads_per_worker=1,
-            host="127.0.0.1",
-            security=Security.temporary(),
-            memory_limit=0,  # --max-memory says it
-            dashboard_address="127.0.0.1:0",
-            worker_dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            local_directory=folder,
-            preload=["lstmcli.cluster.worker"],
-            scheduler_kwargs={"dashboard": False},
-        ) as cluster:
-            yield cluster
+    options = {
+        "n_workers": int(count),
+        "threads_per_worker": 1,
+        "host": "127.0.0.1",
+        "security": Security.temporary(),
+        "memory_limit": 0,  # --max-memory says it
+        "dashboard_address": "127.0.0.1:0",
+        "worker_dashboard_address": "127.0.0.1:0",
+        "scheduler_kwargs": {"dashboard": False},
+        "silence_logs": logging.CRITICAL,
+        "preload": ["lstmcli.cluster.worker"],
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="lstmcli-") as folder,
+        dask.config.set(NOTHING_ELSE),
+        LocalCluster(local_directory=folder, **options) as cluster,
+    ):
+        yield cluster

@@ -24,7 +24,7 @@ from lstmcli.cluster.connection import connect
 from lstmcli.cluster.plan import INPUTS, absolute, split
 from lstmcli.cluster.worker import Place, ask_to_stop, run_rows
 from lstmcli.complete import complete, open_journal, restore
-from lstmcli.errors import BusyError, ClusterError, LstmcliError, StoppedError, StorageError, UsageError
+from lstmcli.errors import BusyError, ClusterError, LstmcliError, StoppedError, UsageError
 from lstmcli.job import Job, Work, attributes, describe, open_work, refuse_inputs, step_widths, stored_arrays, targets_of
 from lstmcli.journal import Done, Journal, journal_name
 from lstmcli.nonfinite import Nonfinite
@@ -43,6 +43,7 @@ FEWEST = 8  # in flight, so that a cluster that grows on demand sees some
 TASKS = 8  # in all for each thread, so that all end at about the same time
 SHORTEST, LONGEST = 0.25, 20  # seconds that a task should take: more than its start takes, and not much to lose
 FLOPS, BYTES = 5e10, 5e8  # in a second, about
+START = 5  # seconds for the first worker, before it is told that there is none
 WAIT = 0.2  # seconds between two looks at what may end the run
 PATIENCE = 60  # seconds for tasks to end that are running, of this client or of one before it
 
@@ -62,8 +63,12 @@ def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Ca
     with open_work(job) as work, connect(scheduler) as client:
         if work.source.sequential:
             raise UsageError(f"{work.source.name}: every worker opens the input, so it cannot be a pipe; give a file")
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=START)
         began = time.perf_counter()
-        tasks = Tasks(client, work, stop, on_progress, note)
+        tasks = Tasks(client, work, stop, on_progress)
+        if not tasks.threads:
+            note(f"no workers at {client.scheduler.address}; waits for some")
         with stop.deferred(), tasks:
             found = make(work, targets, tasks)
         seconds = time.perf_counter() - began
@@ -126,9 +131,8 @@ def places(fields: dict[str, Field]) -> dict[str, Place]:
 class Tasks:
     """The sequences of a run, as tasks of a Dask cluster. Left with an error, tasks that have not begun are cancelled."""
 
-    def __init__(self, client: "Client", work: Work, stop: Stop, on_progress: Progress, note: Callable[[str], None]) -> None:
+    def __init__(self, client: "Client", work: Work, stop: Stop, on_progress: Progress) -> None:
         self.client, self.work, self.stop, self.on_progress = client, work, stop, on_progress
-        self.note: Callable[[str], None] | None = note
         self.name = uuid.uuid4().hex[:8]  # of this client: no task of another one, stopped or not, may be taken for its own
         self.total = int(work.lengths.sum())
         self.threads = self._count_threads()
@@ -193,9 +197,6 @@ class Tasks:
         if not self.waiting:
             return
         self.threads = self._count_threads() or self.threads
-        if not self.threads and self.note:
-            self.note(f"no workers at {self.client.scheduler.address}; waits for some")
-            self.note = None
         job, run = self.work.job, self.work.fingerprint()
         said = job._asdict() | {name: absolute(getattr(job, name)) for name in INPUTS} | {"threads": job.threads or 1}
         del said["part"]
