@@ -196,6 +196,31 @@ def test_a_worker_is_killed(long: Path, mortal: Cluster) -> None:
 
 
 @pytest.mark.slow
+def test_the_client_is_killed_before_anything_is_noted(long: Path, cluster: Cluster) -> None:
+    command = [*LSTMCLI, *LONG, "--scheduler", str(cluster.file)]
+    with subprocess.Popen(command, cwd=long, start_new_session=True) as running:
+        wait_for((long / "out.h5.partial").exists)
+        time.sleep(0.5)  # tasks run, and hold the file until they are done
+        running.kill()
+    assert (long / "out.h5.journal").read_bytes().count(b"\n") == 1
+    assert_one_line(lstmcli(*LONG, "--resume", cwd=long), 73, "another run is writing it")
+    succeed(*LONG, "--resume", "--scheduler", cluster.file, cwd=long)
+    assert_done(long, "serial-long.h5")
+
+
+@pytest.mark.slow
+def test_no_workers(here: Path, mortal: Cluster) -> None:
+    command = [*LSTMCLI, *RUN, "--scheduler", str(mortal.file)]
+    with subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr
+        assert "no workers at tcp://127.0.0.1" in running.stderr.readline()
+        running.send_signal(signal.SIGTERM)
+        _, err = running.communicate(timeout=30)
+    assert (running.returncode, err.count("\n")) == (75, 1), err
+    assert not list(here.glob("out*"))
+
+
+@pytest.mark.slow
 def test_the_client_is_killed(long: Path, cluster: Cluster) -> None:
     with start(long, str(cluster.file)) as running:
         running.kill()
@@ -296,6 +321,19 @@ def test_an_address_where_nobody_answers(tmp_path: Path, here: Path) -> None:
     assert "absent.json" in told[1]
     assert "does not exist" in told[1]
     assert not list(here.glob("out*"))
+
+
+def test_the_example_of_the_readme(sample_x: Path, tmp_path: Path) -> None:
+    readme = (sample_x.parent.parent / "README.md").read_text()
+    (example,) = re.findall(r"```sh\n(.*?)```", readme.split("## With Dask\n")[1].split("\n## ")[0], re.DOTALL)
+    (tmp_path / "sample_data").symlink_to(sample_x.parent)
+    dask = 'dask() { exec "$PYTHON" -c "from distributed.cli.dask_$1 import main; main()" "${@:2}"; }'
+    ran = shell(f"PYTHON={sys.executable}; {dask}; set -m; {example}wait", tmp_path)
+    assert ran.code == 0, ran.err
+    assert "scheduler tcp://127.0.0.1" in ran.text
+    local = example.splitlines()[2].split(" --scheduler")[0]
+    assert shell(local.replace("-o vowels.h5", "-o serial.h5"), tmp_path).code == 0
+    assert (tmp_path / "vowels.h5").read_bytes() == (tmp_path / "serial.h5").read_bytes()
 
 
 @pytest.mark.parametrize(

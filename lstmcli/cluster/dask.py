@@ -183,7 +183,7 @@ class Tasks:
                     self.waiting.clear()
                     with suppress(OSError):
                         self.client.run(ask_to_stop, self.name, on_error="ignore")
-                if until and (not self.running or time.monotonic() > until):
+                if until and not (self.running and self._count_threads() and time.monotonic() < until):
                     raise StoppedError(f"stopped by {self.stop.reason()} after {self.ready:,} of {self.total:,} steps")
                 self._submit(parts, result)
                 with suppress(queue.Empty):
