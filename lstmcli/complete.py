@@ -112,7 +112,7 @@ def restore(
     if not journal:
         return None
     for count, done in enumerate(journal.done):
-        fits = done.span.first + done.span.count <= len(lengths) and done.fits(widths, dtype)
+        fits = done.span.first + done.span.count <= len(lengths) and (done.state is None or done.fits(widths, dtype))
         if not fits or result.check(done.span, done.span.lengths(lengths)) != done.checksum:
             journal.keep(count)
             break

@@ -153,6 +153,11 @@ def test_two_workers(here: Path, cluster: Cluster) -> None:
     assert_done(here, "serial.h5")
 
 
+def test_sequences_that_are_cut_in_time(here: Path, cluster: Cluster) -> None:
+    succeed(*RUN, "--scheduler", cluster.file, "--max-memory", "3KB", cwd=here)
+    assert_done(here, "serial.h5")
+
+
 def test_local(here: Path) -> None:
     ran = succeed(*RUN[:-1], "--scheduler", "local:2", cwd=here)
     assert re.search(r"^scheduler tls://127.0.0.1:\d+, \d+ tasks$", ran.text, re.MULTILINE), ran.text

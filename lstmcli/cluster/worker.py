@@ -8,6 +8,7 @@ were written, not the pages around them, which others may be writing.
 import fcntl
 import os
 import signal
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lstmcli import __version__
 from lstmcli.errors import BusyError, ClusterError, DataError, LstmcliError, StorageError, UsageError, shown
 from lstmcli.forward import Forward
 from lstmcli.job import Job, Part, open_work
-from lstmcli.journal import Done, Fingerprint, decode_line, journal_name
+from lstmcli.journal import Done, Fingerprint, Synced, decode_line, journal_name
 from lstmcli.partial import Partial, partial_name
 from lstmcli.results import Field, Result
 from lstmcli.run import compute
@@ -88,11 +89,12 @@ def store_rows(job: Job, fields: dict[str, Place], sums: dict[str, Place]) -> li
             work.source.finish()
             if work.initial:
                 work.initial.finish()
-        result.sync()
+        noted.flush(result)
     finally:
+        noted.thread.shutdown()
         for store in stores.values():
             store.close()
-    return [done._replace(state=None).encode() for done in noted.done if done.span.last]
+    return [done._replace(state=None).encode() for done in noted.done]
 
 
 def check_run(output: Path, run: Fingerprint) -> None:
@@ -103,16 +105,26 @@ def check_run(output: Path, run: Fingerprint) -> None:
 
 
 class Noted:
-    """In the place of a journal, which is the client's."""
+    """In the place of a journal, which is the client's. What is stored goes to disk while more is computed."""
 
     def __init__(self) -> None:
         self.done: list[Done] = []
+        self.thread = ThreadPoolExecutor(1)
+        self.syncing: Future[None] | None = None
 
-    def record(self, done: Done, result: Any) -> None:
+    def record(self, done: Done, result: Synced) -> None:
         self.done.append(done)
+        if self.syncing and self.syncing.done():
+            self.syncing.result()
+            self.syncing = None
+        if not self.syncing:
+            self.syncing = self.thread.submit(result.sync)
 
-    def flush(self, result: Any) -> None:
-        pass
+    def flush(self, result: Synced) -> None:
+        """All that was recorded is on disk. StorageError."""
+        if self.syncing:
+            self.syncing.result()
+        result.sync()
 
 
 class Shared(Partial):
