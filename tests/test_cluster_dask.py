@@ -328,6 +328,12 @@ def test_an_address_where_nobody_answers(tmp_path: Path, here: Path) -> None:
     assert not list(here.glob("out*"))
 
 
+def test_dask_is_not_installed(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "distributed.py").write_text("raise ModuleNotFoundError('No module named distributed')")
+    ran = lstmcli(*RUN, "--scheduler", "local:2", cwd=here, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert_one_line(ran, 2, "pip install 'lstmcli[dask]'")
+
+
 def test_the_example_of_the_readme(sample_x: Path, tmp_path: Path) -> None:
     readme = (sample_x.parent.parent / "README.md").read_text()
     (example,) = re.findall(r"```sh\n(.*?)```", readme.split("## With Dask\n")[1].split("\n## ")[0], re.DOTALL)

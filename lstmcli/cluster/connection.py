@@ -28,9 +28,10 @@ NOTHING_ELSE = {  # of what Dask's processes do besides
 def connect(scheduler: str) -> Iterator["Client"]:
     """scheduler: tcp://HOST:PORT, tls://HOST:PORT, the name of a scheduler file, or local:N. UsageError, ClusterError."""
     try:
+        import cryptography  # noqa: F401  # local:N makes keys with it
         import distributed
     except ImportError as error:
-        raise UsageError("--scheduler: needs Dask, which is not installed; pip install 'lstmcli[dask]'") from error
+        raise UsageError(f"--scheduler: needs Dask, which is not installed ({error}); pip install 'lstmcli[dask]'") from error
     logging.disable()  # whatever Dask meets is told in one line
     warnings.simplefilter("ignore")  # such as of Dask's versions: each task compares those of lstmcli
     if scheduler.startswith("local:"):

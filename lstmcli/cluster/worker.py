@@ -98,10 +98,15 @@ def store_rows(job: Job, fields: dict[str, Place], sums: dict[str, Place]) -> li
 
 
 def check_run(output: Path, run: Fingerprint) -> None:
-    """BusyError: another run has taken the output since."""
-    with journal_name(output).open("rb") as journal:
-        if decode_line(journal.readline())["run"] != run:
-            raise BusyError(f"{shown(str(output))}: another run is writing it")
+    """BusyError: another run has taken the output since. ClusterError: the client's journal is not there."""
+    name = journal_name(output)
+    try:
+        with name.open("rb") as journal:
+            found = decode_line(journal.readline())["run"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ClusterError(f"{shown(str(name))}: cannot be read: {error}") from error
+    if found != run:
+        raise BusyError(f"{shown(str(output))}: another run is writing it")
 
 
 class Noted:
