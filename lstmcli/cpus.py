@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, MEMBERSHIPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def available_threads() -> int:
@@ -15,16 +15,16 @@ def available_threads() -> int:
 
 
 def quotas() -> Iterator[int]:
-    """Whole CPUs that the control groups of this process allow, version 1 and 2; a group is limited by those above it too."""
+    """CPUs, rounded up, that the control groups (version 1 and 2) of this process allow; those above a group limit it too."""
     try:
-        memberships = Path("/proc/self/cgroup").read_text().splitlines()
+        memberships = MEMBERSHIPS.read_text().splitlines()
     except OSError:
         return
     for membership in memberships:
         _, controllers, group = membership.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        mount = CGROUPS / controllers.split(",")[0] if controllers else CGROUPS
+        mount = CGROUPS / "cpu" if controllers else CGROUPS
         path = PurePosixPath(group.lstrip("/"))
         for folder in (path, *path.parents):
             yield from quota(mount / folder)
@@ -37,6 +37,6 @@ def quota(folder: Path) -> Iterator[int]:
         else:
             allowed, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
         if allowed not in ("max", "-1"):
-            yield int(allowed) // int(period)
+            yield -(-int(allowed) // int(period))
     except (OSError, ValueError):
         return  # no such group in this container

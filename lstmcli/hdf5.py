@@ -102,7 +102,10 @@ def open_image(data: bytes, name: str) -> Any:
 
 def label(item: Any) -> str:
     """`file::/name` of an h5py object, for messages."""
-    return f"{shown(item.file.filename)}::{shown(item.name)}"
+    import h5py
+
+    # Not item.file.filename, which opens the file once more.
+    return f"{shown(os.fsdecode(h5py.h5f.get_name(item.id)))}::{shown(item.name)}"
 
 
 def entries(file: Any) -> list[Entry]:

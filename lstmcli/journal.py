@@ -40,7 +40,7 @@ class Recorder(Protocol):
 
 
 class Done(NamedTuple):
-    """A span that is stored. state: after it, where steps of its sequences are still to come."""
+    """A span that is stored. state: after it, where steps of its sequences are still to come; in the file only after a sync."""
 
     span: Span
     checksum: int  # what Result.put() gave
@@ -55,9 +55,10 @@ class Done(NamedTuple):
         return [span.first, span.count, span.start, span.stop, span.last, self.checksum, list(self.nonfinite), texts]
 
     def fits(self, widths: dict[str, int], dtype: np.dtype[Any]) -> bool:
-        """Whether the state can be that of a model with these widths."""
+        """Whether the state, if it has one, can be that of a model with these widths."""
         shapes = {name: (rows.dtype, rows.shape) for name, rows in (self.state or {}).items()}
-        return self.span.last or shapes == {name: (dtype, (self.span.count, width)) for name, width in widths.items()}
+        expected = {name: (dtype, (self.span.count, width)) for name, width in widths.items()}
+        return self.span.last or not shapes or shapes == expected
 
     @classmethod
     def decode(cls, value: Any) -> "Done":

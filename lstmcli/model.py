@@ -324,6 +324,7 @@ class Reverse(Wrapper):
         return False
 
 
+@dataclass(frozen=True, eq=False)  # its __init__ is to call its __post_init__
 class Residual(Wrapper):
     kind: ClassVar[str] = "residual"
 

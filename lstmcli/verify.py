@@ -13,7 +13,6 @@ import numpy as np
 from lstmcli import hdf5
 from lstmcli.arrays import Lengths
 from lstmcli.errors import DataError, StorageError, shown
-from lstmcli.model import Model
 from lstmcli.model_file import FORMAT, load_model, model_in
 from lstmcli.npy import NPY_MAGIC, read_header
 from lstmcli.raw import FileBytes
@@ -50,6 +49,7 @@ def verify_hdf5(path: str) -> str:
     if not has_checksums and model_format(path) == FORMAT:
         return "a model file, readable; it has no checksums"
     with open_result(path) as whole:
+        model_in(whole.file)
         for name, item in whole.fields.items():
             verify_field(item, whole.offsets[name], whole.data, whole.lengths, whole.sums[name])
     return f"{len(whole.lengths):,} sequences, {len(whole.fields)} arrays, all checksums right"
@@ -67,7 +67,6 @@ class Whole(NamedTuple):
 
     file: Any  # h5py.File
     data: FileBytes
-    model: Model
     lengths: Lengths
     fields: dict[str, Any]  # h5py.Dataset
     offsets: dict[str, int]  # of the fields in the file
@@ -95,7 +94,7 @@ def open_result(path: str) -> Iterator[Whole]:
         lengths = np.asarray(hdf5.read_array(hdf5.dataset(file, "lengths")))
         sums = {name: hdf5.read_array(hdf5.dataset(group, name)) for name in fields}
         offsets = {name: found.offset for name, found in extents.items()}
-        yield Whole(file, data, model_in(file), lengths, fields, offsets, sums)
+        yield Whole(file, data, lengths, fields, offsets, sums)
 
 
 def extent(item: Any) -> Extent:

@@ -68,6 +68,22 @@ def test_a_signal_stops_the_run_and_the_printed_command_goes_on(name: str, job: 
     assert hashlib.sha256((folder / "out.h5").read_bytes()).hexdigest() == digest
 
 
+def test_sequences_that_were_stopped_midway_go_on_from_there(tmp_path: Path) -> None:
+    """Several of their blocks come between two lines of the journal that have a state."""
+    x = np.random.default_rng(0).normal(size=(24, 5000, 32)).astype(np.float32)
+    files.write_npy(tmp_path / NAME, x)
+    with started(tmp_path) as running:
+        running.send_signal(signal.SIGTERM)
+        _, err = running.communicate(timeout=SECONDS)
+    told = re.search(r"stopped by SIGTERM after ([\d,]+) of", err)
+    assert told, err
+    done = succeed(*RUN, "--resume", "--json", cwd=tmp_path)
+    assert done.json["resumed_steps"] == int(told[1].replace(",", "")) > 0
+    resumed = (tmp_path / "out.h5").read_bytes()
+    succeed(*RUN, "--overwrite", cwd=tmp_path)
+    assert (tmp_path / "out.h5").read_bytes() == resumed
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
 def test_a_second_signal_ends_it_at_once(name: str, code: int, job: tuple[Path, str]) -> None:
     folder, digest = job

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import files
 import h5py
 import numpy as np
 import pytest
-from command import SECONDS, assert_one_line, lstmcli, succeed
+from command import LSTMCLI, SECONDS, assert_one_line, lstmcli, succeed
 
 FAULTS = Path(__file__).parent / "faults.py"
 BATCH = 70
@@ -240,3 +241,26 @@ def test_virtual(copied: Path) -> None:
     assert outputs is not None
     assert np.isnan(outputs).all(axis=(1, 2)).sum() == np.isnan(state["0/c"]).all(axis=1).sum() > 5
     moved.rename(copied)
+
+
+@pytest.mark.slow
+def test_50_tasks_at_once_with_a_cold_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSTMCLI_CACHE_DIR", str(tmp_path / "cache"))
+    files.write_npy(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50, 20, 6)).astype(np.float32))
+    succeed("plan", "-i", "x.npy", "-u", "5", "--shards", 50, "-o", "plan.json", cwd=tmp_path)
+    tasks = [
+        subprocess.Popen([*LSTMCLI, "run", "--plan", "plan.json", "--shard", f"{k + 1}", "-q"], cwd=tmp_path) for k in range(50)
+    ]
+    seen = set()
+    while any(task.poll() is None for task in tasks):
+        for path in (tmp_path / "cache").glob("lstm-f32-*.kernel"):  # never a part of one
+            content = path.read_bytes()
+            seen.add(content)
+            head, code = content.split(b"\n", 1)
+            assert json.loads(head)["sha256"] == hashlib.sha256(code).hexdigest()
+        time.sleep(0.01)
+    assert [task.returncode for task in tasks] == [0] * 50
+    assert len(seen) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    succeed("run", "-i", "x.npy", "-u", "5", "-o", "serial.h5", cwd=tmp_path)
+    assert merged(tmp_path) == (tmp_path / "serial.h5").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from command import Ran, assert_one_line, lstmcli, succeed
 from conftest import Case
-from system import under
+from system import injected, under
 
 from lstmcli.errors import DataError
 from lstmcli.sources import open_source
@@ -220,6 +221,18 @@ def test_hdf5_that_asks_for_too_much(what: str, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w", libver="latest") as file:
         BAD_HDF5[what](file)
     refused(tmp_path, "x.h5::/x" if what in ("references", "regions", "20,000 attributes") else "x.h5", "x.h5")
+
+
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [(errno.EAGAIN, "another program is writing it"), (errno.ENOLCK, "HDF5_USE_FILE_LOCKING=FALSE"), (524, "errno 524")],
+)
+def test_hdf5_files_that_cannot_be_locked(number: int, word: str, sample_x: Path, tmp_path: Path) -> None:
+    """37 and 524 are what network file systems without locks say."""
+    strace = injected("flock", f"error={number}", sample_x)
+    args = ["run", "-i", sample_x, "-u", 3, "-o", "out.h5", "-q"]
+    assert_one_line(under(strace, *args, cwd=tmp_path), 74, sample_x, word)
+    assert under(strace, *args, cwd=tmp_path, env={"HDF5_USE_FILE_LOCKING": "FALSE"}).code == 0
 
 
 # NPZ, as the states that a run starts from

@@ -1,6 +1,5 @@
 """sources.py, arrays.py, raw.py, lengths.py, hdf5.py: each reader against numpy, each malformed file against its error."""
 
-import errno
 import fcntl
 import io
 import os
@@ -438,13 +437,6 @@ def test_file_that_another_program_is_writing(tmp_path):
         with pytest.raises(StorageError, match=r"x\.h5: another program is writing it; run again when that has ended$"):
             open_source(str(path))
     open_source(str(path)).close()
-
-
-@pytest.mark.parametrize("number", [errno.ENOLCK, 524])
-def test_file_system_without_locks(number):
-    text = f"Unable to synchronously open file (unable to lock file, errno = {number}, error message = 'x')"
-    with pytest.raises(StorageError, match=r"^f\.h5: its file system .* set HDF5_USE_FILE_LOCKING=FALSE"), hdf5.reading("f.h5"):
-        raise OSError(number, text)
 
 
 def test_descriptors_are_closed(tmp_path):

@@ -20,6 +20,7 @@ from lstmcli.errors import DataError, LstmcliError, MissingInputError, StoppedEr
 from lstmcli.job import attributes, lengths_mark, refuse_inputs, stored_arrays, targets_of
 from lstmcli.journal import Done, Journal, journal_name
 from lstmcli.model import Model
+from lstmcli.model_file import model_in
 from lstmcli.nonfinite import Nonfinite
 from lstmcli.partial import check_target, write_whole
 from lstmcli.raw import FileBytes
@@ -176,7 +177,7 @@ def stored(plan: Plan, number: int, model: Model | None) -> tuple[Stored, Model]
     """A part; and the model, that of the first part where it is known, as all have the same."""
     first, stop = plan.cuts[number - 1 : number + 1]
     with open_part(plan, number) as part:
-        model = model or part.model
+        model = model or model_in(part.file)
         shapes: Arrays = {name: (item.shape, hdf5.dtype_of(item)) for name, item in part.fields.items()}
         if shapes != stored_arrays(plan.job, model, stop - first, plan.shape[1]):
             raise DataError(f"{part.data.name}: does not hold the arrays that the plan says")

@@ -28,7 +28,8 @@ SCRIPTS = {
 #SBATCH --array={array}
 #SBATCH --signal=TERM@120
 #SBATCH --requeue --open-mode=append
-srun {command} --threads "$SLURM_CPUS_PER_TASK"
+# srun gives a step one CPU, unless it is told.
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {command} --threads "$SLURM_CPUS_PER_TASK"
 code=$?
 # Stopped before the time limit: the same task again, which goes on.
 if [ $code -eq 75 ]; then scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"; fi
@@ -40,6 +41,7 @@ exit $code
 #PBS -N lstmcli
 #PBS -J {array}
 #PBS -r y
+# --stop-after: some minutes before the time limit.
 {choose}exec {command} --threads {threads} --stop-after 57m
 """,
     "sge": """\
@@ -49,6 +51,7 @@ exit $code
 #$ -N lstmcli
 #$ -t {array}
 #$ -r y -cwd
+# --stop-after: some minutes before the time limit.
 {choose}{command} --threads "$NSLOTS" --stop-after 57m
 code=$?
 # Stopped before the time limit: 99 asks for the same task again, which goes on.
