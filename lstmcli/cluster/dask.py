@@ -67,9 +67,9 @@ def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Ca
             client.wait_for_workers(1, timeout=START)
         began = time.perf_counter()
         tasks = Tasks(client, work, stop, on_progress)
-        if not tasks.threads:
-            note(f"no workers at {client.scheduler.address}; waits for some")
         with stop.deferred(), tasks:
+            if not tasks.threads:
+                note(f"no workers at {client.scheduler.address}; waits for some")
             found = make(work, targets, tasks)
         seconds = time.perf_counter() - began
         return describe(work, targets) | {
