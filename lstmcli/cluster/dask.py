@@ -135,12 +135,16 @@ class Tasks:
         self.client, self.work, self.stop, self.on_progress = client, work, stop, on_progress
         self.name = uuid.uuid4().hex[:8]  # of this client: no task of another one, stopped or not, may be taken for its own
         self.total = int(work.lengths.sum())
+        job, self.run = work.job, work.fingerprint()
+        inputs = {name: absolute(getattr(job, name)) for name in INPUTS}
+        self.job = {name: value for name, value in job._asdict().items() if name != "part"} | inputs
+        self.job["threads"] = job.threads or 1
         self.threads = self._count_threads()
         self.count = self.ready = self.resumed = 0
         self.waiting: deque[int] = deque()
         self.running: dict[Future, int] = {}
         self.ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        self.done: dict[int, list[Done]] = {}  # by the first of their sequences
+        self.done: dict[int, list[Done]] = {}  # by the number of the task
 
     def __enter__(self) -> None:
         pass
@@ -197,14 +201,20 @@ class Tasks:
         if not self.waiting:
             return
         self.threads = self._count_threads() or self.threads
-        job, run = self.work.job, self.work.fingerprint()
-        said = job._asdict() | {name: absolute(getattr(job, name)) for name in INPUTS} | {"threads": job.threads or 1}
-        del said["part"]
         while self.waiting and len(self.running) < max(FEWEST, AHEAD * self.threads):
             number = self.waiting.popleft()
             future = self.client.submit(
-                *(run_rows, said, run, parts[number], places(result.fields), places(result.sums), __version__, self.name),
-                key=f"lstm-{run['model']}-{self.name}-{number}",
+                *(
+                    run_rows,
+                    self.job,
+                    self.run,
+                    parts[number],
+                    places(result.fields),
+                    places(result.sums),
+                    __version__,
+                    self.name,
+                ),
+                key=f"lstm-{self.run['model']}-{self.name}-{number}",
                 pure=False,
                 retries=RETRIES,
             )
