@@ -66,8 +66,9 @@ class Model:
                 yield "/".join(part for part in (name if name != "inner" else "", path) if part), cell
 
     def state_widths(self) -> dict[str, int]:
-        """Width of each state array: {"0/c": U, "0/h": P, ...}."""
-        return {f"{path}/{part}": width for path, cell in self.cells() for part, width in cell.widths().items()}
+        """Width of each state array: {"0/c": U, "0/h": P, ...}; of a lone cell {"c": U, "h": P}."""
+        widths = ((f"{path}/{part}", width) for path, cell in self.cells() for part, width in cell.widths().items())
+        return {name.removeprefix("/"): width for name, width in widths}
 
     @property
     def cells_width(self) -> int:

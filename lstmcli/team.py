@@ -12,7 +12,6 @@ import os
 import threading
 from collections.abc import Callable
 
-import llvmlite.binding as llvm
 import numpy as np
 
 from lstmcli.kernel import compiled
@@ -55,6 +54,8 @@ class Team:
 def natives() -> tuple[Native, Native]:
     """post(box, others, kernel, job): the job into the `others` boxes after this one, then kernel(job, 0).
     serve(box, number): kernel(job, number) for each job that comes; it does not return."""
+    import llvmlite.binding as llvm  # takes as long to load as all else of a small run
+
     here = compiled.target()
     code = here.machine().emit_object(llvm.parse_assembly(assembly(here.triple.startswith("x86_64"))))
     jit = llvm.create_lljit_compiler(here.machine(jit=True))

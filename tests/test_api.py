@@ -179,3 +179,16 @@ def test_errors_say_what_came(case: Case) -> None:
         model(case.x, initial_state={**case.state, "0/c": case.state["0/c"][:, :20]})
     with pytest.raises(ValueError, match="2/h"):
         model(case.x, initial_state={**case.state, "2/h": case.state["0/h"]})
+
+
+def test_a_lone_cell_is_a_model() -> None:
+    stack = lstmcli.init_model(4, [5], seed=1)
+    x = np.random.default_rng(0).normal(size=(3, 6, 4)).astype(np.float32)
+    outputs, state = stack.layers[0](x, [6, 0, 2])
+    wanted, states = stack(x, [6, 0, 2])
+    np.testing.assert_array_equal(outputs, wanted)
+    assert state.keys() == {"c", "h"}
+    for name, values in state.items():
+        np.testing.assert_array_equal(values, states[f"0/{name}"])
+    again, _ = stack.layers[0](x, [6, 0, 2], initial_state=state)
+    assert (again != outputs).any()

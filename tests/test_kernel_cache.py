@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,3 +147,39 @@ def test_old_kernels_are_removed(cache: Path) -> None:
     assert {"lstm-f64-new.kernel", "other", "lstm-folder.kernel"} < left
     assert len(left) == 4
     assert "lstm-f32-old.kernel" not in left
+
+
+PROGRAM = """
+import sys
+import numpy as np
+import lstmcli
+outputs, _ = lstmcli.init_model(4, [5], seed=1)(np.ones((2, 3, 4), np.float32))
+print(outputs.tobytes().hex(), "numba" in sys.modules, "llvmlite" in sys.modules)
+"""
+
+
+def test_a_cached_kernel_needs_llvm_only_where_there_is_no_linker(tmp_path: Path) -> None:
+    if not shutil.which("ld"):
+        pytest.skip("this system has no ld")
+    results = set()
+    for path, with_llvm in [(os.environ["PATH"], "False"), ("", "True")]:
+        env = os.environ | {"PATH": path, "LSTMCLI_CACHE_DIR": str(tmp_path / f"cache{with_llvm}")}
+        for loaded in (["True", "True"], ["False", with_llvm]):
+            done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=True)
+            outputs, *modules = done.stdout.split()
+            assert modules == loaded
+            results.add(outputs)
+    assert len(results) == 1
+
+
+def test_a_library_that_the_system_refuses_is_not_needed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "link_library", lambda code: b"\x7fELF, but no more")
+    assert works()
+    monkeypatch.delattr(compiled, "compile_object")
+    assert works()
+
+
+def test_several_kernels_at_once() -> None:
+    kinds = compiled.PLAIN, compiled.PLAIN._replace(peephole=True)
+    first, second = (compiled.load(32, kind) for kind in kinds)
+    assert first.address != second.address

@@ -1,18 +1,20 @@
 """The kernel compiled once, cached, and loaded fast.
 
-Numba compiles it; the object is kept in a private folder and loaded with llvmlite alone, so that a run whose kernel is
-cached imports nothing of Numba, which would be most of a short run. Native code is loaded only from a folder and a file that
-belong to the user and that nobody else can write. A cache that cannot be used, for whatever reason, costs a compilation and
-nothing else.
+Numba compiles it; the object is kept in a private folder, and beside it, where there is a linker, the library that the
+system itself loads: a run whose kernel is cached then imports nothing of Numba and LLVM, which would be most of a short run.
+Without a linker llvmlite loads the object. Native code is loaded only from a folder and a file that belong to the user and
+that nobody else can write. A cache that cannot be used, for whatever reason, costs a compilation and nothing else.
 """
 
 import ctypes
 import functools
 import hashlib
+import itertools
 import json
 import os
+import platform
 import stat
-import tempfile
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,13 +22,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import llvmlite.binding as llvm
-
 from lstmcli.kernel.layout import Options, Shape
 
 SOURCES = ("simd.py", "activations.py", "tile.py", "lanes.py", "layout.py", "compiled.py")
 PLAIN = Options()
 KEPT = 30 * 24 * 60 * 60  # seconds
+LINKING = 20  # seconds, at most
+CPU_FACTS = {"vendor_id", "cpu family", "model", "model name", "stepping", "flags"}  # of x86, in /proc/cpuinfo
+CPU_FACTS |= {"CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"}  # of Arm
 PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 
 
@@ -54,6 +57,8 @@ class Target(NamedTuple):
         return Shape(bits, size * 8 // bits, rows=6, together=4 if many else 2)
 
     def machine(self, **options: Any) -> Any:
+        import llvmlite.binding as llvm
+
         return llvm.Target.from_triple(self.triple).create_target_machine(
             cpu=self.cpu, features=self.features, opt=3, reloc="pic", **options
         )
@@ -61,6 +66,8 @@ class Target(NamedTuple):
 
 @functools.cache
 def target() -> Target:
+    import llvmlite.binding as llvm
+
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     cpu, features = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
@@ -69,26 +76,35 @@ def target() -> Target:
     return Target(llvm.get_process_triple(), cpu or llvm.get_host_cpu_name(), features)
 
 
+class Compiled(NamedTuple):
+    """A kernel as the cache holds it."""
+
+    shape: Shape
+    symbol: str
+    code: bytes  # an object file
+    library: bytes  # a shared library of it; empty: there was no linker
+
+
 @functools.cache
 def load(bits: int, options: Options = PLAIN) -> Kernel:
     """The kernel for floats of `bits` bits and such cells on this CPU, from the cache or compiled now."""
+    path = cache_path(bits, options)
+    if path is not None:
+        with suppress(OSError, ValueError, RuntimeError):
+            return link(read(path))
     here = target()
     shape = here.shape(bits)
-    path = cache_path(here, shape, options)
-    if path is not None:
-        with suppress(OSError, ValueError, KeyError, RuntimeError):
-            return link(shape, *read(path))
     symbol, code = compile_object(here, shape, options)
+    kernel = Compiled(shape, symbol, code, link_library(code))
     if path is not None:
         with suppress(OSError):
-            write(path, symbol, code)
-    return link(shape, symbol, code)
+            write(path, kernel)
+    return link(kernel)
 
 
 def is_cached(bits: int, options: Options = PLAIN) -> bool:
     """Whether load() will find the kernel in the cache, and so take no time."""
-    here = target()
-    path = cache_path(here, here.shape(bits), options)
+    path = cache_path(bits, options)
     if path is not None:
         with suppress(OSError, ValueError, RuntimeError):
             read(path)
@@ -98,6 +114,7 @@ def is_cached(bits: int, options: Options = PLAIN) -> bool:
 
 def compile_object(here: Target, shape: Shape, options: Options) -> tuple[str, bytes]:
     """The kernel's symbol and its object file."""
+    import llvmlite.binding as llvm
     from numba import cfunc
 
     from lstmcli.kernel import lanes
@@ -107,23 +124,64 @@ def compile_object(here: Target, shape: Shape, options: Options) -> tuple[str, b
     return function.native_name, here.machine().emit_object(module)
 
 
-def link(shape: Shape, symbol: str, code: bytes) -> Kernel:
+def link_library(code: bytes) -> bytes:
+    """The shared library of an object file; empty where no linker makes one."""
+    import shutil
+    import subprocess
+    import tempfile
+
+    linker = shutil.which("ld") if sys.platform == "linux" else None
+    if linker is None:
+        return b""
+    with suppress(OSError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as folder:
+        objects, library = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
+        objects.write_bytes(code)
+        command = [linker, "-shared", "--strip-debug", "-z", "noexecstack", "-o", str(library), str(objects)]
+        subprocess.run(command, check=True, capture_output=True, timeout=LINKING)
+        return library.read_bytes()
+    return b""
+
+
+def link(kernel: Compiled) -> Kernel:
+    """Into this process."""
+    if kernel.library:
+        with suppress(OSError, AttributeError):
+            # From memory: what was read was checked, and a folder may forbid execution. The name must be new to the system's
+            # loader, so the descriptor stays open.
+            memory = os.memfd_create("lstmcli")
+            with open(memory, "wb", closefd=False) as file:
+                file.write(kernel.library)
+            library = ctypes.CDLL(f"/proc/self/fd/{memory}")
+            place = ctypes.cast(library[kernel.symbol], ctypes.c_void_p).value or 0
+            return Kernel(kernel.shape, place, PROTOTYPE(place), library)
+    import llvmlite.binding as llvm
+
     jit = llvm.create_lljit_compiler(target().machine(jit=True))
-    library = llvm.JITLibraryBuilder().add_object_img(code).export_symbol(symbol).add_current_process().link(jit, symbol)
-    return Kernel(shape, library[symbol], PROTOTYPE(library[symbol]), (library, jit))
+    builder = llvm.JITLibraryBuilder().add_object_img(kernel.code).export_symbol(kernel.symbol)
+    linked = builder.add_current_process().link(jit, kernel.symbol)
+    return Kernel(kernel.shape, linked[kernel.symbol], PROTOTYPE(linked[kernel.symbol]), (linked, jit))
 
 
-def cache_path(here: Target, shape: Shape, options: Options) -> Path | None:
+def cache_path(bits: int, options: Options) -> Path | None:
     folder = cache_folder()
-    return folder and folder / cache_name(here, shape, options)
+    return folder and folder / cache_name(bits, options)
 
 
 @functools.cache
-def cache_name(here: Target, shape: Shape, options: Options) -> str:
+def cache_name(bits: int, options: Options) -> str:
     folder = Path(__file__).parent
-    parts = [str(here), str(shape), str(options), *(version_of(package) for package in ("numba", "llvmlite"))]
+    parts = [cpu(), str(options), *(version_of(package) for package in ("numba", "llvmlite"))]
+    parts += [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
     parts += [(folder / source).read_text() for source in SOURCES]
-    return f"lstm-f{shape.bits}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.kernel"
+    return f"lstm-f{bits}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.kernel"
+
+
+def cpu() -> str:
+    """What tells CPUs apart for which LLVM may write different code: LLVM itself takes too long to load."""
+    with suppress(OSError), Path("/proc/cpuinfo").open() as file:
+        facts = (line.partition(":") for line in itertools.takewhile(str.strip, file))
+        return str([platform.machine(), *((name.strip(), value) for name, _, value in facts if name.strip() in CPU_FACTS)])
+    return str([platform.system(), platform.machine(), platform.processor()])
 
 
 def version_of(package: str) -> str:
@@ -150,27 +208,36 @@ def is_private(status: os.stat_result, kind: Callable[[int], bool]) -> bool:
     return kind(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
-def read(path: Path) -> tuple[str, bytes]:
-    """Symbol and object of a cached kernel; ValueError when it is damaged or somebody else's."""
+def read(path: Path) -> Compiled:
+    """A cached kernel; ValueError when it is damaged or somebody else's."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not is_private(os.fstat(descriptor), stat.S_ISREG):
             raise ValueError(f"{path}: not the user's own")
-        head, code = file.readline(), file.read()
+        head, content = file.readline(), file.read()
     match json.loads(head):
-        case {"symbol": str(symbol), "sha256": digest} if digest == hashlib.sha256(code).hexdigest():
-            return symbol, code
+        case {"symbol": str(symbol), "shape": [*shape], "object": int(size), "sha256": digest}:
+            if digest == digest_of(symbol, shape, size, content):
+                return Compiled(Shape(*shape), symbol, content[:size], content[size:])
     raise ValueError(f"{path}: damaged")
 
 
-def write(path: Path, symbol: str, code: bytes) -> None:
-    head = json.dumps({"symbol": symbol, "sha256": hashlib.sha256(code).hexdigest()}).encode()
+def digest_of(*parts: Any) -> str:
+    return hashlib.sha256(b"".join(part if isinstance(part, bytes) else repr(part).encode() for part in parts)).hexdigest()
+
+
+def write(path: Path, kernel: Compiled) -> None:
+    import tempfile
+
+    shape, content = list(kernel.shape), kernel.code + kernel.library
+    digest = digest_of(kernel.symbol, shape, len(kernel.code), content)
+    head = {"symbol": kernel.symbol, "shape": shape, "object": len(kernel.code), "sha256": digest}
     remove_old(path.parent)
     # Named like a kernel, so that what a killed process leaves is once removed.
     descriptor, temporary = tempfile.mkstemp(prefix="lstm-", suffix=".kernel", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(head + b"\n" + code)
+            file.write(json.dumps(head).encode() + b"\n" + content)
         Path(temporary).replace(path)
     except OSError:
         Path(temporary).unlink(missing_ok=True)

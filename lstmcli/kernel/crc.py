@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,6 +42,8 @@ def crc32_rows(rows: NDArray[Any], ends: NDArray[np.int64], sums: NDArray[np.uin
 @functools.cache
 def compile_rows() -> Callable[..., None] | None:
     """crc32_rows(address of rows, of ends, of sums, count of sequences, bytes of a row); None: not on this CPU."""
+    import llvmlite.binding as llvm  # takes as long to load as all else of a small run
+
     here = compiled.target()
     if not {"+pclmul", "+sse2"} <= set(here.features.split(",")):
         return None
