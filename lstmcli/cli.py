@@ -140,6 +140,11 @@ def lstmcli() -> None:
 @stop_after
 @click.option("--plan", metavar="PLAN", help="In place of all that says what to run: make a part of what `lstmcli plan` wrote.")
 @click.option("--shard", metavar="K", help="Which part, from 1 on; auto: what the scheduler's variables say.")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Let a Dask cluster compute: tcp://HOST:PORT, tls://HOST:PORT, a scheduler file, or local:N for N processes here.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and print the summary; compute and write nothing.")
 @as_json
 @quiet
@@ -154,6 +159,7 @@ def run(
     stop_after: float | None,
     plan: str | None,
     shard: str | None,
+    scheduler: str | None,
     **options: Any,
 ) -> None:
     """Run a model over a file of padded sequences and store its outputs and final states.
@@ -176,11 +182,17 @@ def run(
 
     if (plan is None) != (shard is None):
         raise click.UsageError("--plan PLAN and --shard K go together")
+    if scheduler is not None and options["dry_run"]:
+        raise click.UsageError("--dry-run: nothing would be computed; leave --scheduler out")
     stop = Stop(stop_after)
     with stop.heed_signals(), report.progress("none" if quiet else progress) as on_progress:
         how: dict[str, Any] = {"on_progress": on_progress, "stop": stop, "on_compile": on_compile}
         if plan is not None and shard is not None:
             facts = cli_cluster.run_shard(ctx, plan, shard, how)
+        elif scheduler is not None:
+            from lstmcli.cluster.dask import run_on
+
+            facts = run_on(scheduler, job_of(options), on_progress, stop, report.note)
         else:
             from lstmcli.run import run as run_job
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lstmcli.arrays import Lengths
-from lstmcli.errors import DataError, LstmcliError, StorageError, UsageError
+from lstmcli.errors import BusyError, DataError, LstmcliError, StorageError, UsageError
 from lstmcli.journal import Done, Fingerprint, Journal
 from lstmcli.nonfinite import Nonfinite
 from lstmcli.partial import Partial, check_left_over, check_target, partial_name
@@ -74,7 +74,8 @@ def leave(result: Result | None, journal: Journal | None, error: BaseException) 
     if journal and result and not useless and not journal.sealed:
         with suppress(LstmcliError):
             journal.flush(result)
-    if journal and (journal.done or journal.sealed) and not useless:
+    busy = isinstance(error, BusyError)  # OUT.partial: it stays, and needs its journal
+    if journal and (journal.done or journal.sealed or busy) and not useless:
         if result:
             result.close()
         journal.close()
@@ -111,7 +112,7 @@ def restore(
     if not journal:
         return None
     for count, done in enumerate(journal.done):
-        fits = done.span.first + done.span.count <= len(lengths) and done.fits(widths, dtype)
+        fits = done.span.first + done.span.count <= len(lengths) and (done.state is None or done.fits(widths, dtype))
         if not fits or result.check(done.span, done.span.lengths(lengths)) != done.checksum:
             journal.keep(count)
             break

@@ -30,10 +30,20 @@ class MissingInputError(LstmcliError):
     exit_code = 66
 
 
+class ClusterError(LstmcliError):
+    """A Dask scheduler or its workers that cannot be reached, are gone, or have another version or other files."""
+
+    exit_code = 69
+
+
 class OutputError(LstmcliError):
     """An output that exists already or cannot be created."""
 
     exit_code = 73
+
+
+class BusyError(OutputError):
+    """An output that another run is writing."""
 
 
 class StorageError(LstmcliError):

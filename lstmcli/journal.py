@@ -32,6 +32,13 @@ class Synced(Protocol):
     def sync(self) -> None: ...
 
 
+class Recorder(Protocol):
+    """A journal, or what is one for a while."""
+
+    def record(self, done: "Done", result: Synced) -> None: ...
+    def flush(self, result: Synced) -> None: ...
+
+
 class Done(NamedTuple):
     """A span that is stored. state: after it, where steps of its sequences are still to come; in the file only after a sync."""
 

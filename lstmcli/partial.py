@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.errors import OutputError, StorageError, shown
+from lstmcli.errors import BusyError, OutputError, StorageError, shown
 
 Data = bytes | memoryview | NDArray[Any]
 
@@ -51,6 +51,11 @@ class Partial:
                 f"{shown(str(self.path))}: {error.strerror}: expected {size:,} bytes of space, "
                 f"got {free.f_bavail * free.f_frsize:,}; nothing was computed"
             ) from error
+
+    def share(self) -> None:
+        """Lets others lock it as well who write parts of it: whoever claims it for a run is refused until the last is done."""
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def write(self, data: Data, offset: int) -> None:
         with storing(self.path):
@@ -190,7 +195,7 @@ def claim(name: Path, owner: Path) -> int:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OutputError(f"{shown(str(owner))}: another run is writing it; wait, or choose another --output") from error
+            raise BusyError(f"{shown(str(owner))}: another run is writing it; wait, or choose another --output") from error
         except OSError:
             pass  # a file system without locks
         status = os.fstat(fd)

@@ -88,6 +88,8 @@ def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from given(facts)
     if facts["part"]:
         yield "part", f"sequences {facts['part'][0]:,} to {facts['part'][1] - 1:,} of the whole"
+    if facts.get("scheduler"):
+        yield "scheduler", f"{shown(facts['scheduler'])}, {facts['tasks']:,} tasks"
     if facts["initial_state"]:
         yield "start", f"from {shown(facts['initial_state'])}"
     stored = "" if facts["outputs"]["stored"] else "  not stored"

@@ -26,7 +26,7 @@ from lstmcli.job import (
     stored_arrays,
     targets_of,
 )
-from lstmcli.journal import Done, Journal, journal_name
+from lstmcli.journal import Done, Journal, Recorder, journal_name
 from lstmcli.layer import MAX_LANES
 from lstmcli.model import Floats, State
 from lstmcli.nonfinite import Nonfinite, find_nonfinite
@@ -118,7 +118,7 @@ def compute(
     work: Work,
     forward: Forward,
     result: Result,
-    journal: Journal | None,
+    journal: Recorder | None,
     before: Done | None,
     stop: Stop,
     on_progress: Progress,

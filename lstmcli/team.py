@@ -9,6 +9,7 @@ nothing is passed back.
 import ctypes
 import functools
 import os
+import platform
 import threading
 from collections.abc import Callable
 
@@ -54,16 +55,11 @@ class Team:
 def natives() -> tuple[Native, Native]:
     """post(box, others, kernel, job): the job into the `others` boxes after this one, then kernel(job, 0).
     serve(box, number): kernel(job, number) for each job that comes; it does not return."""
-    import llvmlite.binding as llvm  # takes as long to load as all else of a small run
-
-    here = compiled.target()
-    code = here.machine().emit_object(llvm.parse_assembly(assembly(here.triple.startswith("x86_64"))))
-    jit = llvm.create_lljit_compiler(here.machine(jit=True))
-    builder = llvm.JITLibraryBuilder().add_object_img(code).export_symbol("post").export_symbol("serve")
-    library = builder.add_current_process().link(jit, "team")
-    post = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)(library["post"])
-    serve = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(library["serve"])
-    post.keep_alive = library, jit  # type: ignore[attr-defined]
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    (post_at, serve_at), keep_alive = compiled.load_assembly("team", assembly(x86), "post", "serve")
+    post = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)(post_at)
+    serve = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(serve_at)
+    post.keep_alive = keep_alive  # type: ignore[attr-defined]
     return post, serve
 
 

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -157,7 +158,7 @@ def test_resumed_with_other_threads_and_memory(job: Path, left: Path, tmp_path_f
     run = [word for word in RUN if word != "-q"]
     ran = resume(left, "--resume", "--threads", 2, "--max-memory", "1GB", "--json", run=run)
     assert ran.code == 0, ran.err
-    assert 0 < ran.json["resumed_steps"] < ran.json["valid_steps"]
+    assert ran.json["resumed_steps"] == 3 + 2 + 1 + 5 + 60 + (41 + 44)  # all that was noted
     assert (left / "out.h5").read_bytes() == golden(job, tmp_path_factory.mktemp("golden"))
     assert sorted(path.name for path in left.iterdir()) == ["lens.npy", "model.h5", "out.h5", "x.npy"]
 
@@ -285,3 +286,13 @@ def test_a_second_run_is_refused_while_the_first_lives(left: Path) -> None:
             assert_one_line(resume(left, option), 73, "out.h5", "another run")
             assert files.snapshot(left) == before
     assert resume(left, "--resume").code == 0
+
+
+def test_all_that_was_noted_of_long_sequences_is_kept(tmp_path: Path) -> None:
+    files.write_npy(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(2, 100000, 8)).astype(np.float32))
+    run = ["run", "-i", "x.npy", "-u", "64", "-o", "out.h5", "--threads", "1", "--max-memory", "300KB"]
+    ran = lstmcli(*run, "--stop-after", "1s", cwd=tmp_path)
+    assert ran.code == 75, ran.err
+    told = re.search(r"after ([\d,]+) of 200,000 steps", ran.err)
+    assert told
+    assert succeed(*run, "--resume", "--json", cwd=tmp_path).json["resumed_steps"] == int(told[1].replace(",", "")) > 0

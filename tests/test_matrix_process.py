@@ -47,7 +47,7 @@ def assert_honest(ran: Ran, job: Path, folder: Path, *codes: int) -> None:
 def test_little_memory_for_the_process(job: Path, tmp_path: Path) -> None:
     """Too little to begin, too little to go on, enough: the limits lie on both sides of what a run takes."""
     codes = set()
-    for megabytes in (200, 320, 345, 360, 400, 2000):
+    for megabytes in (100, 155, 170, 185, 220, 2000):
         ran = under(["prlimit", f"--as={megabytes}000000"], *run(job), cwd=tmp_path, env=ONE_BLAS_THREAD)
         codes.add(ran.code)
         assert_honest(ran, job, tmp_path, 1)
@@ -57,7 +57,7 @@ def test_little_memory_for_the_process(job: Path, tmp_path: Path) -> None:
 def test_blocks_that_memory_cannot_hold(job: Path, tmp_path: Path) -> None:
     files.write_npy(tmp_path / "x.npy", np.zeros((4000, 100, 64), np.float32))
     args = ["run", "-i", "x.npy", "-u", 512, "--save", "states", "--max-memory", "8GB", "--threads", 1, "-o", "out.h5", "-q"]
-    ran = under(["prlimit", "--as=450000000"], *args, cwd=tmp_path, env=ONE_BLAS_THREAD)
+    ran = under(["prlimit", "--as=270000000"], *args, cwd=tmp_path, env=ONE_BLAS_THREAD)
     assert_one_line(ran, 1, "out of memory")
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 

@@ -77,10 +77,10 @@ def target() -> Target:
 
 
 class Compiled(NamedTuple):
-    """A kernel as the cache holds it."""
+    """Functions as the cache holds them."""
 
-    shape: Shape
-    symbol: str
+    symbols: list[str]
+    shape: list[int]  # fields of the Shape that a kernel is made for
     code: bytes  # an object file
     library: bytes  # a shared library of it; empty: there was no linker
 
@@ -88,18 +88,44 @@ class Compiled(NamedTuple):
 @functools.cache
 def load(bits: int, options: Options = PLAIN) -> Kernel:
     """The kernel for floats of `bits` bits and such cells on this CPU, from the cache or compiled now."""
-    path = cache_path(bits, options)
+
+    def compile_kernel() -> tuple[list[str], list[int], bytes]:
+        here = target()
+        shape = here.shape(bits)
+        symbol, code = compile_object(here, shape, options)
+        return [symbol], list(shape), code
+
+    (place,), shape, keep_alive = cached(cache_path(bits, options), compile_kernel)
+    return Kernel(Shape(*shape), place, PROTOTYPE(place), keep_alive)
+
+
+def load_assembly(name: str, text: str, *symbols: str) -> tuple[list[int], Any]:
+    """The addresses of functions in LLVM's language, likewise, and what keeps them in memory."""
+
+    def compile_text() -> tuple[list[str], list[int], bytes]:
+        import llvmlite.binding as llvm
+
+        return list(symbols), [], target().machine().emit_object(llvm.parse_assembly(text))
+
+    folder = cache_folder()
+    path = folder and folder / f"lstm-{name}-{digest_of(cpu(), version_of('llvmlite'), text)[:32]}.kernel"
+    places, _, keep_alive = cached(path, compile_text)
+    return places, keep_alive
+
+
+def cached(
+    path: Path | None, compile_now: Callable[[], tuple[list[str], list[int], bytes]]
+) -> tuple[list[int], list[int], Any]:
+    """Addresses, shape, and what keeps the functions in memory: out of the file `path`, or compiled now and put there."""
     if path is not None:
         with suppress(OSError, ValueError, RuntimeError):
             return link(read(path))
-    here = target()
-    shape = here.shape(bits)
-    symbol, code = compile_object(here, shape, options)
-    kernel = Compiled(shape, symbol, code, link_library(code))
+    symbols, shape, code = compile_now()
+    made = Compiled(symbols, shape, code, link_library(code))
     if path is not None:
         with suppress(OSError):
-            write(path, kernel)
-    return link(kernel)
+            write(path, made)
+    return link(made)
 
 
 def is_cached(bits: int, options: Options = PLAIN) -> bool:
@@ -142,24 +168,26 @@ def link_library(code: bytes) -> bytes:
     return b""
 
 
-def link(kernel: Compiled) -> Kernel:
+def link(made: Compiled) -> tuple[list[int], list[int], Any]:
     """Into this process."""
-    if kernel.library:
+    if made.library:
         with suppress(OSError, AttributeError):
             # From memory: what was read was checked, and a folder may forbid execution. The name must be new to the system's
             # loader, so the descriptor stays open.
             memory = os.memfd_create("lstmcli")
             with open(memory, "wb", closefd=False) as file:
-                file.write(kernel.library)
+                file.write(made.library)
             library = ctypes.CDLL(f"/proc/self/fd/{memory}")
-            place = ctypes.cast(library[kernel.symbol], ctypes.c_void_p).value or 0
-            return Kernel(kernel.shape, place, PROTOTYPE(place), library)
+            places = [ctypes.cast(library[symbol], ctypes.c_void_p).value or 0 for symbol in made.symbols]
+            return places, made.shape, library
     import llvmlite.binding as llvm
 
     jit = llvm.create_lljit_compiler(target().machine(jit=True))
-    builder = llvm.JITLibraryBuilder().add_object_img(kernel.code).export_symbol(kernel.symbol)
-    linked = builder.add_current_process().link(jit, kernel.symbol)
-    return Kernel(kernel.shape, linked[kernel.symbol], PROTOTYPE(linked[kernel.symbol]), (linked, jit))
+    builder = llvm.JITLibraryBuilder().add_object_img(made.code).add_current_process()
+    for symbol in made.symbols:
+        builder.export_symbol(symbol)
+    linked = builder.link(jit, made.symbols[0])
+    return [linked[symbol] for symbol in made.symbols], made.shape, (linked, jit)
 
 
 def cache_path(bits: int, options: Options) -> Path | None:
@@ -176,6 +204,7 @@ def cache_name(bits: int, options: Options) -> str:
     return f"lstm-f{bits}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.kernel"
 
 
+@functools.cache
 def cpu() -> str:
     """What tells CPUs apart for which LLVM may write different code: LLVM itself takes too long to load."""
     with suppress(OSError), Path("/proc/cpuinfo").open() as file:
@@ -209,16 +238,16 @@ def is_private(status: os.stat_result, kind: Callable[[int], bool]) -> bool:
 
 
 def read(path: Path) -> Compiled:
-    """A cached kernel; ValueError when it is damaged or somebody else's."""
+    """What write() has put there; ValueError when it is damaged or somebody else's."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not is_private(os.fstat(descriptor), stat.S_ISREG):
             raise ValueError(f"{path}: not the user's own")
         head, content = file.readline(), file.read()
     match json.loads(head):
-        case {"symbol": str(symbol), "shape": [*shape], "object": int(size), "sha256": digest}:
-            if digest == digest_of(symbol, shape, size, content):
-                return Compiled(Shape(*shape), symbol, content[:size], content[size:])
+        case {"symbols": [*symbols], "shape": [*shape], "object": int(size), "sha256": digest}:
+            if digest == digest_of(symbols, shape, size, content):
+                return Compiled(symbols, shape, content[:size], content[size:])
     raise ValueError(f"{path}: damaged")
 
 
@@ -226,18 +255,18 @@ def digest_of(*parts: Any) -> str:
     return hashlib.sha256(b"".join(part if isinstance(part, bytes) else repr(part).encode() for part in parts)).hexdigest()
 
 
-def write(path: Path, kernel: Compiled) -> None:
+def write(path: Path, made: Compiled) -> None:
     import tempfile
 
-    shape, content = list(kernel.shape), kernel.code + kernel.library
-    digest = digest_of(kernel.symbol, shape, len(kernel.code), content)
-    head = {"symbol": kernel.symbol, "shape": shape, "object": len(kernel.code), "sha256": digest}
+    symbols, shape, code, library = made
+    digest = digest_of(symbols, shape, len(code), code + library)
+    head = {"symbols": symbols, "shape": shape, "object": len(code), "sha256": digest}
     remove_old(path.parent)
     # Named like a kernel, so that what a killed process leaves is once removed.
     descriptor, temporary = tempfile.mkstemp(prefix="lstm-", suffix=".kernel", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(json.dumps(head).encode() + b"\n" + content)
+            file.write(json.dumps(head).encode() + b"\n" + code + library)
         Path(temporary).replace(path)
     except OSError:
         Path(temporary).unlink(missing_ok=True)

@@ -8,6 +8,7 @@ the reflected polynomial 0xEDB88320: x^(4*128+32), x^(4*128-32), x^(128+32), x^(
 
 import ctypes
 import functools
+import os
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -42,16 +43,11 @@ def crc32_rows(rows: NDArray[Any], ends: NDArray[np.int64], sums: NDArray[np.uin
 @functools.cache
 def compile_rows() -> Callable[..., None] | None:
     """crc32_rows(address of rows, of ends, of sums, count of sequences, bytes of a row); None: not on this CPU."""
-    import llvmlite.binding as llvm  # takes as long to load as all else of a small run
-
-    here = compiled.target()
-    if not {"+pclmul", "+sse2"} <= set(here.features.split(",")):
+    if "NUMBA_CPU_FEATURES" in os.environ or not {"pclmulqdq", "sse2"} <= set(compiled.cpu().split()):
         return None
-    code = here.machine().emit_object(llvm.parse_assembly(assembly()))
-    jit = llvm.create_lljit_compiler(here.machine(jit=True))
-    library = llvm.JITLibraryBuilder().add_object_img(code).export_symbol("crc32_rows").link(jit, "crc32_rows")
-    function = PROTOTYPE(library["crc32_rows"])
-    function.keep_alive = library, jit  # type: ignore[attr-defined]
+    (place,), keep_alive = compiled.load_assembly("crc", assembly(), "crc32_rows")
+    function = PROTOTYPE(place)
+    function.keep_alive = keep_alive  # type: ignore[attr-defined]
     return function
 
 
