@@ -82,7 +82,7 @@ class Compiled(NamedTuple):
     symbols: list[str]
     shape: list[int]  # fields of the Shape that a kernel is made for
     code: bytes  # an object file
-    library: bytes  # a shared library of it; empty: there was no linker
+    shared: bytes  # a shared library of it; empty: there was no linker
 
 
 @functools.cache
@@ -170,13 +170,13 @@ def link_library(code: bytes) -> bytes:
 
 def link(made: Compiled) -> tuple[list[int], list[int], Any]:
     """Into this process."""
-    if made.library:
+    if made.shared:
         with suppress(OSError, AttributeError):
             # From memory: what was read was checked, and a folder may forbid execution. The name must be new to the system's
             # loader, so the descriptor stays open.
             memory = os.memfd_create("lstmcli")
             with open(memory, "wb", closefd=False) as file:
-                file.write(made.library)
+                file.write(made.shared)
             library = ctypes.CDLL(f"/proc/self/fd/{memory}")
             places = [ctypes.cast(library[symbol], ctypes.c_void_p).value or 0 for symbol in made.symbols]
             return places, made.shape, library
