@@ -75,7 +75,7 @@ def main() -> None:
         fail(str(error), error.exit_code)
     except MemoryError:
         fail("out of memory; a smaller --max-memory or a smaller model takes less", 1)
-    except (OSError, ImportError) as error:  # of standard output, or of a library: those of files have become LstmcliError
+    except (OSError, ImportError, SystemError) as error:  # of standard output or a library: those of files are LstmcliError
         code = StorageError.exit_code if getattr(error, "errno", None) else 1
         fail(f"{error}; is something full, or a limit too low (ulimit -a)?", code)
     except RuntimeError as error:
