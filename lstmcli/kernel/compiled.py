@@ -199,7 +199,6 @@ def cache_path(bits: int, options: Options) -> Path | None:
 def cache_name(bits: int, options: Options) -> str:
     folder = Path(__file__).parent
     parts = [cpu(), str(options), *(version_of(package) for package in ("numba", "llvmlite"))]
-    parts += [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
     parts += [(folder / source).read_text() for source in SOURCES]
     return f"lstm-f{bits}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.kernel"
 
@@ -207,10 +206,13 @@ def cache_name(bits: int, options: Options) -> str:
 @functools.cache
 def cpu() -> str:
     """What tells CPUs apart for which LLVM may write different code: LLVM itself takes too long to load."""
+    said = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
     with suppress(OSError), Path("/proc/cpuinfo").open() as file:
         facts = (line.partition(":") for line in itertools.takewhile(str.strip, file))
-        return str([platform.machine(), *((name.strip(), value) for name, _, value in facts if name.strip() in CPU_FACTS)])
-    return str([platform.system(), platform.machine(), platform.processor()])
+        return str(
+            [*said, platform.machine(), *((name.strip(), value) for name, _, value in facts if name.strip() in CPU_FACTS)]
+        )
+    return str([*said, platform.system(), platform.machine(), platform.processor()])
 
 
 def version_of(package: str) -> str:
