@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from command import LSTMCLI, SECONDS, assert_one_line, lstmcli, shell, succeed
 
-pytest.importorskip("distributed", reason="Dask is not installed: pip install 'distributed'")
+distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'distributed'")
 pytest.importorskip("cryptography", reason="cryptography is not installed, which local:N takes")
 
 RUN = ["run", "-i", "x.npy", "-l", "lens.npy", "-w", "model.h5", "-o", "out.h5", "-q"]
@@ -73,6 +73,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     made = Cluster(tmp_path_factory.mktemp("cluster"))
     made.add_worker()
     made.add_worker()
+    with distributed.Client(made.address, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=SECONDS)
     yield made
     made.close()
 
