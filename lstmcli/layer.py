@@ -14,13 +14,14 @@ from lstmcli.model import Cell, State
 from lstmcli.team import team
 
 MAX_LANES = 48  # per thread: a panel of weights is read once for all of them, and their rows of x and h stay in the cache
-MIN_LANES = 4  # with fewer the tile is half empty, and the input products of AHEAD steps are computed at once,
+MIN_LANES = 4  # as fast a sequence as a full tile; with fewer the input products of AHEAD steps are computed at once,
 STREAMED_BYTES = 16 << 20  # as with weights beyond this, which no cache holds from step to step: half are then read only once
 AHEAD = 24
+CACHED_BYTES = 1 << 20  # weights beyond this leave the second-level cache of a core: they are read for as many lanes as can be
+TURNS = 8  # sequences that a lane takes in turn, or more: with fewer, and so more lanes, the threads end less together
 THREAD_FLOPS = 5e6  # less work than this (50 us) is not worth waking another thread
 # What a job says, with what a layer always says from PANELS_AT to GATE_CLIP, and zeros.
 JOB = struct.Struct(f"{Job.PANELS_AT}q{8 * (Job.LANES - Job.PANELS_AT)}s{JOB_WORDS - Job.LANES}q{8 * SYNC_WORDS}x")
-SHARED_BYTES = 1 << 20  # weights beyond this leave the second-level cache of a core
 SHARED_FLOPS = 2e5  # a step of less work than this (2 us) is not worth waiting for each other
 
 
@@ -84,25 +85,23 @@ class Layer:
     def shares(self, threads: int, count: int, steps: int, longest: int) -> tuple[int, bool, int, int]:
         """How many threads, whether they share each step, the lanes of each, and the steps of input products in advance.
 
-        So many lanes that they end together, with the tile full till then. Which of all this is chosen changes no bit.
+        So many lanes that all can be kept busy till the end. Which of all this is chosen changes no bit.
         """
         flops, rows = self.flops, self.kernel.shape.rows
         if count <= rows and flops * steps < THREAD_FLOPS:
             return 1, False, count, AHEAD if count < MIN_LANES else 0
         weights = self.weights.panels.nbytes
         threads = min(threads, int(flops * steps / THREAD_FLOPS) + 1)
-        lanes = -(-steps // longest)
-        lanes = min(count, MAX_LANES * threads, -(-lanes // rows) * rows)
-        share = False
-        if threads > 1:
-            few = lanes < rows * threads or (weights > SHARED_BYTES and lanes < MAX_LANES)
-            share = few and flops * lanes > SHARED_FLOPS and self.panels >= threads
+        most = min(count, -(-steps // (longest * rows)) * rows)  # sequences side by side till the end, in full tiles
+        few = most < rows * threads or (weights > STREAMED_BYTES and most < MAX_LANES)
+        share = threads > 1 and few and flops * most > SHARED_FLOPS and self.panels >= threads
         if share:
-            lanes = min(lanes, MAX_LANES)
+            lanes = most
         else:
             threads = min(threads, count)
-            full = max(1, round(steps / longest / threads / rows)) * rows  # lanes of full tiles
-            lanes = min(full, MAX_LANES, -(-count // threads))
+            lanes = (most if weights > CACHED_BYTES else count // TURNS) // threads // rows * rows
+            lanes = min(max(MIN_LANES, lanes), -(-count // threads))
+        lanes = min(lanes, MAX_LANES)
         return threads, share, lanes, AHEAD if lanes < MIN_LANES or weights > STREAMED_BYTES else 0
 
 

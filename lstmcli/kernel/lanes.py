@@ -193,7 +193,8 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
         Threads take whole sequences, or, where SHARERS > 1, they run all sequences together, each for its part of the units.
         """
         inputs, units, outputs = get(job, INPUTS), get(job, UNITS), get(job, OUTPUTS)
-        lanes, ahead, count, sharers = get(job, LANES), get(job, AHEAD), get(job, COUNT), get(job, SHARERS)
+        lanes, ahead, count = get(job, LANES), get(job, AHEAD), get(job, COUNT)
+        threads, sharers = get(job, THREADS), get(job, SHARERS)
         order, lengths = at(get(job, ORDER_AT)), at(get(job, LENGTHS_AT))
         x_starts, y_starts = at(get(job, X_STARTS_AT)), at(get(job, Y_STARTS_AT))
         x_step, y_step, cells_step = get(job, X_STEP), get(job, Y_STEP), get(job, CELLS_STEP)
@@ -224,9 +225,9 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
             # Empty lanes take the next sequences.
             while active < room:
                 turn = taken
+                if sharers == 1:  # the first ones are dealt out, or the first thread to come would have all the longest ones
+                    turn = taken * threads + thread if taken < lanes else lanes * threads + take_next(at(get(job, SYNC_AT)))
                 taken += 1
-                if sharers == 1:
-                    turn = take_next(at(get(job, SYNC_AT)))
                 if turn >= count:
                     room = 0
                     break
