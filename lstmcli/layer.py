@@ -14,11 +14,11 @@ from lstmcli.model import Cell, State
 from lstmcli.team import team
 
 MAX_LANES = 48  # per thread: a panel of weights is read once for all of them, and their rows of x and h stay in the cache
-MIN_LANES = 4  # as fast a sequence as a full tile; with fewer the input products of AHEAD steps are computed at once,
+MIN_LANES = 4  # almost as fast a sequence as a full tile; with fewer the input products of AHEAD steps are computed at once,
 STREAMED_BYTES = 16 << 20  # as with weights beyond this, which no cache holds from step to step: half are then read only once
 AHEAD = 24
 CACHED_BYTES = 1 << 20  # weights beyond this leave the second-level cache of a core: they are read for as many lanes as can be
-TURNS = 8  # sequences that a lane takes in turn, or more: with fewer, and so more lanes, the threads end less together
+TURNS = 5  # sequences that a lane takes in turn, or more: with fewer, and so more lanes, the threads end less together
 THREAD_FLOPS = 5e6  # less work than this (50 us) is not worth waking another thread
 # What a job says, with what a layer always says from PANELS_AT to GATE_CLIP, and zeros.
 JOB = struct.Struct(f"{Job.PANELS_AT}q{8 * (Job.LANES - Job.PANELS_AT)}s{JOB_WORDS - Job.LANES}q{8 * SYNC_WORDS}x")
