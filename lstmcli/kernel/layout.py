@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 GATES = 4  # input, forget, candidate, output
+LINE_BYTES = 64  # of the cache
 Floats = NDArray[np.floating]
 
 
@@ -176,4 +177,13 @@ def projection_panels(projection: Floats, shape: Shape) -> Floats:
 def in_panels(columns: Floats, shape: Shape) -> Floats:
     """(K, GATES, count * width) or (K, GATES, count, width) -> (count, groups, K, together, width)"""
     split = columns.reshape(len(columns), GATES // shape.together, shape.together, -1, shape.width)
-    return np.ascontiguousarray(split.transpose(3, 1, 0, 2, 4))
+    return in_lines(split.transpose(3, 1, 0, 2, 4))
+
+
+def in_lines(values: Floats) -> Floats:
+    """A contiguous copy that begins with a cache line: no load of a vector then needs two, which costs up to 5 %."""
+    room = np.empty(values.nbytes + LINE_BYTES, np.uint8)
+    first = -room.ctypes.data % LINE_BYTES
+    found: Floats = room[first : first + values.nbytes].view(values.dtype).reshape(values.shape)
+    np.copyto(found, values)
+    return found
