@@ -36,7 +36,7 @@ class Layer:
         self.inputs, self.units, self.outputs = cell.input_size, cell.units, cell.output_size
         kernels = (cell.input_kernel, cell.recurrent_kernel, cell.bias, cell.forget_bias, cell.peephole, cell.projection)
         self.weights = pack(*kernels, self.kernel.shape)
-        self.panels = len(self.weights.panels)
+        self.panels = len(self.weights.biases)
         self.flops = 8 * self.units * (self.inputs + self.outputs) + 2 * self.weights.projection.size  # of a step
         self.hidden = self.units * self.size if cell.projection is not None else 0  # bytes of a lane's h before the projection
         clips = (limit or 0.0 for limit in (cell.cell_clip, cell.projection_clip, cell.gate_clip))

@@ -132,18 +132,26 @@ def copy(context: Any, target: types.Type, source: types.Type, size: types.Type)
 
 
 def tile_call(shape: Shape, options: Options) -> Callable[..., None]:
-    """The call of the tile of `rows` lanes from lane `first` on, with the arguments of tile.define."""
+    """The call of the tile of `rows` lanes from lane `first` on, with the arguments of tile.define.
+
+    `half_unit` is the first unit of the panel that has two gates in a vector, -1: none.
+    """
 
     @intrinsic
-    def call(context, rows, job, weights, table, lanes, first, unit, resume, pause):  # type: ignore[no-untyped-def]
+    def call(context, rows, job, weights, table, lanes, first, unit, half_unit, resume, pause):  # type: ignore[no-untyped-def]
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            rows, job, weights, table, lanes, first, unit, *flags = args
+            rows, job, weights, table, lanes, first, unit, half_unit, *flags = args
             values = [job, builder.inttoptr(weights, POINTER), builder.gep(table, [first], source_etype=I64), lanes, unit]
             values += [builder.icmp_signed("!=", flag, ir.Constant(I64, 0)) for flag in flags]
-            switch_rows(builder, shape, rows, values, partial(tile.define, builder.module, shape, options))
+            with builder.if_else(builder.icmp_signed("==", unit, half_unit)) as branches:
+                for half, branch in zip((True, False), branches, strict=True):
+                    with branch:
+                        if shape.half or not half:
+                            define = partial(tile.define, builder.module, shape, options, half=half)
+                            switch_rows(builder, shape, rows, values, define)
             return context.get_dummy_value()
 
-        return types.none(types.int64, ADDRESSES, types.int64, ADDRESSES, *[types.int64] * 5), emit
+        return types.none(types.int64, ADDRESSES, types.int64, ADDRESSES, *[types.int64] * 6), emit
 
     return call
 
@@ -184,7 +192,7 @@ def switch_rows(
 def define(shape: Shape, options: Options) -> Callable[..., None]:
     """The kernel for one tile shape and one kind of cell, to be compiled with SIGNATURE."""
     tile_of, projection_of = tile_call(shape, options), projection_call(shape, options)
-    width, rows, size, projected = shape.width, shape.rows, shape.bits // 8, options.projection
+    width, half, rows, size, projected = shape.width, shape.half, shape.rows, shape.bits // 8, options.projection
     row_bytes = GATES * width * size  # of a panel
 
     def lstm(job, thread):  # type: ignore[no-untyped-def]
@@ -205,6 +213,7 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
         coming = at(scratch + 8 * COLUMNS * lanes)  # a table as well, for the steps whose input products are computed now
         sums = scratch + 8 * COLUMNS * (lanes + slots)
         panels, columns = (units + width - 1) // width, (outputs + GATES * width - 1) // (GATES * width)
+        half_unit = (panels - 1) * width if 0 < units % width <= half else -1
         panel_bytes, projection_bytes = (inputs + outputs) * row_bytes, units * row_bytes
         first_panel, end_panel, first_column, end_column = 0, panels, 0, columns
         if sharers > 1:
@@ -267,13 +276,15 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
             for panel in range(first_panel, end_panel if coming_rows > 0 else 0):
                 weights = get(job, PANELS_AT) + panel * panel_bytes
                 for first in range(0, coming_rows, rows):
-                    tile_of(min_of(rows, coming_rows - first), job, weights, coming, slots, first, panel * width, 0, 1)
+                    count_here = min_of(rows, coming_rows - first)
+                    tile_of(count_here, job, weights, coming, slots, first, panel * width, half_unit, 0, 1)
 
             # One step of all lanes.
             for panel in range(first_panel, end_panel):
                 weights = get(job, PANELS_AT) + panel * panel_bytes
                 for first in range(0, active, rows):
-                    tile_of(min_of(rows, active - first), job, weights, table, lanes, first, panel * width, ahead, 0)
+                    count_here = min_of(rows, active - first)
+                    tile_of(count_here, job, weights, table, lanes, first, panel * width, half_unit, ahead, 0)
             if projected:
                 if sharers > 1:
                     met += sharers

@@ -26,6 +26,11 @@ class Shape(NamedTuple):
     def dtype(self) -> np.dtype:
         return np.dtype(f"f{self.bits // 8}")
 
+    @property
+    def half(self) -> int:
+        """The last panel has two gates in a vector where it has no more units than this: else half of it would be zeros."""
+        return self.width // 2 if self.width > 2 else 0
+
 
 class Options(NamedTuple):
     """Of a cell, those that are compiled in: so what is off costs nothing."""
@@ -118,8 +123,9 @@ def scratch_words(lanes: int, ahead: int, biases: Floats) -> int:
 class Weights(NamedTuple):
     """A cell's weights in the order in which the tile reads them; zero past the last unit.
 
-    panels      (ceil(units / width), groups, E + P, together, width)  gates i, f, g, o in groups of `together`
-    biases      (ceil(units / width), GATES, width)
+    panels      (ceil(units / width), groups, E + P, together, width)  gates i, f, g, o in groups of `together`; the last one,
+                where it has no more than `half` units: (E + P, 2, width) with the gates i and f, g and o in a vector
+    biases      (ceil(units / width), GATES, width); likewise (2, width)
     peepholes   (ceil(units / width), 3, width)  rows i, f, o
     projection  (ceil(P / (GATES * width)), groups, units, together, width), columns in order; empty: none
     """
@@ -157,9 +163,14 @@ def pack(
     if peephole is not None:
         vectors[GATES:, :units] = peephole
     vectors = vectors.astype(dtype).reshape(-1, count, width).transpose(1, 0, 2)
+    panels, biases = in_panels(joint, shape), np.ascontiguousarray(vectors[:, :GATES])
+    if 0 < units % width <= shape.half:
+        last = joint[..., -width : -width + shape.half].reshape(-1)
+        panels = in_lines(np.concatenate([panels[:-1].reshape(-1), last]))
+        biases[-1].reshape(-1)[: GATES * shape.half] = biases[-1, :, : shape.half].reshape(-1)
     return Weights(
-        in_panels(joint, shape),
-        np.ascontiguousarray(vectors[:, :GATES]),
+        panels,
+        biases,
         np.ascontiguousarray(vectors[:, GATES:]),
         np.zeros(0, dtype) if projection is None else projection_panels(projection, shape),
     )

@@ -63,9 +63,9 @@ class Tile:
     def pointer(self, field: Job) -> ir.Value:
         return self.simd.builder.inttoptr(self.number(field), POINTER)
 
-    def limit(self, field: Job) -> Vector:
-        value = self.simd.builder.bitcast(self.number(field), ir.DoubleType())
-        return self.simd.broadcast_value(value if self.shape.bits == 64 else self.simd.builder.fptrunc(value, ir.FloatType()))
+    def limit(self, field: Job, simd: Simd) -> Vector:
+        value = simd.builder.bitcast(self.number(field), ir.DoubleType())
+        return simd.broadcast_value(value if self.shape.bits == 64 else simd.builder.fptrunc(value, ir.FloatType()))
 
     def addresses(self, column: Column, offset: ir.Value | None = None) -> list[ir.Value]:
         """The column's address for each row, `offset` floats on."""
@@ -88,21 +88,24 @@ class Tile:
     ) -> list[list[Vector]]:
         """sums[row][gate] += row[k] * weights[gate, first + k] for k in range(count), for each (rows, first, count) of terms.
 
+        A gate is a vector of sums here: a gate of `width` units, or two gates of half as many.
+
         weights  (groups, depth, together, width)
         """
-        builder, together = self.simd.builder, self.shape.together
+        builder, count = self.simd.builder, len(sums[0])
+        together = min(self.shape.together, count)
         # A few rows leave registers for all gates at once, and are too few chains to keep the FMA units busy otherwise.
-        at_once = GATES if self.rows * GATES <= self.shape.rows * together else together
+        at_once = count if self.rows * count <= self.shape.rows * together else together
         done: list[list[Vector]] = [[] for _ in sums]
-        for first_gate in range(0, GATES, at_once):
+        for first_gate in range(0, count, at_once):
             part = [row[first_gate : first_gate + at_once] for row in sums]
             groups = range(first_gate // together, (first_gate + at_once) // together)
             streams = [
                 self.simd.at(weights, builder.mul(depth, ir.Constant(I64, g * together * self.shape.width))) for g in groups
             ]
-            for rows, first, count in terms:
+            for rows, first, steps in terms:
                 skip = builder.mul(first, ir.Constant(I64, together * self.shape.width))
-                part = self.accumulate(part, [self.simd.at(stream, skip) for stream in streams], rows, count)
+                part = self.accumulate(part, [self.simd.at(stream, skip) for stream in streams], rows, steps)
             for row, gates in zip(done, part, strict=True):
                 row += gates
         return done
@@ -114,7 +117,7 @@ class Tile:
 
         streams  where the weights (count, together, width) of each group of gates begin
         """
-        simd, builder, together = self.simd, self.simd.builder, self.shape.together
+        simd, builder, together = self.simd, self.simd.builder, len(sums[0]) // len(streams)
         before = builder.block
         loop, after = (builder.function.append_basic_block() for _ in range(2))
         builder.cbranch(builder.icmp_signed(">", count, ir.Constant(I64, 0)), loop, after)
@@ -166,8 +169,8 @@ def internal(module: ir.Module, name: str, kinds: list[ir.Type]) -> ir.Function:
     return function
 
 
-def define(module: ir.Module, shape: Shape, options: Options, rows: int) -> ir.Function:
-    """The function in `module` that is the tile of `rows` lanes, rows <= shape.rows:
+def define(module: ir.Module, shape: Shape, options: Options, rows: int, half: bool) -> ir.Function:
+    """The function in `module` that is the tile of `rows` lanes, rows <= shape.rows, with two gates in a vector where `half`:
 
     tile(job, weights, table, lanes, unit, resume, pause)
 
@@ -184,7 +187,7 @@ def define(module: ir.Module, shape: Shape, options: Options, rows: int) -> ir.F
     pause            whether the chains stop after the input products, in SUMS
     resume           whether they go on from there; a chain that does not pause ends in NEW_C and Y or HIDDEN
     """
-    name = f"lstm_tile_{rows}"
+    name = f"lstm_tile_{rows}{'_half' if half else ''}"
     if name in module.globals:
         return module.globals[name]
     function = ir.Function(
@@ -201,7 +204,7 @@ def define(module: ir.Module, shape: Shape, options: Options, rows: int) -> ir.F
     panel = builder.mul(unit, ir.Constant(I64, GATES))
     paused, biases = tile.addresses(Column.SUMS, panel), tile.addresses(Column.BIAS, panel)
     begin = [builder.select(resume, *pair) for pair in zip(paused, biases, strict=True)]
-    sums = [[simd.load(tile.vector(row, number)) for number in range(GATES)] for row in begin]
+    sums = [[simd.load(tile.vector(row, number)) for number in range(GATES // 2 if half else GATES)] for row in begin]
     inputs, outputs = tile.number(Job.INPUTS), tile.number(Job.OUTPUTS)
     x = (tile.addresses(Column.X), zero, builder.select(resume, zero, inputs))
     h = (tile.addresses(Column.H), inputs, builder.select(pause, zero, outputs))
@@ -213,8 +216,11 @@ def define(module: ir.Module, shape: Shape, options: Options, rows: int) -> ir.F
                 for number, value in enumerate(gates):
                     simd.store(value, tile.vector(row, number))
         with otherwise:
+            if half:
+                simd = Simd(builder, shape.bits, shape.half)
+                sums = [[gate for both in row for gate in split(both, simd)] for row in sums]
             limits = {
-                name: tile.limit(field)
+                name: tile.limit(field, simd)
                 for name, field, there in [
                     ("cell", Job.CELL_CLIP, options.cell_clip),
                     ("gate", Job.GATE_CLIP, options.gate_clip),
@@ -264,7 +270,7 @@ def define_projection(module: ir.Module, shape: Shape, options: Options, rows: i
     units = tile.number(Job.UNITS)
     sums = [[simd.constant(0.0)] * GATES for _ in range(rows)]
     sums = tile.products(sums, weights, units, [(tile.addresses(Column.HIDDEN), ir.Constant(I64, 0), units)])
-    limits = {"projection": tile.limit(Job.PROJECTION_CLIP)} if options.projection_clip else {}
+    limits = {"projection": tile.limit(Job.PROJECTION_CLIP, simd)} if options.projection_clip else {}
     for number in range(GATES):
         column = builder.add(first, ir.Constant(I64, number * shape.width))
         part = simd.part(builder.sub(tile.number(Job.OUTPUTS), column))
