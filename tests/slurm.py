@@ -93,14 +93,15 @@ def submit(script: Path) -> str:
     return ask("sbatch", "--parsable", "--chdir", script.parent, "--output", script.parent / "slurm-%A_%a.out", script)
 
 
+def left(job: str) -> str:
+    """Its tasks in the queue. One that was requeued would wait for two minutes; some seconds are enough."""
+    tasks = ask("squeue", "--noheader", "--array", "--format", "%i %r", "--jobs", job)
+    for task in re.findall(r"(\S+) BeginTime", tasks):
+        time.sleep(3)  # the node refuses it in the second in which it was requeued
+        ask("scontrol", "update", f"JobId={task}", "StartTime=now")
+    return tasks
+
+
 def wait(job: str) -> None:
-    """Until it has left the queue. A task that was requeued would wait for two minutes; some seconds are enough."""
-
-    def gone() -> bool:
-        tasks = ask("squeue", "--noheader", "--array", "--format", "%i %r", "--jobs", job)
-        for task in re.findall(r"(\S+) BeginTime", tasks):
-            time.sleep(3)  # the node refuses it in the second in which it was requeued
-            ask("scontrol", "update", f"JobId={task}", "StartTime=now")
-        return not tasks
-
-    until(gone)
+    """Until it has left the queue."""
+    until(lambda: not left(job))

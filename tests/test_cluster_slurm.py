@@ -104,6 +104,24 @@ def test_a_time_limit(folder: Path) -> None:
     assert (folder / "limited.h5").read_bytes() == (folder / "unlimited.h5").read_bytes()
 
 
+def test_a_task_is_not_requeued_for_ever(folder: Path) -> None:
+    text = succeed("plan", *RUN, "--shards", 1, "-o", "many.json", "--format", "slurm", cwd=folder).text
+    (folder / "many.sh").write_text(text.replace("-lt 100", "-lt 1"))
+    job, journal = slurm.submit(folder / "many.sh"), folder / "many.parts" / "part-0001.h5.journal"
+
+    def noted() -> int:
+        return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+    for stops in (1, 2):
+        before = max(1, noted())
+        slurm.until(lambda before=before: slurm.left(job) and noted() > before)
+        slurm.ask("scancel", "--signal=TERM", f"{job}_1")
+        slurm.until(lambda stops=stops: len(stopped_after(told(folder, job, 1)[0])) == stops)
+    slurm.wait(job)
+    assert not told(folder, job, 1)[1]
+    assert succeed("plan", "--missing", "many.json", cwd=folder).text == "1\n"
+
+
 def test_cpus_of_a_task(folder: Path) -> None:
     """All that it was given: an affinity, where Slurm sets one, holds for the step that srun starts."""
     text = succeed("plan", *RUN, "--threads", 2, "--shards", 2, "-o", "two.json", "--format", "slurm", cwd=folder).text

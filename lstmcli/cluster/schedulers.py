@@ -31,8 +31,10 @@ SCRIPTS = {
 # srun gives a step one CPU, unless it is told.
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" {command} --threads "$SLURM_CPUS_PER_TASK"
 code=$?
-# Stopped before the time limit: the same task again, which goes on.
-if [ $code -eq 75 ]; then scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"; fi
+# Stopped before the time limit: the same task again, which goes on. Not for ever: the limit may be too short for anything.
+if [ $code -eq 75 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt 100 ]; then
+  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+fi
 exit $code
 """,
     "pbs": """\
