@@ -29,6 +29,7 @@ Fingerprint = dict[str, Any]  # JSON
 
 
 class Synced(Protocol):
+    def start_sync(self) -> None: ...
     def sync(self) -> None: ...
 
 
@@ -155,10 +156,13 @@ class Journal:
     def record(self, done: Done, result: Synced) -> None:
         """After `done` was written; now and then, in a thread of its own, what was recorded is put on disk and noted."""
         self.waiting.append(done)
-        if time.monotonic() < self.due or (self.syncing and not self.syncing.done()):
+        if self.syncing and not self.syncing.done():
             return
         self._await()
-        self.syncing = self.thread.submit(self._sync, result)
+        if time.monotonic() >= self.due:
+            self.syncing = self.thread.submit(self._sync, result)
+        elif len(self.waiting) > 1:  # one alone may be all, and little
+            self.syncing = self.thread.submit(result.start_sync)
 
     def flush(self, result: Synced) -> None:
         """Puts all on disk that was recorded. StorageError."""

@@ -38,7 +38,7 @@ from lstmcli.stop import Stop
 Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole run
 
 PROGRAM_BYTES = 100_000_000  # what the program takes before it has read a row: interpreter, libraries, kernel
-BLOCK_BYTES = 64_000_000  # larger blocks gain nothing: lanes are full, and reading and writing already overlap the work
+BLOCK_BYTES = 32_000_000  # larger ones gain nothing: lanes are full, and nothing overlaps the first read and the last store
 BLOCK_FLOPS = 50_000_000_000  # per thread: about a second, so that progress shows and an interrupt is soon heeded
 SEQUENCE_BYTES = 256  # what is kept for each sequence of a block besides its states: where it lies, how long it is
 

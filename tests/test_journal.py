@@ -22,7 +22,10 @@ BLOCKS = [
 
 class Synced:
     def __init__(self, fails: bool = False) -> None:
-        self.count, self.fails = 0, fails
+        self.count, self.started, self.fails = 0, 0, fails
+
+    def start_sync(self) -> None:
+        self.started += 1
 
     def sync(self) -> None:
         self.count += 1
@@ -152,6 +155,15 @@ def test_data_are_put_on_disk_before_they_are_noted(tmp_path):
     journal.flush(Watched())
     assert (tmp_path / "out.journal").read_bytes().count(b"\n") == 2
     journal.close()
+
+
+def test_the_system_writes_meanwhile_what_is_more_than_a_span(tmp_path):
+    journal, watched = written(tmp_path, []), Synced()
+    journal.record(BLOCKS[0], watched)
+    journal.record(BLOCKS[1], watched)
+    journal.flush(watched)
+    journal.close()
+    assert (watched.started, watched.count) == (1, 1)
 
 
 def test_now_and_then_in_a_thread(tmp_path, monkeypatch):
