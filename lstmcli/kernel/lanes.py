@@ -276,15 +276,15 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
             for panel in range(first_panel, end_panel if coming_rows > 0 else 0):
                 weights = get(job, PANELS_AT) + panel * panel_bytes
                 for first in range(0, coming_rows, rows):
-                    count_here = min_of(rows, coming_rows - first)
-                    tile_of(count_here, job, weights, coming, slots, first, panel * width, half_unit, 0, 1)
+                    tile_rows = min_of(rows, coming_rows - first)
+                    tile_of(tile_rows, job, weights, coming, slots, first, panel * width, half_unit, 0, 1)
 
             # One step of all lanes.
             for panel in range(first_panel, end_panel):
                 weights = get(job, PANELS_AT) + panel * panel_bytes
                 for first in range(0, active, rows):
-                    count_here = min_of(rows, active - first)
-                    tile_of(count_here, job, weights, table, lanes, first, panel * width, half_unit, ahead, 0)
+                    tile_rows = min_of(rows, active - first)
+                    tile_of(tile_rows, job, weights, table, lanes, first, panel * width, half_unit, ahead, 0)
             if projected:
                 if sharers > 1:
                     met += sharers
