@@ -52,7 +52,11 @@ def mounted(folder: Path, *args: object) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=60)
+        unmount, tries = ["umount", str(folder)], 100
+        while (done := subprocess.run(unmount, capture_output=True, text=True, timeout=60, check=False)).returncode:
+            tries -= 1  # busy for a moment after a process that had files there was killed
+            assert tries, done.stderr
+            time.sleep(0.05)
 
 
 @contextmanager
