@@ -204,20 +204,9 @@ class Tasks:
         while self.waiting and len(self.running) < max(FEWEST, AHEAD * self.threads):
             number = self.waiting.popleft()
             future = self.client.submit(
-                *(
-                    run_rows,
-                    self.job,
-                    self.run,
-                    parts[number],
-                    places(result.fields),
-                    places(result.sums),
-                    __version__,
-                    self.name,
-                ),
-                key=f"lstm-{self.run['model']}-{self.name}-{number}",
-                pure=False,
-                retries=RETRIES,
-            )
+                run_rows, self.job, self.run, parts[number], places(result.fields), places(result.sums), __version__, self.name,
+                key=f"lstm-{self.run['model']}-{self.name}-{number}", pure=False, retries=RETRIES,
+            )  # fmt: skip
             self.running[future] = number
             future.add_done_callback(self.ended.put)
 
