@@ -123,7 +123,7 @@ class Noted:
             self.syncing.result()
             self.syncing = None
         if not self.syncing:
-            self.syncing = self.thread.submit(result.sync)
+            self.syncing = self.thread.submit(result.start_sync)
 
     def flush(self, result: Synced) -> None:
         """All that was recorded is on disk. StorageError."""
