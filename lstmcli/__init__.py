@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lstmcli.errors import LstmcliError
-    from lstmcli.importers import load_model
-    from lstmcli.initializers import CellOptions, init_model
-    from lstmcli.model import Bidirectional, Cell, Model, Residual, Reverse, Stack
+    from lstmcli.model.new_weights import CellOptions, init_model
+    from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack
+    from lstmcli.weights.load import load_model
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
     # NumPy and h5py are loaded when something is used, so that `lstmcli --help` does not wait for them.
     from importlib import import_module
 
-    for module in ("errors", "model", "initializers", "importers"):
+    for module in ("errors", "model.tree", "model.new_weights", "weights.load"):
         if name in __all__ and hasattr(found := import_module(f"lstmcli.{module}"), name):
             return getattr(found, name)
     raise AttributeError(f"module 'lstmcli' has no attribute {name!r}")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.model import Floats
+from lstmcli.model.tree import Floats
 
 Integers = NDArray[np.int64]
 

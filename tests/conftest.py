@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 
-import files
-import naive
 import numpy as np
 import pytest
-from command import succeed
+from helpers import files, naive
+from helpers.case import Case
+from helpers.command import succeed
 from hypothesis import settings
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=100)
@@ -16,7 +15,7 @@ settings.load_profile("repeatable")
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, and what they start would inherit that
 
-SAMPLE_DATA = Path(__file__).parent.parent / "sample_data"
+SAMPLE_DATA = Path(__file__).parents[1] / "sample_data"
 
 
 @pytest.fixture(scope="session")
@@ -27,34 +26,6 @@ def sample_x() -> Path:
 @pytest.fixture(scope="session")
 def sample_lens() -> Path:
     return SAMPLE_DATA / "lens.npy"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A batch with clean padding, a model, and what the command made of them: the result that others must repeat."""
-
-    folder: Path
-    x: np.ndarray  # (N, T, E) float32
-    lengths: np.ndarray  # (N,) int64
-    model: naive.Stack
-    outputs: np.ndarray
-    state: files.Arrays
-
-    @property
-    def x_npy(self) -> Path:
-        return self.folder / "x.npy"
-
-    @property
-    def lens_npy(self) -> Path:
-        return self.folder / "lens.npy"
-
-    @property
-    def weights(self) -> Path:
-        return self.folder / "model.h5"
-
-    @property
-    def result(self) -> tuple[np.ndarray, files.Arrays]:
-        return self.outputs, self.state
 
 
 @pytest.fixture(scope="session")

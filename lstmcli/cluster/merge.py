@@ -10,25 +10,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli import __version__, hdf5
-from lstmcli.arrays import CArray, Lengths
+from lstmcli import __version__
+from lstmcli.cluster.job_scripts import array_expression
 from lstmcli.cluster.parts import open_part
 from lstmcli.cluster.plan import Plan
-from lstmcli.cluster.schedulers import array_expression
-from lstmcli.complete import complete, open_journal, restore
 from lstmcli.errors import DataError, LstmcliError, MissingInputError, StoppedError, UsageError, shown
-from lstmcli.job import attributes, lengths_mark, refuse_inputs, stored_arrays, targets_of
-from lstmcli.journal import Done, Journal, journal_name
-from lstmcli.model import Model
-from lstmcli.model_file import model_in
-from lstmcli.nonfinite import Nonfinite
-from lstmcli.partial import check_target, write_whole
-from lstmcli.raw import FileBytes
-from lstmcli.results import Arrays, Facts, Paths, Result, Sums, write_facts
-from lstmcli.spans import Limits, Span, steps_until
-from lstmcli.spans import plan as plan_spans
-from lstmcli.stop import Stop
-from lstmcli.verify import verify
+from lstmcli.files import hdf5
+from lstmcli.files.partial_file import check_target, write_whole
+from lstmcli.files.positioned_file import FileBytes
+from lstmcli.inputs.nonfinite import Nonfinite
+from lstmcli.inputs.padded_arrays import CArray, Lengths
+from lstmcli.model.model_file import model_in
+from lstmcli.model.tree import Model
+from lstmcli.results.journal import Done, Journal, journal_name
+from lstmcli.results.publish import complete, open_journal, restore
+from lstmcli.results.result import Arrays, Facts, Paths, Result, Sums, write_facts
+from lstmcli.results.verify import verify
+from lstmcli.run.job import attributes, lengths_mark, refuse_inputs, stored_arrays, targets_of
+from lstmcli.run.spans import Limits, Span, steps_until
+from lstmcli.run.spans import plan as plan_spans
+from lstmcli.run.stop import Stop
 
 Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole
 

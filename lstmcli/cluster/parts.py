@@ -7,9 +7,9 @@ from typing import Any
 
 from lstmcli.cluster.plan import Plan
 from lstmcli.errors import DataError, LstmcliError, MissingInputError, shown
-from lstmcli.journal import differing, journal_name
-from lstmcli.model_file import attribute, has
-from lstmcli.verify import Whole, open_result
+from lstmcli.model.model_file import attribute, has
+from lstmcli.results.journal import differing, journal_name
+from lstmcli.results.verify import Whole, open_result
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def run_part(plan: Plan, number: int, settings: dict[str, Any], **how: Any) -> d
 
     settings: fields of Job that change no bit of the result. how: as run() takes it. LstmcliError.
     """
-    from lstmcli.run import run  # loads the kernel's compiler, which a part that is there does not need
+    from lstmcli.run.run import run  # loads the kernel's compiler, which a part that is there does not need
 
     job = plan.part_job(number, **settings)
     path = plan.part_path(number)

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from lstmcli.arrays import Lengths
 from lstmcli.errors import DataError, MissingInputError, OutputError, UsageError, shown
-from lstmcli.job import Job, Part, describe, open_work, stored_arrays
-from lstmcli.journal import Fingerprint
-from lstmcli.partial import write_whole
-from lstmcli.results import Paths
-from lstmcli.sources import split_spec
+from lstmcli.files.partial_file import write_whole
+from lstmcli.inputs.open_input import split_spec
+from lstmcli.inputs.padded_arrays import Lengths
+from lstmcli.results.journal import Fingerprint
+from lstmcli.results.result import Paths
+from lstmcli.run.job import Job, Part, describe, open_work, stored_arrays
 
 FORMAT, FORMAT_VERSION = "lstmcli-plan", 1
 INPUTS = ("input", "lens", "weights", "initial_state")

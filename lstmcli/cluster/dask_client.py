@@ -1,0 +1,243 @@
+"""A run whose sequences are computed by the workers of a Dask cluster, which write them into OUT.partial where they belong.
+
+Tasks carry paths, numbers and the fingerprint; arrays go through the file system that the client and the workers share. The
+client lays the result out, notes in OUT.journal what the workers have put on disk, in its order, and completes it. So all that
+holds for a local run holds here: it may end at any instant, and --resume goes on, on a cluster or without.
+"""
+
+import os
+import queue
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lstmcli import __version__
+from lstmcli.cluster.dask_connect import connect
+from lstmcli.cluster.dask_worker import Place, ask_to_stop, run_rows
+from lstmcli.cluster.plan import INPUTS, absolute, split
+from lstmcli.errors import BusyError, ClusterError, LstmcliError, StoppedError, UsageError
+from lstmcli.files.partial_file import Partial, check_target
+from lstmcli.inputs.nonfinite import Nonfinite
+from lstmcli.results.journal import Done, Journal, journal_name
+from lstmcli.results.publish import complete, open_journal, restore
+from lstmcli.results.result import Facts, Field, Paths, Result
+from lstmcli.run.job import Job, Work, attributes, describe, open_work, refuse_inputs, step_widths, stored_arrays, targets_of
+from lstmcli.run.run import Progress
+from lstmcli.run.spans import steps_until
+from lstmcli.run.stop import Stop
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+RETRIES = 2  # of a task that could not read or write
+AHEAD = 3  # tasks in flight for each thread of the workers
+FEWEST = 8  # in flight, so that a cluster that grows on demand sees some
+TASKS = 8  # in all for each thread, so that all end at about the same time
+SHORTEST, LONGEST = 0.25, 20  # seconds that a task should take: more than its start takes, and not much to lose
+FLOPS, BYTES = 5e10, 5e8  # in a second, about
+START = 5  # seconds for the first worker, before it is told that there is none
+WAIT = 0.2  # seconds between two looks at what may end the run
+PATIENCE = 60  # seconds for tasks to end that are running, of this client or of one before it
+
+
+def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Callable[[str], None]) -> dict[str, Any]:
+    """Runs the job on a Dask cluster; the facts of run(), and which cluster it was.
+
+    The same bytes, made as safely. note: is told in words what it waits for. LstmcliError.
+    """
+    targets = targets_of(job)
+    if targets.main is None or job.input == "-":
+        raise UsageError("--scheduler: the workers open the files themselves; expected files as input and output, got -")
+    if not (job.resume and journal_name(targets.main).exists()):
+        for path in targets.all():
+            check_target(path, job.overwrite)
+    refuse_inputs(targets, (job.input, job.lens, job.weights, job.initial_state))
+    with open_work(job) as work, connect(scheduler) as client:
+        if work.source.sequential:
+            raise UsageError(f"{work.source.name}: every worker opens the input, so it cannot be a pipe; give a file")
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=START)
+        began = time.perf_counter()
+        tasks = Tasks(client, work, stop, on_progress)
+        with stop.deferred(), tasks:
+            if not tasks.threads:
+                note(f"no workers at {client.scheduler.address}; waits for some")
+            found = make(work, targets, tasks)
+        seconds = time.perf_counter() - began
+        return describe(work, targets) | {
+            "scheduler": client.scheduler.address,
+            "tasks": tasks.count,
+            "threads": tasks.threads * (job.threads or 1),
+            "resumed_steps": tasks.resumed,
+            "nonfinite": found._asdict() if found and job.nonfinite != "pass" else None,
+            "seconds": round(seconds, 6),
+            "steps_per_second": round((tasks.total - tasks.resumed) / seconds),
+        }
+
+
+def make(work: Work, targets: Paths, tasks: "Tasks") -> Nonfinite | None:
+    """The result; what is not finite in it, as complete() knows it."""
+    job = work.job
+    arrays = stored_arrays(job, work.model, *work.source.shape[:2])
+
+    def about(found: Nonfinite) -> Facts:
+        return Facts(work.model, work.lengths, attributes(job, work.model, found))
+
+    until = time.monotonic() + PATIENCE
+    while True:
+        journal = open_journal(targets, work.fingerprint(), job.overwrite, job.resume)
+
+        def fill(result: Result, journal: Journal = journal) -> Nonfinite:
+            before = restore(journal, result, work.lengths, {}, np.dtype(job.dtype))
+            return tasks.fill(result, journal, before)
+
+        try:
+            return complete(targets, job.overwrite, journal, arrays, about, fill)
+        except BusyError:  # not by a run, which would have the journal: by workers of one whose client died
+            if tasks.stop.reason() or time.monotonic() > until:
+                raise
+        time.sleep(WAIT)
+
+
+def cut(work: Work, start: int, threads: int) -> list[tuple[int, int]]:
+    """The sequences from `start` on, for tasks of about as many steps each."""
+    job, lengths = work.job, work.lengths.copy()
+    lengths[:start] = 0
+    width = work.source.shape[2] + sum(step_widths(work.model, job.save).values())
+    step = 2 * work.model.parameters() / FLOPS / (job.threads or 1) + 4 * width / BYTES
+    seconds, threads = int(lengths.sum()) * step, max(1, threads)
+    count = max(threads, min(max(TASKS * threads, int(seconds / LONGEST)), int(seconds / SHORTEST)))
+    cuts = [row for row in split(lengths, count, work.source.chunk[0]) if row > start]
+    return list(pairwise([start, *cuts]))
+
+
+def places(fields: dict[str, Field]) -> dict[str, Place]:
+    found: dict[str, Place] = {}
+    for name, field in fields.items():
+        assert isinstance(field.store, Partial)
+        inode = os.fstat(field.store.fd).st_ino
+        found[name] = (str(field.store.path.absolute()), inode, field.offset, field.shape, field.dtype.str)
+    return found
+
+
+class Tasks:
+    """The sequences of a run, as tasks of a Dask cluster. Left with an error, tasks that have not begun are cancelled."""
+
+    def __init__(self, client: "Client", work: Work, stop: Stop, on_progress: Progress) -> None:
+        self.client, self.work, self.stop, self.on_progress = client, work, stop, on_progress
+        self.name = uuid.uuid4().hex[:8]  # of this client: no task of another one, stopped or not, may be taken for its own
+        self.total = int(work.lengths.sum())
+        job, self.run = work.job, work.fingerprint()
+        inputs = {name: absolute(getattr(job, name)) for name in INPUTS}
+        self.job = {name: value for name, value in job._asdict().items() if name != "part"} | inputs
+        self.job["threads"] = job.threads or 1
+        self.threads = self._count_threads()
+        self.count = self.ready = self.resumed = 0
+        self.waiting: deque[int] = deque()
+        self.running: dict[Future, int] = {}
+        self.ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self.done: dict[int, list[Done]] = {}  # by the number of the task
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.running and self.client.status == "running":
+            with suppress(OSError):
+                self.client.cancel(list(self.running))
+
+    def fill(self, result: Result, journal: Journal, before: Done | None) -> Nonfinite:
+        """What complete() asks for. ClusterError, StoppedError, and what a task has met."""
+        lengths, seen, start = self.work.lengths, Nonfinite(), 0
+        if before:
+            seen, start = before.nonfinite, before.span.first + before.span.count
+            self.ready = self.resumed = steps_until(before.span, lengths)
+        self.on_progress(self.ready, self.total)
+        for store in result.stores:
+            assert isinstance(store, Partial)
+            store.share()
+        for rows, noted in self._iterate(cut(self.work, start, self.threads), result):
+            first = rows[0]
+            for done in noted:
+                found = seen + done.nonfinite._replace(row=first + done.nonfinite.row) if done.nonfinite.steps else seen
+                journal.record(Done(replace(done.span, first=first + done.span.first), done.checksum, found, None), result)
+            seen = found if noted else seen
+        self.work.source.finish()
+        if self.work.initial:
+            self.work.initial.finish()
+        return seen
+
+    def _iterate(self, parts: list[tuple[int, int]], result: Result) -> Iterator[tuple[tuple[int, int], list[Done]]]:
+        """What was stored, in the order of the sequences. When it shall stop, tasks that run may end, and no other begins."""
+        self.count = len(parts)
+        self.waiting.extend(range(len(parts)))
+        until: float | None = None
+        for number, rows in enumerate(parts):
+            while number not in self.done:
+                if self.stop.reason() and until is None:
+                    until = time.monotonic() + PATIENCE
+                    self.waiting.clear()
+                    with suppress(OSError):
+                        self.client.run(ask_to_stop, self.name, on_error="ignore")
+                if until and not (self.running and self._count_threads() and time.monotonic() < until):
+                    raise StoppedError(f"stopped by {self.stop.reason()} after {self.ready:,} of {self.total:,} steps")
+                self._submit(parts, result)
+                with suppress(queue.Empty):
+                    self._finish(self.ended.get(timeout=WAIT))
+            steps = int(self.work.lengths[rows[0] : rows[1]].sum())
+            self.ready += steps
+            self.on_progress(steps, self.total)
+            yield rows, self.done.pop(number)
+
+    def _submit(self, parts: list[tuple[int, int]], result: Result) -> None:
+        if not self.waiting:
+            return
+        self.threads = self._count_threads() or self.threads
+        while self.waiting and len(self.running) < max(FEWEST, AHEAD * self.threads):
+            number = self.waiting.popleft()
+            future = self.client.submit(
+                run_rows, self.job, self.run, parts[number], places(result.fields), places(result.sums), __version__, self.name,
+                key=f"lstm-{self.run['model']}-{self.name}-{number}", pure=False, retries=RETRIES,
+            )  # fmt: skip
+            self.running[future] = number
+            future.add_done_callback(self.ended.put)
+
+    def _finish(self, future: "Future") -> None:
+        number = self.running.pop(future)
+        if future.status == "finished":
+            found = future.result()
+            if isinstance(found, LstmcliError):
+                raise found
+            if found is not None:
+                self.done[number] = [Done.decode(one) for one in found]
+        elif future.status == "error":
+            error = future.exception()
+            raise error if isinstance(error, LstmcliError) else ClusterError(explain(error))
+        else:
+            raise self._gone()
+
+    def _count_threads(self) -> int:
+        """Of all workers. ClusterError."""
+        try:
+            return sum(self.client.nthreads().values())
+        except OSError as error:
+            raise self._gone() from error
+
+    def _gone(self) -> ClusterError:
+        where = self.client.scheduler.address
+        return ClusterError(f"the Dask scheduler at {where} is gone, or cannot be reached any more; --resume goes on")
+
+
+def explain(error: BaseException) -> str:
+    """What a worker failed with, in a line."""
+    if type(error).__name__ == "KilledWorker":
+        return "the workers died, one after the other; of too little memory? --max-memory is what each may take"
+    return f"a worker failed: {type(error).__name__}: {error}; is the same lstmcli installed there?"

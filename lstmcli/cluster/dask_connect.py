@@ -1,0 +1,102 @@
+"""The way to a Dask scheduler."""
+
+import json
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lstmcli.errors import ClusterError, UsageError, shown
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+SECONDS = 10.0  # a scheduler may be starting, just now
+NOTHING_ELSE = {  # of what Dask's processes do besides
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+    "distributed.worker.multiprocessing-method": "spawn",
+}
+
+
+@contextmanager
+def connect(scheduler: str) -> Iterator["Client"]:
+    """scheduler: tcp://HOST:PORT, tls://HOST:PORT, the name of a scheduler file, or local:N. UsageError, ClusterError."""
+    try:
+        import cryptography  # noqa: F401  # local:N makes keys with it
+        import distributed
+    except ImportError as error:
+        raise UsageError(f"--scheduler: needs Dask, which is not installed ({error}); pip install 'lstmcli[dask]'") from error
+    logging.disable()  # whatever Dask meets is told in one line
+    warnings.simplefilter("ignore")  # such as of Dask's versions: each task compares those of lstmcli
+    if scheduler.startswith("local:"):
+        with local_cluster(scheduler) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+            yield client
+        return
+    address = scheduler if "://" in scheduler else address_in(Path(scheduler))
+    try:
+        client = distributed.Client(address, timeout=SECONDS, set_as_default=False)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise ClusterError(
+            f"--scheduler {shown(scheduler)}: no Dask scheduler answers at {shown(address)}: {error}; does it run, can this "
+            "machine reach it, and do both use TLS (tls://) or neither?"
+        ) from error
+    try:
+        yield client
+    finally:
+        if client.status == "running":  # else it would wait for the scheduler once more
+            client.close()
+
+
+def address_in(file: Path) -> str:
+    """What a scheduler file says, which may still have to come. ClusterError."""
+    until = time.monotonic() + SECONDS
+    while True:
+        try:
+            return str(json.loads(file.read_text())["address"])
+        except FileNotFoundError:
+            what = "does not exist"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            what = f"is not what `dask scheduler --scheduler-file` writes: {error}"
+        if time.monotonic() > until:
+            raise ClusterError(
+                f"--scheduler {shown(str(file))}: {what}; expected tcp://HOST:PORT, tls://HOST:PORT, local:N, or the file of a "
+                "scheduler that runs"
+            )
+        time.sleep(0.1)
+
+
+@contextmanager
+def local_cluster(scheduler: str) -> Iterator[Any]:
+    """N processes of one thread on this machine. Nobody else can reach them: they ask for keys that only this run has."""
+    import dask
+    from distributed import LocalCluster, Security
+
+    count = scheduler.removeprefix("local:")
+    if not (count.isascii() and count.isdecimal() and int(count)):
+        raise UsageError(
+            f"--scheduler {shown(scheduler)}: expected local:N for N worker processes, such as local:{os.cpu_count()}"
+        )
+    options = {
+        "n_workers": int(count),
+        "threads_per_worker": 1,
+        "host": "127.0.0.1",
+        "security": Security.temporary(),
+        "memory_limit": 0,  # --max-memory says it
+        "dashboard_address": "127.0.0.1:0",
+        "worker_dashboard_address": "127.0.0.1:0",
+        "scheduler_kwargs": {"dashboard": False},
+        "silence_logs": logging.CRITICAL,
+        "preload": ["lstmcli.cluster.dask_worker"],
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="lstmcli-") as folder,
+        dask.config.set(NOTHING_ELSE),
+        LocalCluster(local_directory=folder, **options) as cluster,
+    ):
+        yield cluster

@@ -1,0 +1,101 @@
+"""A model over padded arrays in memory: what calling it does.
+
+For a small batch the call itself is most of the work, so nothing is computed here twice, and what can be kept is kept.
+"""
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lstmcli.blocks import FEW, Block, Integers
+from lstmcli.engine.cpus import available_threads
+from lstmcli.engine.prepared_model import Forward
+from lstmcli.errors import DataError, UsageError
+from lstmcli.model.tree import Floats, Model, State
+
+SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+
+_ready: WeakKeyDictionary[Model, dict[tuple[np.dtype[Any], int | None], Forward]] = WeakKeyDictionary()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_ready.clear)  # a forked child has none of the threads
+
+
+def run_padded(
+    model: Model,
+    x: ArrayLike,
+    lengths: ArrayLike | None,
+    initial_state: Mapping[str, ArrayLike] | None,
+    threads: int | None,
+) -> tuple[Floats, State]:
+    """Model.__call__: checks its arguments and runs the padded arrays as blocks, without a copy where x is as needed."""
+    x = np.asarray(x)
+    dtype = DOUBLE if x.dtype.itemsize == 8 else SINGLE
+    forward = ready(model, dtype, threads)
+    if x.ndim != 3 or x.dtype.kind != "f" or x.dtype.itemsize > 8 or x.shape[2] != forward.input_size:
+        raise DataError(f"x: expected float16, float32 or float64 (batch, time, {model.input_size}), got {x.dtype} {x.shape}")
+    batch, time, features = x.shape
+    steps = full_lengths(batch, time) if lengths is None else checked_lengths(lengths, batch, time)
+    state = start_state(forward.widths, batch, dtype, initial_state)
+    width = forward.output_size
+    outputs = np.zeros((batch, time, width), dtype)
+    starts = padded_starts(batch, time)
+    rows: Any = np.ascontiguousarray(x, dtype).reshape(batch * time, features)
+    if forward.pointwise:
+        packed = Block(rows, starts, steps).like(rows[valid := (np.arange(time) < steps[:, None]).reshape(-1)])
+        above = packed.like(np.empty((len(packed.rows), width), dtype))
+        forward(packed, above, state)
+        outputs.reshape(batch * time, width)[valid] = above.rows
+    else:
+        forward(Block(rows, starts, steps), Block(outputs.reshape(batch * time, width), starts, steps), state)
+    return outputs, state
+
+
+def ready(model: Model, dtype: np.dtype[Any], threads: int | None) -> Forward:
+    """The model packed for this dtype and number of threads, kept for as long as the model."""
+    known = _ready.setdefault(model, {})
+    if (forward := known.get((dtype, threads))) is None:
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads: expected 1 or more, got {threads}")
+        forward = known[dtype, threads] = Forward(model, dtype, threads or available_threads())
+    return forward
+
+
+@functools.lru_cache(16)
+def padded_starts(batch: int, time: int) -> Integers:
+    return np.arange(batch, dtype=np.int64) * time
+
+
+@functools.lru_cache(16)
+def full_lengths(batch: int, time: int) -> Integers:
+    return np.full(batch, time, np.int64)
+
+
+def checked_lengths(lengths: ArrayLike, batch: int, time: int) -> Integers:
+    given = np.asarray(lengths)
+    if given.shape != (batch,) or given.dtype.kind not in "iu":
+        raise DataError(f"lengths: expected {batch} integers, got {given.dtype} {given.shape}")
+    few = given.tolist() if batch <= FEW else (given.min(), given.max())
+    if batch and not 0 <= min(few) <= max(few) <= time:
+        bad = np.flatnonzero((given < 0) | (given > time))
+        raise DataError(
+            f"lengths, row {bad[0]}: expected 0 <= length <= {time}, got {given[bad[0]]}; {len(bad)} such rows in all"
+        )
+    return np.ascontiguousarray(given, np.int64)
+
+
+def start_state(widths: dict[str, int], batch: int, dtype: np.dtype[Any], given: Mapping[str, ArrayLike] | None) -> State:
+    """The initial state as new arrays: a copy of what is given, or zeros."""
+    if given is None:
+        return {name: np.zeros((batch, width), dtype) for name, width in widths.items()}
+    if set(given) != set(widths):
+        raise DataError(f"initial_state: expected {', '.join(widths)}, got {', '.join(given) or 'nothing'}")
+    state = {name: np.array(given[name], dtype, order="C") for name in widths}
+    for name, width in widths.items():
+        if state[name].shape != (batch, width):
+            raise DataError(f"initial_state, {name}: expected shape {(batch, width)}, got {state[name].shape}")
+    return state

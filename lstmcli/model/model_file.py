@@ -1,0 +1,175 @@
+"""The model file, and the /model group of a result: a tree of groups whose leaves hold the weights of a cell.
+
+/model       attribute kind = "stack" | "bidirectional" | "reverse" | "residual" | "cell"
+  stack: groups 0, 1, ...   bidirectional: groups forward, backward; attribute merge   residual, reverse: group inner
+  cell: datasets input_kernel (E, 4*U), recurrent_kernel (P, 4*U), and where present bias (4*U,), peephole (3, U),
+        projection (U, P); attributes units, activation, recurrent_activation, forget_bias, gate_order = "i,f,g,o", and where
+        present cell_clip, projection_clip, gate_clip, input_forget
+"""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from lstmcli.errors import DataError, shown
+from lstmcli.files import hdf5
+from lstmcli.files.partial_file import write_whole
+from lstmcli.files.positioned_file import FileBytes
+from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack, as_root
+
+FORMAT, FORMAT_VERSION = "lstmcli-model", 1
+RESULT_FORMAT = "lstmcli-result"
+GATE_ORDER = "i,f,g,o"
+MAX_WEIGHT = 1 << 34  # bytes; what a file may claim for one array before memory is taken for it
+MAX_DEPTH = 32
+SEARCHED = 64 << 20  # bytes whose heaps are checked: all of a model; of a large result the begin, where its texts lie
+
+Value = TypeVar("Value", str, int, float, bool)
+
+
+def write_model(group: Any, model: Model) -> None:
+    """Writes the tree into an empty h5py group."""
+    group.attrs["kind"] = model.kind
+    for name, child in model.children().items():
+        write_model(group.create_group(name), child)
+    if isinstance(model, Bidirectional):
+        group.attrs["merge"] = model.merge
+    if isinstance(model, Cell):
+        for name, weight in model.weights().items():
+            group.create_dataset(name, data=weight)
+        group.attrs["gate_order"] = GATE_ORDER
+        group.attrs["units"] = model.units
+        for name, value in model.options().items():
+            group.attrs[name] = value
+
+
+def model_image(model: Model) -> bytes:
+    """A whole model file."""
+    import h5py
+
+    # In memory: on a full disk libhdf5 fails only when it closes the file, and then crashes.
+    with h5py.File("model", "w", driver="core", backing_store=False) as file:
+        file.attrs["format"] = FORMAT
+        file.attrs["format_version"] = FORMAT_VERSION
+        write_model(file.create_group("model"), model)
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+def save_model(model: Model, path: Path, overwrite: bool = False) -> None:
+    """Writes a model file, whole or not at all. OutputError, StorageError."""
+    write_whole(path, model_image(model), overwrite)
+
+
+def load_model(path: str) -> Model:
+    """The model of a model file or of a result. MissingInputError, DataError."""
+    with hdf5.open_file(str(path)) as file:
+        where = hdf5.label(file).removesuffix("::/")
+        data = FileBytes(file.id.get_vfd_handle(), where)
+        hdf5.check_heaps(data.take, min(data.opened.st_size, SEARCHED), where)
+        return model_in(file)
+
+
+def model_in(file: Any) -> Model:
+    """Likewise of an open h5py.File whose structure is known to be undamaged."""
+    where = hdf5.label(file).removesuffix("::/")
+    with hdf5.reading(where):
+        got, version = file.attrs.get("format"), file.attrs.get("format_version")
+    if not isinstance(got, str) or got not in (FORMAT, RESULT_FORMAT):
+        raise DataError(
+            f"{where}: expected a model file (attribute format = {FORMAT!r}) or a result of a run, "
+            f"got {'no such attribute' if got is None else f'format {got!r}'}"
+        )
+    if not isinstance(version, int | np.integer) or version != FORMAT_VERSION:
+        raise DataError(f"{where}: expected format_version {FORMAT_VERSION}, got {version}; a newer lstmcli may read it")
+    return as_root(read_tree(file, "model", 0))
+
+
+def read_tree(parent: Any, name: str, depth: int) -> Model:
+    group = hdf5.find(parent, name)
+    if group is None or not hasattr(group, "keys"):
+        raise DataError(f"{hdf5.label(parent).rstrip('/')}/{name}: expected a group of the model tree, got none")
+    where = hdf5.label(group)
+    if depth > MAX_DEPTH:
+        raise DataError(f"{where}: the tree is more than {MAX_DEPTH} levels deep")
+
+    def child(name: str) -> Model:
+        return read_tree(group, name, depth + 1)
+
+    kind = attribute(group, "kind", str)
+    try:
+        if kind == "cell":
+            return read_cell(group)
+        if kind == "stack":
+            with hdf5.reading(where):
+                names = [str(k) for k in range(len(group))]
+            return Stack(tuple(child(name) for name in names))
+        if kind == "bidirectional":
+            return Bidirectional(child("forward"), child("backward"), attribute(group, "merge", str, "concat"))
+        if kind == "reverse":
+            return Reverse(child("inner"))
+        if kind == "residual":
+            return Residual(child("inner"))
+    except DataError as error:
+        if str(error).startswith(shown(group.file.filename)):
+            raise
+        raise DataError(f"{where}: {error}") from error
+    raise DataError(f"{where}: expected kind stack, bidirectional, reverse, residual or cell, got {kind!r}")
+
+
+def read_cell(group: Any) -> Cell:
+    order = attribute(group, "gate_order", str, GATE_ORDER)
+    if order != GATE_ORDER:
+        raise DataError(f"expected gate_order {GATE_ORDER!r}, got {order!r}")
+    optional: dict[str, Any] = {
+        name: read_weight(group, name) for name in ("bias", "peephole", "projection") if hdf5.find(group, name) is not None
+    }
+    clips = ("cell_clip", "projection_clip", "gate_clip")
+    optional |= {name: attribute(group, name, float) for name in clips if has(group, name)}
+    cell = Cell(
+        read_weight(group, "input_kernel"),
+        read_weight(group, "recurrent_kernel"),
+        activation=attribute(group, "activation", str, "tanh"),
+        recurrent_activation=attribute(group, "recurrent_activation", str, "sigmoid"),
+        # No default: TensorFlow's is 1, all others' is 0, and the wrong one gives wrong numbers without a sign of it.
+        forget_bias=attribute(group, "forget_bias", float),
+        input_forget=attribute(group, "input_forget", bool, default=False),
+        **optional,
+    )
+    if (units := attribute(group, "units", int, cell.units)) != cell.units:
+        raise DataError(f"units is {units}, but input_kernel {cell.input_kernel.shape} has 4 * {cell.units} columns")
+    return cell
+
+
+def read_weight(group: Any, name: str) -> Any:
+    item = hdf5.dataset(group, name)
+    dtype = hdf5.dtype_of(item)
+    if dtype.kind != "f" or dtype.itemsize > 8 or item.ndim > 2:
+        raise DataError(f"{hdf5.label(item)}: expected float32 or float64 of rank 1 or 2, got {dtype} {item.shape}")
+    if item.size * dtype.itemsize > MAX_WEIGHT:
+        raise DataError(f"{hdf5.label(item)}: {item.shape} is larger than this program takes for weights ({MAX_WEIGHT} bytes)")
+    weight = np.ascontiguousarray(hdf5.read_array(item), dtype.newbyteorder("="))
+    weight.flags.writeable = False  # so that the cell need not copy it
+    return weight
+
+
+def has(group: Any, name: str) -> bool:
+    with hdf5.reading(hdf5.label(group)):
+        return name in group.attrs
+
+
+def attribute(group: Any, name: str, kind: type[Value], default: Value | None = None) -> Value:
+    """A scalar attribute as `kind`; DataError if it is missing (and has no default) or of another kind."""
+    where = f"{hdf5.label(group)}, attribute {name}"
+    if not has(group, name):
+        if default is None:
+            raise DataError(f"{where}: expected {kind.__name__}, got none")
+        return default
+    with hdf5.reading(where):
+        value = group.attrs[name]
+        value = value.decode() if isinstance(value, bytes) else value  # a C program's string of fixed length
+    accepted = {str: str, int: int | np.integer, float: int | float | np.integer | np.floating, bool: np.bool}[kind]
+    if not isinstance(value, accepted):
+        raise DataError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return kind(value)

@@ -1,0 +1,352 @@
+"""What is computed: a tree of LSTM cells with their weights, and the weights a new one starts with.
+
+    Stack          layers from the bottom to the top, the outputs of one being the input of the next
+    Bidirectional  one tree forward and one backward over the same input, their outputs merged
+    Reverse        its inner tree from the last valid step to the first
+    Residual       its inner tree plus its input
+    Cell           the weights of one LSTM
+
+Axes: E input features, U units, P output width of a cell (its projection's width, or U). Gate blocks stand in the order
+i, f, g, o (input, forget, candidate, output) along 4*U.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lstmcli.errors import DataError
+
+Floats = NDArray[np.floating]
+State = dict[str, Floats]
+
+MERGES = ("concat", "sum", "mean", "mul")
+ACTIVATIONS = ("tanh", "relu", "sigmoid", "softsign", "softplus", "elu", "linear")
+# Keras 3's hard sigmoid is relu6(x + 3) / 6, that of Keras 2 (and ONNX) is clip(x / 5 + 1 / 2, 0, 1).
+RECURRENT_ACTIVATIONS = ("sigmoid", "hard_sigmoid", "hard_sigmoid_keras2")
+CELL_OPTIONS = (
+    "activation", "recurrent_activation", "forget_bias", "cell_clip", "projection_clip", "gate_clip", "input_forget",
+)  # fmt: skip
+
+
+@functools.cache  # an import statement takes a microsecond even when there is nothing left to import
+def runner() -> Callable[..., tuple[Floats, State]]:
+    from lstmcli.engine.call import run_padded
+
+    return run_padded
+
+
+class Model:
+    """A tree that can be called: arrays in, arrays out."""
+
+    kind: ClassVar[str]
+
+    @property
+    def input_size(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def output_size(self) -> int:
+        raise NotImplementedError
+
+    def children(self) -> dict[str, Model]:
+        """The trees right below, by the name of their level in a file."""
+        return {}
+
+    def cells(self) -> Iterator[tuple[str, Cell]]:
+        """All cells with their place in the state tree, such as "0" or "1/forward"; reverse and residual add no level."""
+        for name, child in self.children().items():
+            for path, cell in child.cells():
+                yield "/".join(part for part in (name if name != "inner" else "", path) if part), cell
+
+    def state_widths(self) -> dict[str, int]:
+        """Width of each state array: {"0/c": U, "0/h": P, ...}; of a lone cell {"c": U, "h": P}."""
+        widths = ((f"{path}/{part}", width) for path, cell in self.cells() for part, width in cell.widths().items())
+        return {name.removeprefix("/"): width for name, width in widths}
+
+    @property
+    def cells_width(self) -> int:
+        """Width of c of the top layer: of both directions side by side where it is bidirectional."""
+        raise NotImplementedError
+
+    @property
+    def causal(self) -> bool:
+        """Whether no step needs a later one, so that a sequence may be cut in time."""
+        return all(child.causal for child in self.children().values())
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether outputs are added or multiplied anywhere: residual layers, and directions that are not concatenated."""
+        return any(child.pointwise for child in self.children().values())
+
+    def layers_by_name(self) -> dict[str, Model]:
+        """The layers of the outermost stacks, by their names in a result: "0", or "forward/0" below a direction."""
+        return {}
+
+    def parameters(self) -> int:
+        """How many numbers the weights are."""
+        return sum(weight.size for _, cell in self.cells() for weight in cell.weights().values())
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the weights, for a summary or a file's attributes."""
+        return {"kind": self.kind} | {name: child.config() for name, child in self.children().items()}
+
+    def __call__(
+        self,
+        x: ArrayLike,
+        lengths: ArrayLike | None = None,
+        initial_state: Mapping[str, ArrayLike] | None = None,
+        threads: int | None = None,
+    ) -> tuple[Floats, State]:
+        """Runs the model over a padded batch.
+
+        x (B, T, E) float16, float32 or float64; steps at t >= lengths[b] are never read. float64 is computed in float64,
+        all else in float32. lengths (B,) integers, 0 <= lengths[b] <= T; None: all T. initial_state: arrays (B, width) by
+        name as in the returned state; None: zeros. threads: at most so many; None: all CPUs this process may use.
+
+        Returns outputs (B, T, output_size), zeros past each length, and the state after each last valid step, such as
+        {"0/c": (B, U), "0/h": (B, P)}; the initial state where the length is 0. All new arrays; nothing given is written.
+        Raises DataError for arrays that do not fit.
+        """
+        return runner()(self, x, lengths, initial_state, threads)
+
+
+@dataclass(frozen=True, eq=False)
+class Cell(Model):
+    """One LSTM: the equations are in kernel/tile.py.
+
+    input_kernel (E, 4*U), recurrent_kernel (P, 4*U), bias (4*U,) or None, peephole (3, U) with rows i, f, o or None,
+    projection (U, P) or None. `forget_bias` is added to the forget gate at run time, on top of `bias`.
+    cell_clip, projection_clip: limits of c and of the projected h (TensorFlow's); gate_clip: of the gates' sums, before
+    their activations (the ONNX operator's clip). input_forget: the forget gate is 1 - i, and its weights are not used (ONNX).
+    Weights cannot be changed later, because they are packed once: an array that could be is copied.
+    DataError for shapes, activations and limits that are none.
+    """
+
+    kind: ClassVar[str] = "cell"
+    input_kernel: Floats
+    recurrent_kernel: Floats
+    bias: Floats | None = None
+    peephole: Floats | None = None
+    projection: Floats | None = None
+    activation: str = "tanh"
+    recurrent_activation: str = "sigmoid"
+    forget_bias: float = 0.0
+    cell_clip: float | None = None
+    projection_clip: float | None = None
+    gate_clip: float | None = None
+    input_forget: bool = False
+
+    def __post_init__(self) -> None:
+        for name, weight in self.weights().items():
+            object.__setattr__(self, name, read_only(weight))
+        if self.input_kernel.ndim != 2 or self.input_kernel.shape[1] % 4 or not self.input_kernel.shape[1]:
+            raise DataError(f"input_kernel: expected shape (input size, 4 * units), got {self.input_kernel.shape}")
+        expected = {
+            "recurrent_kernel": (self.output_size, 4 * self.units),
+            "bias": (4 * self.units,),
+            "peephole": (3, self.units),
+            "projection": (self.units, self.output_size),
+        }
+        for name, weight in self.weights().items():
+            if name in expected and weight.shape != expected[name]:
+                raise DataError(f"{name}: expected shape {expected[name]} for {self.units} units, got {weight.shape}")
+            if weight.dtype.kind != "f" or weight.dtype.itemsize > 8:
+                raise DataError(f"{name}: expected float16, float32 or float64, got {weight.dtype}")
+        for name in ("cell_clip", "projection_clip", "gate_clip"):
+            clip = getattr(self, name)
+            if clip is not None and not clip > 0:
+                raise DataError(f"{name}: expected a number above 0, got {clip}")
+        for name, known in [("activation", ACTIVATIONS), ("recurrent_activation", RECURRENT_ACTIVATIONS)]:
+            if getattr(self, name) not in known:
+                raise DataError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not math.isfinite(self.forget_bias):
+            raise DataError(f"forget_bias: expected a finite number, got {self.forget_bias}")
+
+    @property
+    def units(self) -> int:
+        return int(self.input_kernel.shape[1]) // 4
+
+    @property
+    def input_size(self) -> int:
+        return int(self.input_kernel.shape[0])
+
+    @property
+    def output_size(self) -> int:
+        if self.projection is None:
+            return self.units
+        return int(self.projection.shape[-1])
+
+    @property
+    def cells_width(self) -> int:
+        return self.units
+
+    def cells(self) -> Iterator[tuple[str, Cell]]:
+        yield "", self
+
+    def widths(self) -> dict[str, int]:
+        return {"c": self.units, "h": self.output_size}
+
+    def weights(self) -> dict[str, Floats]:
+        """The arrays that are there, by their names in a model file."""
+        names = ("input_kernel", "recurrent_kernel", "bias", "peephole", "projection")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def options(self) -> dict[str, Any]:
+        """Those of CELL_OPTIONS that are set."""
+        values = {name: getattr(self, name) for name in CELL_OPTIONS}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
+
+    def config(self) -> dict[str, Any]:
+        facts = {"kind": self.kind, "input_size": self.input_size, "weights": list(self.weights()), "units": self.units}
+        return facts | self.options()
+
+
+@dataclass(frozen=True, eq=False)
+class Stack(Model):
+    kind: ClassVar[str] = "stack"
+    layers: tuple[Model, ...]
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise DataError("stack: expected at least one layer, got none")
+        for k, (below, above) in enumerate(zip(self.layers, self.layers[1:], strict=False)):
+            if below.output_size != above.input_size:
+                raise DataError(
+                    f"stack: layer {k} puts out {below.output_size} features, layer {k + 1} takes {above.input_size}"
+                )
+
+    @property
+    def input_size(self) -> int:
+        return self.layers[0].input_size
+
+    @property
+    def output_size(self) -> int:
+        return self.layers[-1].output_size
+
+    @property
+    def cells_width(self) -> int:
+        return self.layers[-1].cells_width
+
+    def layers_by_name(self) -> dict[str, Model]:
+        return self.children()
+
+    def children(self) -> dict[str, Model]:
+        return {str(k): layer for k, layer in enumerate(self.layers)}
+
+
+@dataclass(frozen=True, eq=False)
+class Bidirectional(Model):
+    kind: ClassVar[str] = "bidirectional"
+    forward: Model
+    backward: Model
+    merge: str = "concat"
+
+    def __post_init__(self) -> None:
+        if self.merge not in MERGES:
+            raise DataError(f"bidirectional: expected merge to be one of {', '.join(MERGES)}, got {self.merge!r}")
+        if self.forward.input_size != self.backward.input_size:
+            raise DataError(
+                f"bidirectional: forward takes {self.forward.input_size} features, backward {self.backward.input_size}"
+            )
+        if self.merge != "concat" and self.forward.output_size != self.backward.output_size:
+            raise DataError(
+                f"bidirectional: merge {self.merge!r} needs equal widths, "
+                f"got {self.forward.output_size} and {self.backward.output_size}"
+            )
+
+    @property
+    def input_size(self) -> int:
+        return self.forward.input_size
+
+    @property
+    def output_size(self) -> int:
+        return self.forward.output_size + (self.backward.output_size if self.merge == "concat" else 0)
+
+    @property
+    def cells_width(self) -> int:
+        return self.forward.cells_width + self.backward.cells_width
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    @property
+    def pointwise(self) -> bool:
+        return self.merge != "concat" or super().pointwise
+
+    def layers_by_name(self) -> dict[str, Model]:
+        sides = self.children().items()
+        return {f"{side}/{name}": layer for side, tree in sides for name, layer in tree.layers_by_name().items()}
+
+    def children(self) -> dict[str, Model]:
+        return {"forward": self.forward, "backward": self.backward}
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"merge": self.merge}
+
+
+@dataclass(frozen=True, eq=False)
+class Wrapper(Model):
+    """A tree around one other that has its input and output size."""
+
+    inner: Model
+
+    @property
+    def input_size(self) -> int:
+        return self.inner.input_size
+
+    @property
+    def output_size(self) -> int:
+        return self.inner.output_size
+
+    @property
+    def cells_width(self) -> int:
+        return self.inner.cells_width
+
+    def layers_by_name(self) -> dict[str, Model]:
+        return self.inner.layers_by_name()
+
+    def children(self) -> dict[str, Model]:
+        return {"inner": self.inner}
+
+
+class Reverse(Wrapper):
+    kind: ClassVar[str] = "reverse"
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, eq=False)  # its __init__ is to call its __post_init__
+class Residual(Wrapper):
+    kind: ClassVar[str] = "residual"
+
+    def __post_init__(self) -> None:
+        if self.input_size != self.output_size:
+            raise DataError(f"residual: expected equal widths, got input {self.input_size}, output {self.output_size}")
+
+    @property
+    def pointwise(self) -> bool:
+        return True
+
+
+def read_only(weight: Floats) -> Floats:
+    """`weight` itself where neither it nor the array that it is a view of can be written, else a copy."""
+    owner = weight.base if isinstance(weight.base, np.ndarray) else weight
+    if weight.flags.writeable or owner.flags.writeable:
+        weight = weight.copy()
+        weight.flags.writeable = False
+    return weight
+
+
+def as_root(model: Model) -> Model:
+    """A tree whose cells all have a name: a lone cell counts as a stack of one."""
+    return model if all(path for path, _ in model.cells()) else Stack((model,))

@@ -1,0 +1,255 @@
+"""OUT.journal: which spans of a run are on disk, so that a run that was stopped at any instant can go on.
+
+A line is a JSON value and the CRC-32 of its text: first the fingerprint of the run, then one for each stored span, in order, at
+last `"sealed"`. A line is written after the data that it speaks of is on disk. What follows the first line that is torn,
+damaged or out of order counts for nothing: that work is done again.
+"""
+
+import json
+import os
+import time
+import zlib
+from base64 import b64decode, b64encode
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from lstmcli.errors import DataError, StorageError, shown
+from lstmcli.files.partial_file import claim, partial_name, storing, sync_folder, write_all
+from lstmcli.inputs.nonfinite import Nonfinite
+from lstmcli.model.tree import State
+from lstmcli.run.spans import Span
+
+SECONDS = 2.0  # between two syncs: what a kill may cost
+FORMAT = {"format": "lstmcli-journal", "format_version": 1}
+
+Fingerprint = dict[str, Any]  # JSON
+
+
+class Synced(Protocol):
+    def start_sync(self) -> None: ...
+    def sync(self) -> None: ...
+
+
+class Recorder(Protocol):
+    """A journal, or what is one for a while."""
+
+    def record(self, done: "Done", result: Synced) -> None: ...
+    def flush(self, result: Synced) -> None: ...
+
+
+class Done(NamedTuple):
+    """A span that is stored. state: after it, where steps of its sequences are still to come; in the file only after a sync."""
+
+    span: Span
+    checksum: int  # what Result.put() gave
+    nonfinite: Nonfinite  # in all spans up to this one
+    state: State | None
+
+    def encode(self) -> list[Any]:
+        texts = {
+            name: [rows.dtype.str, rows.shape[1], b64encode(rows.data).decode()] for name, rows in (self.state or {}).items()
+        }
+        span = self.span
+        return [span.first, span.count, span.start, span.stop, span.last, self.checksum, list(self.nonfinite), texts]
+
+    def fits(self, widths: dict[str, int], dtype: np.dtype[Any]) -> bool:
+        """Whether the state, if it has one, can be that of a model with these widths."""
+        shapes = {name: (rows.dtype, rows.shape) for name, rows in (self.state or {}).items()}
+        expected = {name: (dtype, (self.span.count, width)) for name, width in widths.items()}
+        return self.span.last or not shapes or shapes == expected
+
+    @classmethod
+    def decode(cls, value: Any) -> "Done":
+        """ValueError, TypeError and the like for anything that encode() does not make."""
+        first, count, start, stop, last, checksum, nonfinite, texts = value
+        state = {
+            name: np.frombuffer(b64decode(text), np.dtype(dtype)).reshape(count, width).copy()
+            for name, (dtype, width, text) in texts.items()
+        }
+        return cls(Span(first, count, start, stop, last), checksum, Nonfinite(*nonfinite), state or None)
+
+
+class Journal:
+    """The journal of a run on OUT. While it is open no other run on OUT can be."""
+
+    def __init__(self, path: Path, fingerprint: Fingerprint, resume: bool) -> None:
+        """Reads what an earlier run has left, if `resume`; begin() is what changes the file.
+
+        DataError: it is another run's, or damaged. OutputError: another run has it open, or it cannot be made.
+        """
+        self.path, self.name = path, journal_name(path)
+        self.fingerprint = FORMAT | {"run": fingerprint}
+        self.done: list[Done] = []
+        self.sealed = False
+        self.size = 0  # bytes of the lines that count
+        self.waiting: list[Done] = []
+        self.syncing: Future[None] | None = None
+        self.due = time.monotonic() + SECONDS
+        self.failed = False
+        self.thread = ThreadPoolExecutor(1)
+        self.fd = claim(self.name, path)
+        try:
+            if resume:
+                self._replay()
+        except BaseException:
+            self.close()
+            raise
+
+    def _replay(self) -> None:
+        where = shown(str(self.name))
+        with storing(self.name):
+            content = b"".join(iter(lambda: os.read(self.fd, 1 << 24), b""))
+        for number, line in enumerate(content.splitlines(keepends=True)):
+            try:
+                value = decode_line(line)
+                if number == 0:
+                    self._compare(value)
+                elif value == "sealed":
+                    self.sealed = True
+                else:
+                    done = Done.decode(value)
+                    if not follows(done.span, self.done[-1].span if self.done else None):
+                        break
+                    self.done.append(done)
+            except DataError:
+                raise
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+                break
+            self.size += len(line)
+        partial = partial_name(self.path)
+        if not self.size and partial.exists() and partial.stat().st_size:
+            what = "damaged" if content else "missing"
+            raise DataError(f"{where}: is {what}, so nothing tells what of {partial.name!r} is done; --overwrite starts again")
+        while self.done and not (self.done[-1].span.last or self.done[-1].state):
+            self.done.pop()
+
+    def _compare(self, found: Any) -> None:
+        if not isinstance(found, dict) or found.get("format") != FORMAT["format"]:
+            raise ValueError("not a journal")
+        if differences := list(differing(found, self.fingerprint)):
+            raise DataError(
+                f"{shown(str(self.name))}: belongs to another run than this one; {'; '.join(differences)}; "
+                "run as before, or start again with --overwrite"
+            )
+
+    def begin(self) -> None:
+        """Keeps the lines that count and no other. Before anything else of the result is made."""
+        with storing(self.name):
+            os.ftruncate(self.fd, self.size)
+            if not self.size:
+                self._append(self.fingerprint)
+            os.fdatasync(self.fd)
+            sync_folder(self.path.parent)
+
+    def keep(self, count: int) -> None:
+        """Only the sequences that are complete in the first `count` spans: the data of the next is not what was stored."""
+        self.done = self.done[:count]
+        while self.done and not self.done[-1].span.last:
+            self.done.pop()
+        self.size = 0
+        self.begin()
+        self._write(self.done)
+
+    def record(self, done: Done, result: Synced) -> None:
+        """After `done` was written; now and then, in a thread of its own, what was recorded is put on disk and noted."""
+        self.waiting.append(done)
+        if self.syncing and not self.syncing.done():
+            return
+        self._await()
+        if time.monotonic() >= self.due:
+            self.syncing = self.thread.submit(self._sync, result)
+        elif len(self.waiting) > 1:  # one alone may be all, and little
+            self.syncing = self.thread.submit(result.start_sync)
+
+    def flush(self, result: Synced) -> None:
+        """Puts all on disk that was recorded. StorageError."""
+        self._await()
+        if self.waiting:
+            self._sync(result)
+
+    def _await(self) -> None:
+        if self.syncing:
+            syncing, self.syncing = self.syncing, None
+            syncing.result()
+
+    def _sync(self, result: Synced) -> None:
+        if self.failed:
+            raise StorageError(f"{shown(str(self.path))}: an earlier write to disk failed")
+        count = len(self.waiting)
+        self.failed = True  # unless what follows succeeds: the next sync may say that all is well when it is not
+        result.sync()
+        self._write(self.waiting[:count])
+        self.failed = False
+        self.done += self.waiting[:count]
+        del self.waiting[:count]
+        self.due = time.monotonic() + SECONDS
+
+    def _write(self, blocks: list[Done]) -> None:
+        with storing(self.name):
+            for k, done in enumerate(blocks):
+                self._append((done if k == len(blocks) - 1 else done._replace(state=None)).encode())
+            os.fdatasync(self.fd)
+
+    def seal(self) -> None:
+        """The result is whole and on disk; all that is left to do is to name its files."""
+        self._await()
+        with storing(self.name):
+            self._append("sealed")
+            os.fdatasync(self.fd)
+        self.sealed = True
+
+    def _append(self, value: Any) -> None:
+        line = encode_line(value)
+        write_all(self.fd, memoryview(line), self.size)
+        self.size += len(line)
+
+    def close(self) -> None:
+        self.thread.shutdown()
+        with storing(self.name):
+            if not os.fstat(self.fd).st_size:
+                self.name.unlink(missing_ok=True)
+            os.close(self.fd)
+
+    def remove(self) -> None:
+        """While it is still locked, so that it cannot be another run's."""
+        with storing(self.name):
+            os.ftruncate(self.fd, 0)
+        self.close()
+
+
+def journal_name(path: Path) -> Path:
+    return path.with_name(path.name + ".journal")
+
+
+def encode_line(value: Any) -> bytes:
+    text = json.dumps(value).encode()
+    return text + b" %08x\n" % zlib.crc32(text)
+
+
+def decode_line(line: bytes) -> Any:
+    text, _, checksum = line.rpartition(b" ")
+    if checksum != b"%08x\n" % zlib.crc32(text):
+        raise ValueError("torn or damaged")
+    return json.loads(text)
+
+
+def follows(span: Span, before: Span | None) -> bool:
+    if before is None or before.last:
+        expected = (before.first + before.count if before else 0, span.count, 0)
+    else:
+        expected = (before.first, before.count, before.stop)
+    return (span.first, span.count, span.start) == expected and span.count > 0 and span.stop >= span.start
+
+
+def differing(old: Any, new: Any, name: str = "") -> list[str]:
+    """`name was ... and is now ...` for all leaves of two JSON values that are not equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        parts = [
+            differing(old.get(key), new.get(key), f"{name} {key}".removeprefix(" run").strip())
+            for key in dict.fromkeys([*old, *new])
+        ]
+        return [text for part in parts for text in part]
+    return [] if old == new else [f"{name} was {old}, is now {new}"]

@@ -1,0 +1,144 @@
+"""Whether a file is whole and holds what was written into it."""
+
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lstmcli.errors import DataError, StorageError, shown
+from lstmcli.files import hdf5
+from lstmcli.files.npy import NPY_MAGIC, read_header
+from lstmcli.files.positioned_file import FileBytes
+from lstmcli.inputs.open_input import is_hdf5
+from lstmcli.inputs.padded_arrays import Lengths
+from lstmcli.model.model_file import FORMAT, load_model, model_in
+from lstmcli.results.result import CHECKSUMS, CONTAINER, Extent, Sums, container_checksum
+
+BLOCK = 16 << 20  # bytes read at a time
+
+
+def verify(path: str) -> str:
+    """Checks a result, a model file, or the NPY and NPZ files of a result; what was found to be right, for people.
+
+    DataError: it is damaged, cut or incomplete, and where that shows first. MissingInputError, StorageError.
+    """
+    fd = hdf5.open_readable(path)
+    try:
+        data = FileBytes(fd, shown(path))
+        if is_hdf5(fd, data.name):
+            return verify_hdf5(path)
+        begin = bytearray(min(len(NPY_MAGIC), data.opened.st_size))
+        data.fetch(memoryview(begin), 0)
+        if begin == NPY_MAGIC:
+            return verify_npy(data)
+        if begin.startswith(b"PK"):
+            return verify_npz(path)
+    finally:
+        os.close(fd)
+    raise DataError(f"{data.name}: expected a result (HDF5, NPY, NPZ) or a model file; this is none, or was never completed")
+
+
+def verify_hdf5(path: str) -> str:
+    with hdf5.open_file(path) as file:
+        has_checksums = hdf5.find(file, CHECKSUMS) is not None
+    if not has_checksums and model_format(path) == FORMAT:
+        return "a model file, readable; it has no checksums"
+    with open_result(path) as whole:
+        model_in(whole.file)
+        for name, item in whole.fields.items():
+            verify_field(item, whole.offsets[name], whole.data, whole.lengths, whole.sums[name])
+    return f"{len(whole.lengths):,} sequences, {len(whole.fields)} arrays, all checksums right"
+
+
+def model_format(path: str) -> str:
+    """Of a file whose model can be loaded."""
+    load_model(path)
+    with hdf5.open_file(path) as file, hdf5.reading(shown(path)):
+        return str(file.attrs["format"])
+
+
+class Whole(NamedTuple):
+    """A result that is complete: all but the values of its fields is what was written."""
+
+    file: Any  # h5py.File
+    data: FileBytes
+    lengths: Lengths
+    fields: dict[str, Any]  # h5py.Dataset
+    offsets: dict[str, int]  # of the fields in the file
+    sums: dict[str, Sums]  # of the rows of the fields
+
+
+@contextmanager
+def open_result(path: str) -> Iterator[Whole]:
+    """MissingInputError: no such file. DataError: no result, or damaged, cut, or incomplete. StorageError."""
+    with hdf5.open_file(path) as file:
+        data = FileBytes(file.id.get_vfd_handle(), shown(path))
+        group = hdf5.find(file, CHECKSUMS)
+        if group is None:
+            raise DataError(f"{data.name}::/{CHECKSUMS}: expected a result with checksums, found none")
+        own = hdf5.dataset(file, CONTAINER)
+        names = [e.name.removeprefix("/") for e in hdf5.entries(group)]
+        fields = {name: hdf5.dataset(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
+        extents = {name: extent(item) for name, item in fields.items()}
+        # Before anything else is read: libhdf5 walks some damaged structures forever.
+        if container_checksum(data.take, data.opened.st_size, [extent(own), *extents.values()]) != hdf5.read_array(own)[0]:
+            raise DataError(
+                f"{data.name}: its structure, lengths, model or checksums are not what was written; "
+                "it was damaged, changed, or never completed"
+            )
+        lengths = np.asarray(hdf5.read_array(hdf5.dataset(file, "lengths")))
+        sums = {name: hdf5.read_array(hdf5.dataset(group, name)) for name in fields}
+        offsets = {name: found.offset for name, found in extents.items()}
+        yield Whole(file, data, lengths, fields, offsets, sums)
+
+
+def extent(item: Any) -> Extent:
+    """Of a contiguous dataset."""
+    offset = hdf5.raw_offset(item)
+    if offset is None:
+        raise DataError(f"{hdf5.label(item)}: expected it in one piece, as it was written; was the file repacked?")
+    return Extent(offset, item.nbytes)
+
+
+def verify_field(item: Any, offset: int, data: FileBytes, lengths: Lengths, sums: Any) -> None:
+    """DataError naming the first row that is not what its checksum says, or that has anything but zeros past its length."""
+    where, batch = hdf5.label(item), item.shape[0]
+    if not item.size:
+        return
+    row = math.prod(item.shape[1:]) * item.dtype.itemsize
+    for first in range(0, batch, count := max(1, BLOCK // row)):
+        part = np.empty((min(count, batch - first), row), np.uint8)
+        data.fetch(part.reshape(-1).data, offset + first * row)
+        here = slice(first, first + len(part))
+        sizes = lengths[here] * (row // item.shape[1]) if item.ndim == 3 else np.full(len(part), row)
+        for k, (values, size, checksum) in enumerate(zip(part, sizes.tolist(), sums[here].tolist(), strict=True), first):
+            if zlib.crc32(values[:size]) != checksum:
+                raise DataError(f"{where}, row {k}: its bytes are not what was written: their checksum differs")
+            if values[size:].any():
+                raise DataError(f"{where}, row {k}: expected zeros past its {lengths[k]} steps")
+
+
+def verify_npy(data: FileBytes) -> str:
+    dtype, _, shape, offset = read_header(data.fetch, data.name)
+    if (size := offset + math.prod(shape) * dtype.itemsize) != data.opened.st_size:
+        raise DataError(f"{data.name}: expected {size:,} bytes for shape {shape} of {dtype}, got {data.opened.st_size:,}")
+    return f"{shape} {dtype}, of the right size; NPY files have no checksums"
+
+
+def verify_npz(path: str) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+            count = len(archive.namelist())
+    except OSError as error:
+        raise StorageError(f"{shown(path)}: reading failed: {error.strerror}") from error
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise DataError(f"{shown(path)}: damaged: {shown(str(error))}") from error
+    if bad is not None:
+        raise DataError(f"{shown(path)}: {shown(bad)} is not what was written: its checksum differs")
+    return f"{count} arrays, all checksums right"

@@ -1,0 +1,102 @@
+"""safetensors: u64 length, a JSON header {name: {dtype, shape, data_offsets}}, then the tensors' bytes without gaps."""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstmcli.errors import DataError, shown
+from lstmcli.files.partial_file import Partial
+from lstmcli.files.positioned_file import FileBytes
+from lstmcli.model.tree import Floats
+from lstmcli.weights.draft import DTYPES, Tensor, decode
+
+HEADER_LIMIT = 100_000_000  # bytes; that of the safetensors library
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64, "C64": 64,
+}  # fmt: skip
+
+
+def read_tensors(file: FileBytes) -> list[Tensor]:
+    """All tensors; their values are read when they are asked for. DataError for a header that does not fit the file."""
+    size = file.opened.st_size
+    length = int.from_bytes(file.take(0, 8), "little")
+    if length > min(HEADER_LIMIT, size - 8):
+        raise DataError(f"{file.name}: damaged: a header of {length} bytes in a file of {size}")
+    begin = 8 + length
+    spans, tensors = [], []
+    for name, entry in parse(file.take(8, length), file.name).items():
+        if name == "__metadata__":
+            continue
+        match entry:
+            case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if (
+                len(entry) == 3 and dtype in BITS and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
+            ):
+                pass
+            case _:
+                raise DataError(f"{file.name}: damaged: tensor {shown(name)} is described as {shown(str(entry))[:100]}")
+        if end - start != math.prod(shape) * BITS[dtype] // 8:
+            raise DataError(f"{file.name}: tensor {shown(name)}: {dtype} {tuple(shape)} does not take {end - start} bytes")
+        spans.append((start, end))
+        tensors.append(Tensor(name, tuple(shape), dtype, partial(values, file, dtype, tuple(shape), begin + start)))
+    # The library demands the same: no byte without a tensor, no byte with two.
+    at = 0
+    for start, end in sorted(spans):
+        if start != at:
+            raise DataError(f"{file.name}: damaged: tensors overlap or leave a gap at byte {begin + at}")
+        at = end
+    if begin + at != size:
+        raise DataError(f"{file.name}: expected {begin + at} bytes for its tensors, got {size}")
+    return tensors
+
+
+def parse(header: bytes, where: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a name stands twice")
+        return found
+
+    try:
+        parsed = json.loads(header.decode(), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: damaged safetensors header: {shown(str(error))[:200]}") from error
+    if not isinstance(parsed, dict):
+        raise DataError(f"{where}: damaged safetensors header: expected an object")
+    return parsed
+
+
+def values(file: FileBytes, dtype: str, shape: tuple[int, ...], offset: int) -> Floats:
+    data = np.empty(math.prod(shape) * DTYPES[dtype].itemsize, np.uint8)
+    file.fetch(data.data, offset)
+    return decode(data, dtype).reshape(shape)
+
+
+def save(tensors: Mapping[str, Floats], path: Path, overwrite: bool) -> None:
+    """Writes a file, whole or not at all. OutputError, StorageError."""
+    names = {np.dtype("f2"): "F16", np.dtype("f4"): "F32", np.dtype("f8"): "F64"}
+    entries, end = {}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": names[tensor.dtype], "shape": tensor.shape, "data_offsets": (start, end)}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the values are aligned
+    made = Partial(path, overwrite)
+    try:
+        made.reserve(8 + len(text) + end)
+        made.write(struct.pack("<Q", len(text)) + text, 0)
+        for name, tensor in tensors.items():
+            made.write(
+                np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")), 8 + len(text) + entries[name]["data_offsets"][0]
+            )
+        made.publish()
+        made.close()
+    except BaseException:
+        made.discard()
+        raise

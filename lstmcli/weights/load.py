@@ -1,0 +1,111 @@
+"""Weights from elsewhere, with none of the frameworks that made them. What a file is shows in its bytes, not in its name.
+
+Every importer gives an Imported: the tree, and which tensor became which field. Nothing in a file is ever run, and no file is
+read that the user did not name (but for the parts of a checkpoint, and ONNX's data in the same folder).
+"""
+
+import os
+import re
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from lstmcli.errors import DataError, shown
+from lstmcli.files import hdf5
+from lstmcli.files.positioned_file import FileBytes
+from lstmcli.inputs.open_input import is_hdf5
+from lstmcli.model.model_file import load_model as load_model_file
+from lstmcli.model.tree import Model
+from lstmcli.weights.draft import Choices, Imported
+
+__all__ = ["Choices", "Imported", "load_model", "load_weights"]
+
+KNOWN = "a model file, a result of a run, safetensors, .pt, .keras, .h5 of Keras, a TensorFlow 1 checkpoint (X.index), or ONNX"
+SMALLEST = 16  # bytes; nothing that holds weights is smaller
+ZIP_MAGIC = b"PK\3\4"
+TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # a checkpoint's index ends with it
+PICKLES = [bytes([0x80, protocol]) for protocol in range(2, 6)]
+IR_VERSION = b"\x08"  # the key of the field that comes first in an ONNX model
+
+
+def load_model(path: str, **choices: Any) -> Model:
+    """The model of any file that `lstmcli run --weights` takes; choices: the fields of Choices. LstmcliError."""
+    return load_weights(path, Choices(**choices)).model
+
+
+def load_weights(path: str, choices: Choices) -> Imported:
+    """Reads a model file, a result, or weights of PyTorch, Keras, TensorFlow 1 or ONNX.
+
+    MissingInputError: no such file. DataError: not such a file, damaged, or several LSTMs. UsageError: a choice that the file
+    leaves nobody.
+    """
+    path = index_path(str(path))
+    where = shown(path)
+    fd = hdf5.open_readable(path)
+    try:
+        file = FileBytes(fd, where)
+        size = file.opened.st_size
+        if size < SMALLEST:
+            raise DataError(f"{where}: expected {KNOWN}; got {f'a file of {size} bytes' if size else 'an empty file'}")
+        begin, end = file.take(0, SMALLEST), file.take(size - SMALLEST, SMALLEST)
+        # Each importer is loaded when a file is its own: together they would take as long as a small run.
+        if is_hdf5(fd, where):
+            return load_hdf5(file, path, choices)
+        if begin.startswith(ZIP_MAGIC):
+            return load_archive(fd, where, choices)
+        if end.endswith(TABLE_MAGIC):
+            from lstmcli.weights import tensorflow
+
+            return tensorflow.import_checkpoint(file, path, choices)
+        if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= size - 8:
+            from lstmcli.weights import pytorch
+            from lstmcli.weights.containers import safetensors
+
+            return pytorch.import_tensors("PyTorch (safetensors)", where, safetensors.read_tensors(file), choices)
+        if begin[:2] in PICKLES:
+            from lstmcli.weights.containers.pickle_tensors import ADVICE
+
+            raise DataError(f"{where}: is a bare pickle, of PyTorch before 1.6 perhaps, which is not read; {ADVICE}")
+        if begin.startswith(IR_VERSION):
+            from lstmcli.weights import onnx
+
+            return onnx.import_model(file, path, choices)
+        raise DataError(f"{where}: expected {KNOWN}; got a file that begins with {begin[:8]!r}")
+    finally:
+        os.close(fd)
+
+
+def index_path(path: str) -> str:
+    """The X.index of a checkpoint that is named as X, as TensorFlow does, or as one of its X.data-*; else `path`."""
+    prefix = re.sub(r"\.data-\d{5}-of-\d{5}$", "", path)
+    index = f"{prefix}.index"
+    return index if Path(index).is_file() and (prefix != path or not os.path.lexists(path)) else path
+
+
+def load_hdf5(data: FileBytes, path: str, choices: Choices) -> Imported:
+    where = data.name
+    with hdf5.open_file(path) as file:
+        with hdf5.reading(where):
+            ours = "format" in file.attrs
+        if not ours:
+            from lstmcli.weights import keras
+
+            if keras.looks_like(file):
+                hdf5.check_heaps(data.take, data.opened.st_size, where)
+                return keras.import_file(file, where, choices)
+    choices.allow(where)
+    return Imported(load_model_file(path), "lstmcli")
+
+
+def load_archive(fd: int, where: str, choices: Choices) -> Imported:
+    from lstmcli.weights import keras, pytorch
+    from lstmcli.weights.containers import pickle_tensors
+    from lstmcli.weights.containers.zip_archive import Archive
+
+    with closing(Archive(fd, where)) as archive:
+        if keras.CONFIG in archive.members and keras.WEIGHTS in archive.members:
+            return keras.import_archive(archive, choices)
+        if any(map(pickle_tensors.is_pickle, archive.members)):
+            return pytorch.import_tensors("PyTorch (.pt)", where, pickle_tensors.read_tensors(archive), choices)
+    held = ", ".join(map(shown, list(archive.members)[:5])) or "nothing"
+    raise DataError(f"{where}: a ZIP archive, but neither PyTorch's nor Keras's: it holds {held}")

@@ -1,0 +1,76 @@
+"""What tests take from the system: tools, limits, file systems, faults. A test that lacks one is skipped and says which."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from helpers.command import LSTMCLI, SECONDS, Ran
+
+
+def need(*tools: str) -> None:
+    for tool in tools:
+        if not shutil.which(tool):
+            pytest.skip(f"{tool} is not installed")
+
+
+def need_root() -> None:
+    if os.geteuid():
+        pytest.skip("only root may do this")
+
+
+def under(prefix: list[object], *args: object, cwd: Path, env: Mapping[str, str] | None = None) -> Ran:
+    """The command, started by another one such as strace or prlimit."""
+    need(str(prefix[0]))
+    command = [str(word) for word in (*prefix, *LSTMCLI, *args)]
+    whole = os.environ | (env or {})
+    done = subprocess.run(command, cwd=cwd, capture_output=True, env=whole, timeout=SECONDS, check=False)
+    return Ran(done.returncode, done.stdout, done.stderr.decode())
+
+
+def injected(call: str, what: str, *paths: object) -> list[object]:
+    """For under(): strace, which lets calls fail; only those on the paths, if any are given."""
+    on = [word for path in paths for word in ("-P", path)]
+    return ["strace", "-f", "-o", "/dev/null", *on, "-e", f"trace={call}", "-e", f"inject={call}:{what}"]
+
+
+@contextmanager
+def mounted(folder: Path, *args: object) -> Iterator[Path]:
+    """A file system in the new folder: mount(8) with these arguments."""
+    need("mount")
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", *map(str, args), str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        unmount, tries = ["umount", str(folder)], 100
+        while (done := subprocess.run(unmount, capture_output=True, text=True, timeout=60, check=False)).returncode:
+            tries -= 1  # busy for a moment after a process that had files there was killed
+            assert tries, done.stderr
+            time.sleep(0.05)
+
+
+@contextmanager
+def started(*args: object, cwd: Path, partial: Path, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
+    """A run that has begun to compute; prefix: the words of a command that starts it."""
+    need(*prefix[:1])
+    command = [*prefix, *LSTMCLI, *map(str, args)]
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            while running.poll() is None and not partial.exists():
+                time.sleep(0.005)
+            time.sleep(0.1)
+            assert running.poll() is None
+            yield running
+        finally:
+            running.kill()

@@ -1,0 +1,136 @@
+"""The same bits on every CPU: the kernel compiled for others, against a stored hash."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import llvmlite.binding as llvm
+import pytest
+
+# One hash for all CPUs. A change of it changes what users get: it needs a reason and a line in the changelog.
+HASH = "af67c62cf9820fa744324f94ed7fb9067aba8b24d39158261001726da7bb90a5"
+
+EVERY_OPTION_HASH = "c6507e35fd19a014413099bf55116a1eeda23a602a0618b2cf2c67f6115dcfc9"
+
+PROGRAM = """
+import dataclasses, hashlib, sys
+import numpy as np
+import lstmcli
+from lstmcli.model.tree import ACTIVATIONS, RECURRENT_ACTIVATIONS
+digest = hashlib.sha256()
+bits = np.random.PCG64(5)
+x = (bits.random_raw(40 * 23 * 21) >> np.uint64(11)).reshape(40, 23, 21) * 2.0**-51 - 2
+lengths = (bits.random_raw(40) % np.uint64(24)).astype(np.int64)
+models = [lstmcli.init_model(21, [35, 7], seed=3)]
+if "every option" in sys.argv:
+    clips = {"cell_clip": 0.4, "projection_clip": 0.2}
+    options = lstmcli.CellOptions(peepholes=True, projection=12, **clips)
+    (both,) = lstmcli.init_model(21, [35], 3, options, bidirectional=True).layers
+    cell = both.forward
+    changes = [{"activation": name} for name in ACTIVATIONS]
+    changes += [{"recurrent_activation": name} for name in RECURRENT_ACTIVATIONS]
+    changes += [{"gate_clip": 0.5}, {"input_forget": True}, {"peephole": None, "cell_clip": None}]
+    cells = [dataclasses.replace(cell, **change) for change in changes]
+    models = [lstmcli.Bidirectional(one, both.backward, merge="mean") for one in cells]
+for model in models:
+    for dtype in ("float32", "float64"):
+        outputs, state = model(x.astype(dtype), lengths, threads=2)
+        for array in (outputs, *(state[name] for name in sorted(state))):
+            digest.update(array.tobytes())
+print(digest.hexdigest(), "numba" in sys.modules)
+"""
+
+AVX2 = "+sse4.2,+avx,+avx2,+fma"
+AVX512 = f"{AVX2},+avx512f,+avx512dq,+avx512bw,+avx512vl"
+TARGETS = {"generic": "", "haswell": AVX2, "skylake-avx512": AVX512, "znver4": AVX512}
+
+
+def run(environment, cache, *args):
+    env = os.environ | environment | {"LSTMCLI_CACHE_DIR": str(cache)}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *args], env=env, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """A cache with the kernels of this CPU."""
+    cache = tmp_path_factory.mktemp("warm") / "cache"
+    assert run({}, cache) == [HASH, "True"]
+    return cache
+
+
+def test_a_cached_kernel_needs_no_numba(warm):
+    assert run({}, warm) == [HASH, "False"]
+    assert len(list(warm.glob("lstm-f*"))) == 2  # float32, float64
+
+
+@pytest.fixture(params=TARGETS)
+def target(request):
+    """The environment that compiles for another CPU."""
+    features = TARGETS[request.param]
+    needed = {feature[1:] for feature in features.split(",") if feature}
+    if missing := {name for name in needed if not llvm.get_host_cpu_features().get(name)}:
+        pytest.skip(f"this CPU cannot run code for {request.param}: it lacks {', '.join(sorted(missing))}")
+    return {"NUMBA_CPU_NAME": request.param, "NUMBA_CPU_FEATURES": features}
+
+
+def test_other_cpus_give_the_same_bits(target, tmp_path):
+    assert run(target, tmp_path)[0] == HASH
+
+
+@pytest.mark.slow
+def test_other_cpus_give_the_same_bits_for_every_option(target, tmp_path):
+    assert run(target, tmp_path, "every option")[0] == EVERY_OPTION_HASH
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "foreign", "link"])
+def test_a_bad_cache_costs_a_compilation_and_nothing_else(damage, warm, tmp_path):
+    cache = shutil.copytree(warm, tmp_path / "cache")
+    for path in cache.iterdir():
+        content = path.read_bytes()
+        if damage == "link":
+            path.rename(tmp_path / path.name)
+            path.symlink_to(tmp_path / path.name)
+        elif damage == "foreign":
+            path.chmod(0o666)
+        else:
+            path.write_bytes({"empty": b"", "cut": content[:-1], "flipped": content[:-9] + b"x" + content[-8:]}[damage])
+    assert run({}, cache) == [HASH, "True"]
+    assert run({}, cache) == [HASH, "False"]  # replaced by a good one
+
+
+def test_a_cache_that_others_can_write_is_not_used(tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    assert run({}, cache) == [HASH, "True"]
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_the_same_source_compiles_for_aarch64(bits):
+    from numba import cfunc
+
+    from lstmcli.kernel import lanes
+    from lstmcli.kernel.compiled import Target
+    from lstmcli.kernel.layout import Options
+
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    target = Target("aarch64-unknown-linux-gnu", "neoverse-n1", "+neon")
+    shape = target.shape(bits)
+    assert (shape.width * bits, shape.rows, shape.together) == (128, 6, 4)
+    text = cfunc(lanes.SIGNATURE, nopython=True, error_model="numpy")(lanes.define(shape, Options()))._library.get_llvm_str()
+    # What Numba wrote for the CPU at hand: its name, its features, and its instruction for a pause.
+    text = re.sub(
+        r'target (triple|datalayout) = .*|"target-(cpu|features)"="[^"]*"|(tail )?call void @llvm\.x86\.sse2\.pause\(\)',
+        "",
+        text,
+    )
+    module, machine = llvm.parse_assembly(text), target.machine()
+    module.triple, module.data_layout = target.triple, str(machine.target_data)
+    assembly = machine.emit_assembly(module)
+    assert assembly.count(f"\tfmla\tv0.{shape.width}{'s' if bits == 32 else 'd'}") > 0
+    assert machine.emit_object(module)[:4] == b"\x7fELF"

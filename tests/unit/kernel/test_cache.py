@@ -1,0 +1,195 @@
+"""The cache of kernels: what is taken from it, where it may lie, and that it does not grow for ever."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.system import mounted
+
+import lstmcli
+from lstmcli.kernel import compiled
+
+DAY = 24 * 60 * 60
+
+
+@pytest.fixture(scope="session")
+def kernel() -> tuple[str, bytes]:
+    target = compiled.target()
+    return compiled.compile_object(target, target.shape(32), compiled.PLAIN)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, kernel: tuple[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache; compiling takes no time."""
+    monkeypatch.setenv("LSTMCLI_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiled, "compile_object", lambda here, shape, options: kernel)
+    compiled.load.cache_clear()
+    yield tmp_path / "cache"
+    compiled.load.cache_clear()
+
+
+def works() -> bool:
+    compiled.load.cache_clear()
+    x = np.ones((2, 3, 4), np.float32)
+    outputs, _ = lstmcli.init_model(4, [5])(x)
+    return bool(outputs.all())
+
+
+def only_file(cache: Path) -> Path:
+    (path,) = cache.iterdir()
+    return path
+
+
+def test_a_kernel_is_cached_once_it_is_loaded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not compiled.is_cached(32)
+    assert works()
+    assert compiled.is_cached(32)
+    assert not compiled.is_cached(64)
+    monkeypatch.delattr(compiled, "compile_object")
+    assert works()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"[]",
+        b"1",
+        b"null",
+        b"{}",
+        b'"sha256"',
+        b"",
+        b"{",
+        b"\xff",
+        b'{"sha256": 1, "symbols": [1], "shape": [], "object": 1}',
+        b"[" * 100_000,
+    ],
+)
+def test_damaged_kernels_are_compiled_again(head: bytes, cache: Path) -> None:
+    assert works()
+    path = only_file(cache)
+    whole = path.read_bytes()
+    path.write_bytes(head + whole[whole.index(b"\n") :])
+    assert not compiled.is_cached(32)
+    assert works()
+    assert only_file(cache).read_bytes() == whole
+
+
+def test_a_symbol_that_is_no_string(cache: Path) -> None:
+    assert works()
+    path = only_file(cache)
+    path.write_bytes(path.read_bytes().replace(b'"symbols": ["', b'"symbols": [1, "', 1))
+    assert not compiled.is_cached(32)
+    assert works()
+
+
+def test_a_cut_kernel_is_compiled_again(cache: Path) -> None:
+    assert works()
+    path = only_file(cache)
+    os.truncate(path, path.stat().st_size - 1)
+    assert not compiled.is_cached(32)
+    assert works()
+    assert compiled.is_cached(32)
+
+
+def test_a_link_to_a_private_folder_is_a_cache(cache: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "scratch" / "elsewhere"
+    elsewhere.mkdir(mode=0o700, parents=True)
+    cache.symlink_to(elsewhere)
+    assert compiled.cache_folder() == elsewhere
+    assert works()
+    assert compiled.is_cached(32)
+    assert only_file(elsewhere).suffix == ".kernel"
+
+
+def test_a_folder_that_others_can_write_is_no_cache(cache: Path, tmp_path: Path) -> None:
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    cache.symlink_to(open_to_all)
+    assert compiled.cache_folder() is None
+    assert not compiled.is_cached(32)
+    assert works()
+    assert not list(open_to_all.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_belongs_to_somebody_else_is_not_loaded(what: str, cache: Path) -> None:
+    assert works()
+    os.chown(cache if what == "folder" else only_file(cache), 65534, 65534)
+    assert not compiled.is_cached(32)
+    assert works()
+
+
+@pytest.mark.parametrize("options", ["size=4k", "ro"])
+def test_a_cache_that_cannot_be_written(options: str, cache: Path) -> None:
+    with mounted(cache, "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs"):
+        assert works()
+        assert not compiled.is_cached(32)
+        assert not list(cache.iterdir())
+
+
+def test_a_link_to_nothing_is_no_cache(cache: Path, tmp_path: Path) -> None:
+    cache.symlink_to(tmp_path / "no" / "where")
+    assert compiled.cache_folder() is None
+    assert works()
+
+
+def test_old_kernels_are_removed(cache: Path) -> None:
+    cache.mkdir(mode=0o700)
+    now = time.time()
+    for name, days in [("lstm-f32-old.kernel", 31), ("lstm-f64-new.kernel", 29), ("other", 99)]:
+        (cache / name).write_bytes(b"")
+        os.utime(cache / name, (now - days * DAY,) * 2)
+    folder = cache / "lstm-folder.kernel"
+    folder.mkdir()
+    os.utime(folder, (now - 99 * DAY,) * 2)
+    assert works()
+    left = {path.name for path in cache.iterdir()}
+    assert {"lstm-f64-new.kernel", "other", "lstm-folder.kernel"} < left
+    assert len(left) == 4
+    assert "lstm-f32-old.kernel" not in left
+
+
+PROGRAM = """
+import sys
+import numpy as np
+import lstmcli
+outputs, _ = lstmcli.init_model(4, [5], seed=1)(np.ones((2, 3, 4), np.float32))
+print(outputs.tobytes().hex(), "numba" in sys.modules, "llvmlite" in sys.modules)
+"""
+
+
+def test_a_cached_kernel_needs_llvm_only_where_there_is_no_linker(tmp_path: Path) -> None:
+    if not shutil.which("ld"):
+        pytest.skip("this system has no ld")
+    results = set()
+    for path, with_llvm in [(os.environ["PATH"], "False"), ("", "True")]:
+        env = os.environ | {"PATH": path, "LSTMCLI_CACHE_DIR": str(tmp_path / f"cache{with_llvm}")}
+        for loaded in (["True", "True"], ["False", with_llvm]):
+            done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=True)
+            outputs, *modules = done.stdout.split()
+            assert modules == loaded
+            results.add(outputs)
+    assert len(results) == 1
+
+
+def test_a_library_that_the_system_refuses_is_not_needed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "link_library", lambda code: b"\x7fELF, but no more")
+    assert works()
+    monkeypatch.delattr(compiled, "compile_object")
+    assert works()
+
+
+def test_several_kernels_at_once() -> None:
+    kinds = compiled.PLAIN, compiled.PLAIN._replace(peephole=True)
+    first, second = (compiled.load(32, kind) for kind in kinds)
+    assert first.address != second.address

@@ -1,0 +1,192 @@
+"""The Python API against the naive reference, and against the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import files, golden, naive
+from helpers.case import Case
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lstmcli
+from lstmcli.errors import DataError
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[int], int]:
+    """x (N, T, E) float64 with NaN in the padding, lengths, units of each layer, and the seed they come from."""
+    n, steps, features = draw(st.integers(1, 20)), draw(st.integers(1, 8)), draw(st.integers(1, 20))
+    lengths = np.array(draw(st.lists(st.integers(0, steps), min_size=n, max_size=n)))
+    units = draw(st.lists(st.integers(1, 40), min_size=1, max_size=3))
+    seed = draw(st.integers(0, 2**32 - 1))
+    x = np.random.default_rng(seed).normal(size=(n, steps, features))
+    x[files.padding(x.shape, lengths)] = np.nan
+    return x, lengths, units, seed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
+@given(batch=batches())
+def test_agrees_with_the_naive_reference(
+    dtype: str, tolerance: float, folder: Path, batch: tuple[np.ndarray, np.ndarray, list[int], int]
+) -> None:
+    x, lengths, units, seed = batch
+    x = x.astype(dtype)
+    reference = files.random_model(x.shape[2], units, seed)
+    model = lstmcli.load_model(files.write_model(folder / "model.h5", reference, dtype))
+    outputs, state = model(x, lengths=lengths)
+    want, want_state = naive.run(reference, x, lengths)
+    assert outputs.dtype == dtype
+    assert golden.relative_error(outputs, want) <= tolerance
+    assert state.keys() == want_state.keys()
+    for path, value in want_state.items():
+        assert state[path].dtype == dtype
+        assert golden.relative_error(state[path], value) <= tolerance, path
+    assert not outputs[files.padding(outputs.shape, lengths)].view(f"u{outputs.itemsize}").any()
+
+
+@pytest.mark.parametrize("name", ["stack", "float64", "initial_state_zero_length"])
+def test_goldens(name: str, tmp_path: Path) -> None:
+    case = golden.load(name)
+    model = lstmcli.load_model(files.write_model(tmp_path / "model.h5", case.model, case.dtype))
+    outputs, state = model(case.x, lengths=case.lens, initial_state=case.initial or None)
+    assert golden.relative_error(outputs, case.outputs) <= case.tolerance
+    for path, value in case.state.items():
+        assert golden.relative_error(state[path], value) <= case.tolerance, path
+
+
+def test_the_example_of_the_readme() -> None:
+    x = np.random.default_rng(0).random((5, 10, 20), np.float32)
+    model = lstmcli.init_model(input_size=20, units=[7], seed=0)
+    outputs, state = model(x, lengths=np.array([4, 9, 10, 5, 10]))
+    assert (outputs.shape, outputs.dtype) == ((5, 10, 7), np.float32)
+    assert {path: value.shape for path, value in state.items()} == {"0/c": (5, 7), "0/h": (5, 7)}
+    np.testing.assert_array_equal(state["0/h"], outputs[np.arange(5), [3, 8, 9, 4, 9]])
+
+
+def test_command_gives_the_same_bits(case: Case) -> None:
+    model = lstmcli.load_model(case.weights)
+    files.assert_same_bits(model(case.x, lengths=case.lengths), case.result)
+    files.assert_same_bits(model(case.x, lengths=case.lengths.tolist(), threads=2), case.result)
+
+
+def test_result_file_is_a_model(case: Case) -> None:
+    model = lstmcli.load_model(str(case.folder / "result.h5"))
+    files.assert_same_bits(model(case.x, lengths=case.lengths), case.result)
+
+
+def test_without_lengths_every_sequence_is_full(case: Case) -> None:
+    model = lstmcli.load_model(case.weights)
+    files.assert_same_bits(model(case.x), model(case.x, lengths=np.full(13, 17)))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 20), (4, 0, 20), (0, 0, 20)])
+def test_empty_batches(shape: tuple[int, int, int], case: Case) -> None:
+    outputs, state = lstmcli.load_model(case.weights)(np.zeros(shape, np.float32))
+    assert outputs.shape == (*shape[:2], 5)
+    assert state["0/c"].shape == (shape[0], 21)
+    assert not any(value.any() for value in state.values())
+
+
+def test_length_zero_returns_the_initial_state(case: Case) -> None:
+    rng = np.random.default_rng(0)
+    initial = {path: rng.normal(size=value.shape).astype(np.float32) for path, value in case.state.items()}
+    outputs, state = lstmcli.load_model(case.weights)(case.x, lengths=np.zeros(13, int), initial_state=initial)
+    files.assert_same_bits((outputs, state), (np.zeros_like(case.outputs), initial))
+
+
+@pytest.mark.parametrize("split", [1, 2, 8, 16])
+def test_two_halves_with_the_state_between_are_one_pass(split: int, case: Case) -> None:
+    model = lstmcli.load_model(case.weights)
+    first, between = model(case.x[:, :split], lengths=np.minimum(case.lengths, split))
+    second, final = model(case.x[:, split:], lengths=np.maximum(case.lengths - split, 0), initial_state=between)
+    files.assert_same_bits((np.concatenate([first, second], axis=1), final), case.result)
+
+
+def test_no_argument_is_modified(case: Case) -> None:
+    """Arrays that cannot be written are taken, and what can be written is left alone."""
+    model = lstmcli.load_model(case.weights)
+    x, lengths = case.x.copy(), case.lengths.copy()
+    initial = {path: np.full_like(value, 0.5) for path, value in case.state.items()}
+    model(x, lengths=lengths, initial_state=initial)
+    assert files.bits(x) == files.bits(case.x)
+    assert files.bits(lengths) == files.bits(case.lengths)
+    assert all((value == 0.5).all() for value in initial.values())
+    for value in (x, lengths, *initial.values()):
+        value.flags.writeable = False
+    model(x, lengths=lengths, initial_state=initial)
+
+
+def test_results_do_not_share_memory_with_each_other_or_with_a_later_call(case: Case) -> None:
+    model = lstmcli.load_model(case.weights)
+    initial = {path: np.zeros_like(value) for path, value in case.state.items()}
+    outputs, state = model(case.x, lengths=case.lengths, initial_state=initial)
+    model(case.x[::-1], lengths=case.lengths[::-1])
+    files.assert_same_bits((outputs, state), case.result)
+    arrays = [outputs, *state.values(), *initial.values()]
+    for k, one in enumerate(arrays):
+        assert not any(np.shares_memory(one, other) for other in arrays[k + 1 :])
+
+
+@pytest.mark.parametrize(("dtype", "computed"), [("<f2", "<f4"), (">f4", "<f4"), (">f8", "<f8")])
+def test_other_floats_are_converted(dtype: str, computed: str, case: Case) -> None:
+    model = lstmcli.load_model(case.weights)
+    x = case.x.astype(dtype)
+    got = model(x, lengths=case.lengths)
+    assert got[0].dtype == computed
+    files.assert_same_bits(got, model(x.astype(computed), lengths=case.lengths))
+
+
+def test_any_memory_layout(case: Case) -> None:
+    model = lstmcli.load_model(case.weights)
+    wide = np.full((26, 20, 40), np.nan, np.float32)
+    wide[::2, 3:, ::-2] = case.x
+    for x in (np.asfortranarray(case.x), wide[::2, 3:, ::-2]):
+        files.assert_same_bits(model(x, lengths=case.lengths), case.result)
+
+
+def test_seeds() -> None:
+    x = np.random.default_rng(0).random((2, 3, 4), np.float32)
+    first, again, other = (lstmcli.init_model(input_size=4, units=[3, 2], seed=seed)(x)[0] for seed in (1, 1, 2))
+    assert files.bits(first) == files.bits(again)
+    assert not np.isclose(first, other).all()
+
+
+def test_errors_say_what_came(case: Case) -> None:
+    model = lstmcli.load_model(case.weights)
+    with pytest.raises(DataError, match=r"row 3\b.*18"):
+        model(case.x, lengths=np.where(np.arange(13) == 3, 18, case.lengths))
+    with pytest.raises(DataError, match=r"row 0\b.*-1"):
+        model(case.x, lengths=np.full(13, -1))
+    with pytest.raises(DataError, match=r"12"):
+        model(case.x, lengths=case.lengths[:12])
+    with pytest.raises(DataError, match=r"19"):
+        model(case.x[:, :, :19], lengths=case.lengths)
+    with pytest.raises(DataError, match=r"\(17, 20\)"):
+        model(case.x[0])
+    with pytest.raises(DataError, match="int"):
+        model(np.ones((13, 17, 20), int))
+    with pytest.raises(DataError, match="0/c"):
+        model(case.x, initial_state={**case.state, "0/c": case.state["0/c"][:, :20]})
+    with pytest.raises(ValueError, match="2/h"):
+        model(case.x, initial_state={**case.state, "2/h": case.state["0/h"]})
+
+
+def test_a_lone_cell_is_a_model() -> None:
+    stack = lstmcli.init_model(4, [5], seed=1)
+    x = np.random.default_rng(0).normal(size=(3, 6, 4)).astype(np.float32)
+    outputs, state = stack.layers[0](x, [6, 0, 2])
+    wanted, states = stack(x, [6, 0, 2])
+    np.testing.assert_array_equal(outputs, wanted)
+    assert state.keys() == {"c", "h"}
+    for name, values in state.items():
+        np.testing.assert_array_equal(values, states[f"0/{name}"])
+    again, _ = stack.layers[0](x, [6, 0, 2], initial_state=state)
+    assert (again != outputs).any()

@@ -1,0 +1,159 @@
+"""Every sample cut and with single bits flipped: refused with one line, or read as what the file says; never anything else."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import speech
+from helpers.command import assert_one_line, lstmcli
+
+from lstmcli.errors import DataError
+from lstmcli.weights.load import Choices, load_weights
+
+FLIPS, CUTS, EDGE = 240, 60, 3000
+SECONDS = 5.0
+MEMORY = 1 << 30  # more than the process has; every sample is below a megabyte
+
+CHECKED = [
+    speech.FOLDER / "torch_bilstm.pt",
+    speech.KERAS,
+    speech.CHECKPOINT,
+    speech.CHECKPOINT.with_suffix(".data-00000-of-00001"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _little_memory() -> Iterator[None]:
+    """What a file claims must not be believed: an allocation of a gigabyte fails, and with it the test."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def weights(path: Path) -> dict[str, np.ndarray] | None:
+    """By cell and field; None for a file that is refused as it should be."""
+    began = time.monotonic()
+    try:
+        model = load_weights(str(path), Choices()).model
+    except DataError as error:
+        text = str(error)
+        assert path.name.split(".")[0] in text
+        assert text.isprintable()
+        return None
+    finally:
+        assert time.monotonic() - began < SECONDS
+    return {f"{place}/{name}": value for place, cell in model.cells() for name, value in cell.weights().items()}
+
+
+def differing(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> int:
+    """How many numbers differ in their bits; all of them for another model."""
+    if got.keys() != want.keys() or any(got[key].shape != want[key].shape for key in want):
+        return sum(value.size for value in want.values())
+    return sum(int(np.sum(got[key].view("u4") != value.view("u4"))) for key, value in want.items())
+
+
+def copy(path: Path, folder: Path) -> Path:
+    """The sample, where its copy is to be damaged; a checkpoint with both of its files."""
+    for other in path.parent.glob(f"{path.name.split('.')[0]}.ckpt*"):
+        shutil.copy(other, folder)
+    shutil.copy(path, folder)
+    return folder / path.name
+
+
+def damaged(data: bytes, seed: int) -> Iterator[tuple[int, bytes]]:
+    """(place of the flipped bit, copy): half of them near the edges of the file, where the headers are."""
+    rng = np.random.default_rng(seed)
+    near = rng.integers(0, min(EDGE, len(data)), FLIPS // 2)
+    places = [*near[::2], *(len(data) - 1 - near[1::2]), *rng.integers(0, len(data), FLIPS - len(near))]
+    for place in map(int, places):
+        changed = bytearray(data)
+        changed[place] ^= 1 << int(rng.integers(8))
+        yield place, bytes(changed)
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=lambda path: path.name)
+def test_flipped_bits_are_found_where_there_are_checksums(path: Path, tmp_path: Path) -> None:
+    """All weights are under one: they are right, or the file is refused."""
+    target = copy(path, tmp_path)
+    data, want = target.read_bytes(), weights(target)
+    assert want is not None
+    refused = 0
+    for place, changed in damaged(data, 0):
+        target.write_bytes(changed)
+        got = weights(target)
+        assert got is None or differing(got, want) == 0, place
+        refused += got is None
+    assert refused > FLIPS // 10
+
+
+def test_flipped_bits_of_safetensors(tmp_path: Path) -> None:
+    """The header is refused unless it says the same; in a tensor a flipped bit is another number, and no other changes."""
+    target = copy(speech.SAFETENSORS, tmp_path)
+    data, want = target.read_bytes(), weights(target)
+    assert want is not None
+    begin = 8 + int.from_bytes(data[:8], "little")
+    for place, changed in damaged(data, 1):
+        target.write_bytes(changed)
+        got = weights(target)
+        assert got is None or differing(got, want) <= (place >= begin), place
+
+
+@pytest.mark.parametrize("name", ["torch_bilstm.onnx", "keras_stack.weights.h5"])
+def test_flipped_bits_where_nothing_can_tell(name: str, tmp_path: Path) -> None:
+    """Refused, or what the file says now: mostly the same, or one other number."""
+    path = speech.FOLDER / name
+    target = copy(path, tmp_path) if path.exists() else speech.keras_weights(tmp_path)
+    data, want = target.read_bytes(), weights(target)
+    assert want is not None
+    same = 0
+    for _, changed in damaged(data, 2):
+        target.write_bytes(changed)
+        got = weights(target)
+        same += got is not None and differing(got, want) <= 1
+    assert same > FLIPS // 4
+
+
+@pytest.mark.parametrize("path", [*speech.MODELS, CHECKED[-1], None], ids=lambda path: path.name if path else "weights.h5")
+def test_cut_files(path: Path | None, tmp_path: Path) -> None:
+    target = copy(path, tmp_path) if path else speech.keras_weights(tmp_path)
+    data, want = target.read_bytes(), weights(target)
+    assert want is not None
+    for size in map(int, [*range(20), *np.linspace(20, len(data) - 1, CUTS), len(data) - 1]):
+        target.write_bytes(data[:size])
+        got = weights(target)
+        assert got is None or differing(got, want) == 0, size
+
+
+def test_noise(tmp_path: Path) -> None:
+    """After the first bytes of each format."""
+    rng = np.random.default_rng(4)
+    for begin in (
+        b"",
+        b"\x89HDF\r\n\x1a\n",
+        b"PK\3\4",
+        b"\x08\x08",
+        b"\x80\x02",
+        b"\x20" + bytes(7) + b"{",
+        b"PK\5\6" + bytes(18),
+    ):
+        for size in (0, 10, 100, 10_000):
+            (tmp_path / "noise").write_bytes(begin + rng.bytes(size))
+            assert weights(tmp_path / "noise") is None
+
+
+@pytest.mark.parametrize("path", speech.MODELS, ids=lambda path: path.name)
+def test_a_damaged_file_and_the_command(path: Path, tmp_path: Path) -> None:
+    target = copy(path, tmp_path)
+    target.write_bytes(target.read_bytes()[:-100])
+    assert_one_line(lstmcli("model", "show", target, cwd=tmp_path), 65, target.name)
+    args = ["run", "--input", speech.SAMPLE_DATA / "vowels.h5", "--weights", target, "--output", "out.h5"]
+    assert_one_line(lstmcli(*args, cwd=tmp_path), 65, target.name)
+    assert not (tmp_path / "out.h5").exists()
