@@ -1,17 +1,18 @@
-"""The one form that sequences have between files and kernel."""
+"""The one form that sequences have between files and kernel, and the types that all rooms share."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.model.tree import Floats
-
-Integers = NDArray[np.int64]
+Floats = NDArray[np.floating]
+State = dict[str, Floats]  # rows (n, width) by the place of their cell and c or h: "0/c", "1/forward/h"
+Lengths = NDArray[np.int64]  # of sequences, in steps; also where they start
 
 FEW = 64  # values that Python adds up faster than NumPy
 TOGETHER = 6  # sequences that begin at once whatever their order: those of one tile
-IN_TURN: Integers = np.arange(TOGETHER, dtype=np.int64)
+IN_TURN: Lengths = np.arange(TOGETHER, dtype=np.int64)
 
 
 class Block(NamedTuple):
@@ -23,8 +24,8 @@ class Block(NamedTuple):
     """
 
     rows: Floats
-    starts: Integers
-    lengths: Integers
+    starts: Lengths
+    lengths: Lengths
 
     def like(self, rows: Floats) -> "Block":
         """The same sequences in other rows, packed one after the other."""
@@ -34,7 +35,7 @@ class Block(NamedTuple):
         return Block(self.rows[:, first : first + count], self.starts, self.lengths)
 
 
-def packed_starts(lengths: Integers) -> Integers:
+def packed_starts(lengths: Lengths) -> Lengths:
     starts = np.zeros(len(lengths), np.int64)
     np.cumsum(lengths[:-1], out=starts[1:])
     return starts
@@ -43,12 +44,12 @@ def packed_starts(lengths: Integers) -> Integers:
 class Schedule(NamedTuple):
     """In which order sequences are run: those of length > 0, longest first, so that the lanes end together."""
 
-    order: Integers
+    order: Lengths
     steps: int  # in all
     longest: int
 
     @classmethod
-    def of(cls, lengths: Integers) -> "Schedule":
+    def of(cls, lengths: Lengths) -> "Schedule":
         if len(lengths) <= FEW:
             values = lengths.tolist()
             if len(values) <= TOGETHER and 0 not in values:
@@ -57,3 +58,22 @@ class Schedule(NamedTuple):
         else:
             steps, longest, count = int(lengths.sum()), int(lengths.max()), int(np.count_nonzero(lengths))
         return cls((-lengths).argsort(kind="stable")[:count], steps, longest)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Steps start .. stop of the sequences first .. first + count; what is past a sequence's length is not in it."""
+
+    first: int
+    count: int
+    start: int
+    stop: int
+    last: bool  # no later span has steps of these sequences
+
+    def lengths(self, lengths: Lengths) -> Lengths:
+        return np.clip(lengths[self.first : self.first + self.count], self.start, self.stop) - self.start
+
+
+def steps_until(span: Span, lengths: Lengths) -> int:
+    """Steps in this span and all before it."""
+    return int(lengths[: span.first].sum() + np.minimum(lengths[span.first : span.first + span.count], span.stop).sum())

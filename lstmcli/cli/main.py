@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 import click
 
-from lstmcli import __version__
 from lstmcli.cli import cluster
 from lstmcli.cli.options import (
     IntegerList,
@@ -27,6 +26,7 @@ from lstmcli.cli.options import (
     stop_after,
 )
 from lstmcli.errors import LstmcliError, StoppedError, StorageError
+from lstmcli.version import __version__
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 BROKEN_PIPE = StorageError.exit_code

@@ -15,7 +15,7 @@ from lstmcli.model.tree import CELL_OPTIONS, Cell
 from lstmcli.model.tree import Model as ModelTree
 
 if TYPE_CHECKING:
-    from lstmcli.model.tree import Floats
+    from lstmcli.blocks import Floats
     from lstmcli.tools.bench import Case, Measured
     from lstmcli.weights.load import Imported
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lstmcli import __version__
+from lstmcli.blocks import steps_until
 from lstmcli.cluster.dask_connect import connect
 from lstmcli.cluster.dask_worker import Place, ask_to_stop, run_rows
 from lstmcli.cluster.plan import INPUTS, absolute, split
@@ -31,8 +31,8 @@ from lstmcli.results.publish import complete, open_journal, restore
 from lstmcli.results.result import Facts, Field, Paths, Result
 from lstmcli.run.job import Job, Work, attributes, describe, open_work, refuse_inputs, step_widths, stored_arrays, targets_of
 from lstmcli.run.run import Progress
-from lstmcli.run.spans import steps_until
 from lstmcli.run.stop import Stop
+from lstmcli.version import __version__
 
 if TYPE_CHECKING:
     from distributed import Client, Future

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from lstmcli import __version__
 from lstmcli.engine.prepared_model import Forward
 from lstmcli.errors import BusyError, ClusterError, DataError, LstmcliError, StorageError, UsageError, shown
 from lstmcli.files.partial_file import Partial, partial_name
@@ -23,6 +22,7 @@ from lstmcli.results.result import Field, Result
 from lstmcli.run.job import Job, Part, open_work
 from lstmcli.run.run import compute
 from lstmcli.run.stop import SIGNALS, Stop
+from lstmcli.version import __version__
 
 Place = tuple[str, int, int, tuple[int, ...], str]  # of an array: OUT, its inode, offset, shape, dtype
 

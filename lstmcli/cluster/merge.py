@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli import __version__
+from lstmcli.blocks import Lengths, Span, steps_until
 from lstmcli.cluster.job_scripts import array_expression
 from lstmcli.cluster.parts import open_part
 from lstmcli.cluster.plan import Plan
@@ -19,17 +19,18 @@ from lstmcli.files import hdf5
 from lstmcli.files.partial_file import check_target, write_whole
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.inputs.padded_arrays import CArray, Lengths
+from lstmcli.inputs.padded_arrays import CArray
 from lstmcli.model.model_file import model_in
 from lstmcli.model.tree import Model
 from lstmcli.results.journal import Done, Journal, journal_name
 from lstmcli.results.publish import complete, open_journal, restore
 from lstmcli.results.result import Arrays, Facts, Paths, Result, Sums, write_facts
 from lstmcli.results.verify import verify
+from lstmcli.run.cutting import Limits
+from lstmcli.run.cutting import plan as plan_spans
 from lstmcli.run.job import attributes, lengths_mark, refuse_inputs, stored_arrays, targets_of
-from lstmcli.run.spans import Limits, Span, steps_until
-from lstmcli.run.spans import plan as plan_spans
 from lstmcli.run.stop import Stop
+from lstmcli.version import __version__
 
 Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole
 

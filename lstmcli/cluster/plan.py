@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from lstmcli.blocks import Lengths
 from lstmcli.errors import DataError, MissingInputError, OutputError, UsageError, shown
 from lstmcli.files.partial_file import write_whole
 from lstmcli.inputs.open_input import split_spec
-from lstmcli.inputs.padded_arrays import Lengths
 from lstmcli.results.journal import Fingerprint
 from lstmcli.results.result import Paths
 from lstmcli.run.job import Job, Part, describe, open_work, stored_arrays

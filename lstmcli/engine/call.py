@@ -12,11 +12,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstmcli.blocks import FEW, Block, Integers
+from lstmcli.blocks import FEW, Block, Floats, Lengths, State
 from lstmcli.engine.cpus import available_threads
 from lstmcli.engine.prepared_model import Forward
 from lstmcli.errors import DataError, UsageError
-from lstmcli.model.tree import Floats, Model, State
+from lstmcli.model.tree import Model
 
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -66,16 +66,16 @@ def ready(model: Model, dtype: np.dtype[Any], threads: int | None) -> Forward:
 
 
 @functools.lru_cache(16)
-def padded_starts(batch: int, time: int) -> Integers:
+def padded_starts(batch: int, time: int) -> Lengths:
     return np.arange(batch, dtype=np.int64) * time
 
 
 @functools.lru_cache(16)
-def full_lengths(batch: int, time: int) -> Integers:
+def full_lengths(batch: int, time: int) -> Lengths:
     return np.full(batch, time, np.int64)
 
 
-def checked_lengths(lengths: ArrayLike, batch: int, time: int) -> Integers:
+def checked_lengths(lengths: ArrayLike, batch: int, time: int) -> Lengths:
     given = np.asarray(lengths)
     if given.shape != (batch,) or given.dtype.kind not in "iu":
         raise DataError(f"lengths: expected {batch} integers, got {given.dtype} {given.shape}")

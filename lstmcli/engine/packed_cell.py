@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import Block, Schedule
+from lstmcli.blocks import Block, Schedule, State
 from lstmcli.engine.thread_team import team
 from lstmcli.kernel import compiled
 from lstmcli.kernel.layout import JOB_WORDS, SYNC_WORDS, Job, Options, pack, scratch_words
-from lstmcli.model.tree import Cell, State
+from lstmcli.model.tree import Cell
 
 MAX_LANES = 48  # per thread: a panel of weights is read once for all of them, and their rows of x and h stay in the cache
 MIN_LANES = 4  # almost as fast a sequence as a full tile; with fewer the input products of AHEAD steps are computed at once,

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lstmcli.blocks import Block, Schedule
+from lstmcli.blocks import Block, Floats, Schedule, State
 from lstmcli.engine.packed_cell import Layer, kernel_options
 from lstmcli.kernel import compiled
-from lstmcli.model.tree import Bidirectional, Cell, Floats, Model, Residual, Reverse, Stack, State
+from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack
 
 NOTHING: Mapping[str, Block] = MappingProxyType({})
 

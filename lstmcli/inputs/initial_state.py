@@ -15,13 +15,13 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from lstmcli.blocks import State
 from lstmcli.errors import DataError, LstmcliError, StorageError, UsageError, shown
 from lstmcli.files import hdf5
 from lstmcli.files.npy import read_header
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.open_input import is_hdf5, split_spec
 from lstmcli.inputs.padded_arrays import LARGE
-from lstmcli.model.tree import State
 
 
 class Array(Protocol):

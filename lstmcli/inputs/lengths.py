@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lstmcli.blocks import Lengths
 from lstmcli.errors import DataError, StorageError, UsageError, shown
 from lstmcli.files import hdf5
 from lstmcli.files.npy import HEADER_LIMIT, NPY_MAGIC, read_header
 from lstmcli.inputs.open_input import is_hdf5, split_spec
-from lstmcli.inputs.padded_arrays import Lengths, Source
+from lstmcli.inputs.padded_arrays import Source
 
 NAMES = ("lengths", "lens", "sequence_length")
 

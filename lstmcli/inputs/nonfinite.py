@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lstmcli.model.tree import Floats
-from lstmcli.run.spans import Lengths
+from lstmcli.blocks import Floats, Lengths
 
 PIECE = 8192  # values: few enough that BLAS does not start threads and that they stay in the nearest cache
 

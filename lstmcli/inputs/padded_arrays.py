@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lstmcli.blocks import Lengths
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5
 from lstmcli.files.positioned_file import Bytes, FileBytes
@@ -22,7 +23,6 @@ STAGING = 1 << 20  # bytes read at a time where values must be converted or move
 CALL = 8 << 10  # bytes that are copied in the time that a call takes: smaller gaps are read, not skipped
 TILE = 1 << 16  # rows whose places are worked out at a time
 
-Lengths = NDArray[np.int64]
 Rows = NDArray[np.float32] | NDArray[np.float64]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lstmcli.blocks import Floats
 from lstmcli.errors import UsageError
-from lstmcli.model.tree import ACTIVATIONS, Bidirectional, Cell, Floats, Model, Residual, Stack
+from lstmcli.model.tree import ACTIVATIONS, Bidirectional, Cell, Model, Residual, Stack
 
 MAX_PARAMETERS = 1 << 33
 PIECE = 1 << 20  # values drawn at a time

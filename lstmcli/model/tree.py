@@ -12,19 +12,16 @@ i, f, g, o (input, forget, candidate, output) along 4*U.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from lstmcli.blocks import Floats, State
 from lstmcli.errors import DataError
-
-Floats = NDArray[np.floating]
-State = dict[str, Floats]
 
 MERGES = ("concat", "sum", "mean", "mul")
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softsign", "softplus", "elu", "linear")
@@ -35,11 +32,14 @@ CELL_OPTIONS = (
 )  # fmt: skip
 
 
-@functools.cache  # an import statement takes a microsecond even when there is nothing left to import
-def runner() -> Callable[..., tuple[Floats, State]]:
-    from lstmcli.engine.call import run_padded
+Runner = Callable[["Model", ArrayLike, ArrayLike | None, Mapping[str, ArrayLike] | None, int | None], tuple[Floats, State]]
+_run: Runner | None = None
 
-    return run_padded
+
+def set_runner(run: Runner) -> None:
+    """Says what calling a model does: the engine, which imports this module and so cannot be imported by it."""
+    global _run
+    _run = run
 
 
 class Model:
@@ -114,7 +114,8 @@ class Model:
         {"0/c": (B, U), "0/h": (B, P)}; the initial state where the length is 0. All new arrays; nothing given is written.
         Raises DataError for arrays that do not fit.
         """
-        return runner()(self, x, lengths, initial_state, threads)
+        assert _run, "import lstmcli"
+        return _run(self, x, lengths, initial_state, threads)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from lstmcli.blocks import Span, State
 from lstmcli.errors import DataError, StorageError, shown
 from lstmcli.files.partial_file import claim, partial_name, storing, sync_folder, write_all
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.model.tree import State
-from lstmcli.run.spans import Span
 
 SECONDS = 2.0  # between two syncs: what a kill may cost
 FORMAT = {"format": "lstmcli-journal", "format_version": 1}

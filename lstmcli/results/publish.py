@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from lstmcli.blocks import Lengths
 from lstmcli.errors import BusyError, DataError, LstmcliError, StorageError, UsageError
 from lstmcli.files.partial_file import Partial, check_left_over, check_target, partial_name
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.inputs.padded_arrays import Lengths
 from lstmcli.results.journal import Done, Fingerprint, Journal
 from lstmcli.results.result import Arrays, Facts, Paths, Result, create_result
 from lstmcli.results.verify import verify

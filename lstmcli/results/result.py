@@ -28,13 +28,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lstmcli.blocks import Lengths, Span
 from lstmcli.files.npy import write_header
 from lstmcli.files.partial_file import Data, Partial, Stream, as_bytes, storing
 from lstmcli.files.zip_writer import Npz
 from lstmcli.kernel.crc32 import crc32_rows
 from lstmcli.model.model_file import FORMAT_VERSION, RESULT_FORMAT, model_image, write_model
 from lstmcli.model.tree import Model
-from lstmcli.run.spans import Lengths, Span
 
 CACHE = 1 << 19  # bytes
 MUCH = 64 << 20  # bytes

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lstmcli.blocks import Lengths
 from lstmcli.errors import DataError, StorageError, shown
 from lstmcli.files import hdf5
 from lstmcli.files.npy import NPY_MAGIC, read_header
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.open_input import is_hdf5
-from lstmcli.inputs.padded_arrays import Lengths
 from lstmcli.model.model_file import FORMAT, load_model, model_in
 from lstmcli.results.result import CHECKSUMS, CONTAINER, Extent, Sums, container_checksum
 

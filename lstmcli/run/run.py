@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from lstmcli.blocks import Block, packed_starts
+from lstmcli.blocks import Block, Floats, Lengths, Span, State, packed_starts, steps_until
 from lstmcli.engine.packed_cell import MAX_LANES
 from lstmcli.engine.prepared_model import Forward, kernels_are_cached
 from lstmcli.errors import DataError, StoppedError, UsageError
 from lstmcli.files.partial_file import check_left_over, check_target
 from lstmcli.inputs.nonfinite import Nonfinite, find_nonfinite
-from lstmcli.inputs.padded_arrays import Lengths, Source
-from lstmcli.model.tree import Floats, State
+from lstmcli.inputs.padded_arrays import Source
 from lstmcli.results.journal import Done, Journal, Recorder, journal_name
 from lstmcli.results.publish import complete, open_journal, restore
 from lstmcli.results.result import Facts, Paths, Result
+from lstmcli.run.cutting import Limits, plan
 from lstmcli.run.job import (
     Job,
     Work,
@@ -32,7 +32,6 @@ from lstmcli.run.job import (
     stored_arrays,
     targets_of,
 )
-from lstmcli.run.spans import Limits, Span, plan, steps_until
 from lstmcli.run.stop import Stop
 
 Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole run

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lstmcli.blocks import Floats, Lengths
 from lstmcli.errors import LstmcliError
 from lstmcli.model.new_weights import init_model
-from lstmcli.model.tree import Cell, Floats, Model
+from lstmcli.model.tree import Cell, Model
 
-Lengths = NDArray[np.int64]
 Call = Callable[[], Floats]
 
 BUCKETS = (2, 4, 8)  # into how many buckets a sorted batch is cut for a peer that computes the padding

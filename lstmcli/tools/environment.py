@@ -4,9 +4,9 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-from lstmcli import __version__
 from lstmcli.engine.cpus import available_threads
 from lstmcli.kernel import compiled
+from lstmcli.version import __version__
 
 PACKAGES = ("numpy", "numba", "llvmlite", "h5py", "click", "rich")
 FLOATS = (32, 64)  # bits

@@ -1,47 +1,22 @@
 """What an import is made of: the tensors that a file holds, what the user says about them, and the tree that came of it."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, UsageError, shown
-from lstmcli.model.tree import ACTIVATIONS, Cell, Floats, Model, as_root
+from lstmcli.model.tree import ACTIVATIONS, Cell, Model, as_root
+from lstmcli.weights.containers.tensor import Tensor
 
-# What weights can be, by the names of safetensors; bfloat16 is the upper half of float32.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "F16": np.dtype("<f2"),
-    "F32": np.dtype("<f4"),
-    "F64": np.dtype("<f8"),
-    "BF16": np.dtype("<u2"),
-}
 MANY = 12  # tensors listed in a message
 
 Node = TypeVar("Node")
 Numbers = float | Sequence[float | None] | None  # for all layers, or for each from the bottom to the top
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor of a file, not read yet. dtype: one of DTYPES, or what the file calls another."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[], Floats]
-
-    def __str__(self) -> str:
-        return f"{shown(self.name)} {self.shape}"
-
-    def array(self, rank: int) -> Floats:
-        """The values. DataError for another rank, no values, or anything but floating point numbers."""
-        if len(self.shape) != rank or 0 in self.shape or self.dtype not in DTYPES:
-            raise DataError(f"{self}: expected rank {rank} of floating point numbers, got {shown(self.dtype)}")
-        return self.read()
 
 
 @dataclass(frozen=True)
@@ -169,15 +144,6 @@ def packed(weight: Floats) -> Floats:
     packed = np.array(weight, order="C")
     packed.flags.writeable = False
     return packed
-
-
-def decode(data: bytes | memoryview | NDArray[Any], dtype: str) -> Floats:
-    """Little-endian values of one of DTYPES, flat and in native byte order; bfloat16 as float32."""
-    values = np.frombuffer(data, DTYPES[dtype])
-    if dtype == "BF16":
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    decoded: Floats = values.astype(values.dtype.newbyteorder("="), copy=False)
-    return decoded
 
 
 def reorder(gates: Floats, permutation: tuple[int, ...], axis: int = -1) -> Floats:

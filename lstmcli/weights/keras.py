@@ -17,8 +17,9 @@ import numpy as np
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5
 from lstmcli.model.tree import Bidirectional, Cell, Model, Reverse, Stack
+from lstmcli.weights.containers.tensor import Tensor
 from lstmcli.weights.containers.zip_archive import Archive
-from lstmcli.weights.draft import Choices, Draft, Imported, Origin, Tensor, chains, choose
+from lstmcli.weights.draft import Choices, Draft, Imported, Origin, chains, choose
 from lstmcli.weights.keras_weights import (
     CONTAINERS,
     Directions,

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5
 from lstmcli.model.model_file import read_weight
-from lstmcli.model.tree import Floats
-from lstmcli.weights.draft import DTYPES, Tensor
+from lstmcli.weights.containers.tensor import DTYPES, Tensor
 
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # the second: Keras 2.13
 FIELDS = ("kernel", "recurrent_kernel", "bias")

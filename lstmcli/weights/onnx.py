@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5
 from lstmcli.files.positioned_file import FileBytes
-from lstmcli.model.tree import Bidirectional, Cell, Floats, Model, Reverse, Stack
+from lstmcli.model.tree import Bidirectional, Cell, Model, Reverse, Stack
 from lstmcli.weights.containers.protobuf import Message
-from lstmcli.weights.draft import DTYPES, Choices, Draft, Imported, Origin, Tensor, chains, choose, decode, reorder
+from lstmcli.weights.containers.tensor import DTYPES, Tensor, decode
+from lstmcli.weights.draft import Choices, Draft, Imported, Origin, chains, choose, reorder
 
 GATES, PEEPHOLES = (0, 2, 3, 1), (0, 2, 1)
 TYPES = {1: "F32", 10: "F16", 11: "F64", 16: "BF16"}

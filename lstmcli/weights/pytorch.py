@@ -11,10 +11,12 @@ from typing import NoReturn
 
 import numpy as np
 
+from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, UsageError
-from lstmcli.model.tree import Bidirectional, Cell, Floats, Model, Stack, as_root
+from lstmcli.model.tree import Bidirectional, Cell, Model, Stack, as_root
 from lstmcli.weights.containers import safetensors
-from lstmcli.weights.draft import Choices, Draft, Imported, Origin, Tensor, choose
+from lstmcli.weights.containers.tensor import Tensor
+from lstmcli.weights.draft import Choices, Draft, Imported, Origin, choose
 
 NAME = re.compile(
     r"(?:(?P<prefix>.*)\.)?(?P<field>weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)"

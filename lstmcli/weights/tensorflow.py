@@ -13,8 +13,9 @@ import numpy as np
 from lstmcli.errors import DataError, UsageError, shown
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.model.tree import Bidirectional, Cell, Model, Stack, as_root
+from lstmcli.weights.containers.tensor import Tensor
 from lstmcli.weights.containers.tf_checkpoint import read_tensors
-from lstmcli.weights.draft import Choices, Draft, Imported, Origin, Tensor, choose, reorder
+from lstmcli.weights.draft import Choices, Draft, Imported, Origin, choose, reorder
 
 GATES = (0, 2, 1, 3)
 

@@ -305,7 +305,7 @@ def test_a_worker_that_sees_other_files(here: Path, mortal: Cluster) -> None:
 def test_a_worker_of_another_version(here: Path, mortal: Cluster, tmp_path: Path) -> None:
     package = Path(sys.modules["command"].__file__ or "").parent.parent / "lstmcli"
     shutil.copytree(package, tmp_path / "old" / "lstmcli")
-    init = tmp_path / "old" / "lstmcli" / "__init__.py"
+    init = tmp_path / "old" / "lstmcli" / "version.py"
     init.write_text(re.sub(r'__version__ = ".*"', '__version__ = "0.0.7"', init.read_text()))
     mortal.env = {"PYTHONPATH": str(tmp_path / "old")}
     mortal.add_worker()

@@ -224,7 +224,8 @@ def test_another_run_is_not_continued(change: Any, args: list[str], words: list[
 
 def test_another_version_does_not_go_on(left: Path) -> None:
     code = (
-        "import sys, lstmcli; lstmcli.__version__ = '9.9'; sys.argv[0] = 'lstmcli'; from lstmcli.cli.main import main; main()"
+        "import sys, lstmcli.version; lstmcli.version.__version__ = '9.9'; sys.argv[0] = 'lstmcli'; "
+        "from lstmcli.cli.main import main; main()"
     )
     call = [sys.executable, "-c", code, *RUN, "-o", "out.h5", "--resume"]
     done = subprocess.run(call, cwd=left, capture_output=True, text=True, timeout=SECONDS, check=False)

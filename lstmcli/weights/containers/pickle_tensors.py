@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
-from lstmcli.model.tree import Floats
+from lstmcli.weights.containers.tensor import DTYPES, Tensor, decode
 from lstmcli.weights.containers.zip_archive import Archive
-from lstmcli.weights.draft import DTYPES, Tensor, decode
 
 STORAGES = {"HalfStorage": "F16", "FloatStorage": "F32", "DoubleStorage": "F64", "BFloat16Storage": "BF16"} | {
     f"{name}Storage": name.lower()

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
 from lstmcli.files.partial_file import Partial
 from lstmcli.files.positioned_file import FileBytes
-from lstmcli.model.tree import Floats
-from lstmcli.weights.draft import DTYPES, Tensor, decode
+from lstmcli.weights.containers.tensor import DTYPES, Tensor, decode
 
 HEADER_LIMIT = 100_000_000  # bytes; that of the safetensors library
 BITS = {

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 
+from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5
 from lstmcli.files.positioned_file import FileBytes
-from lstmcli.model.tree import Floats
 from lstmcli.weights.containers.crc32c import crc32c, unmasked
 from lstmcli.weights.containers.protobuf import Message, varint
-from lstmcli.weights.draft import DTYPES, Tensor, decode
+from lstmcli.weights.containers.tensor import DTYPES, Tensor, decode
 
 FOOTER = 48
 TRAILER = 5  # bytes after a block: its compression and its checksum

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lstmcli.blocks import Span
 from lstmcli.errors import DataError, OutputError, StorageError
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.journal import Done, Journal, differing
-from lstmcli.run.spans import Span
 
 RUN = {"input": {"bytes": 100}, "options": {"dtype": "float32"}}
 STATE = {"0/c": np.arange(6, dtype="<f4").reshape(2, 3), "0/h": np.zeros((2, 3), "<f4")}

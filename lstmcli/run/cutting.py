@@ -1,32 +1,11 @@
 """A batch cut into the spans that a run reads, computes and stores one after the other."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Lengths = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Span:
-    """Steps start .. stop of the sequences first .. first + count; what is past a sequence's length is not in it."""
-
-    first: int
-    count: int
-    start: int
-    stop: int
-    last: bool  # no later span has steps of these sequences
-
-    def lengths(self, lengths: Lengths) -> Lengths:
-        return np.clip(lengths[self.first : self.first + self.count], self.start, self.stop) - self.start
-
-
-def steps_until(span: Span, lengths: Lengths) -> int:
-    """Steps in this span and all before it."""
-    return int(lengths[: span.first].sum() + np.minimum(lengths[span.first : span.first + span.count], span.stop).sum())
+from lstmcli.blocks import Lengths, Span
 
 
 class Limits(NamedTuple):

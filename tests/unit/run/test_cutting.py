@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lstmcli.run.spans import Limits, plan
+from lstmcli.run.cutting import Limits, plan
 
 
 @given(
