@@ -40,7 +40,7 @@ def run_padded(
         raise DataError(f"x: expected float16, float32 or float64 (batch, time, {model.input_size}), got {x.dtype} {x.shape}")
     batch, time, features = x.shape
     steps = full_lengths(batch, time) if lengths is None else checked_lengths(lengths, batch, time)
-    state = start_state(forward.widths, batch, dtype, initial_state)
+    state = start_state(forward, batch, initial_state)
     width = forward.output_size
     outputs = np.zeros((batch, time, width), dtype)
     starts = padded_starts(batch, time)
@@ -88,13 +88,14 @@ def checked_lengths(lengths: ArrayLike, batch: int, time: int) -> Lengths:
     return np.ascontiguousarray(given, np.int64)
 
 
-def start_state(widths: dict[str, int], batch: int, dtype: np.dtype[Any], given: Mapping[str, ArrayLike] | None) -> State:
-    """The initial state as new arrays: a copy of what is given, or zeros."""
+def start_state(forward: Forward, batch: int, given: Mapping[str, ArrayLike] | None) -> State:
+    """The initial state as new arrays: a copy of what is given, or the model's own."""
     if given is None:
-        return {name: np.zeros((batch, width), dtype) for name, width in widths.items()}
+        return forward.initial_state(batch)
+    widths = forward.widths
     if set(given) != set(widths):
         raise DataError(f"initial_state: expected {', '.join(widths)}, got {', '.join(given) or 'nothing'}")
-    state = {name: np.array(given[name], dtype, order="C") for name in widths}
+    state = {name: np.array(given[name], forward.dtype, order="C") for name in widths}
     for name, width in widths.items():
         if state[name].shape != (batch, width):
             raise DataError(f"initial_state, {name}: expected shape {(batch, width)}, got {state[name].shape}")

@@ -22,6 +22,7 @@ class Forward:
     def __init__(self, model: Model, dtype: np.dtype[Any], threads: int) -> None:
         self.model, self.dtype, self.threads = model, dtype, threads
         self.widths, self.input_size, self.output_size = model.state_widths(), model.input_size, model.output_size
+        self.learned = model.learned_state()
         self.layers = {path: Layer(path, cell, dtype.itemsize * 8) for path, cell in model.cells()}
         self.rows = max(layer.kernel.shape.rows for layer in self.layers.values())  # sequences that fill a tile
         self.flops = sum(layer.flops for layer in self.layers.values())  # of one step of one sequence
@@ -54,6 +55,13 @@ class Forward:
             Call(self, schedule, state, saved).walk(self.model, "", block, outputs, saved.get("cells"))
             if "layers/0" in saved and not self.model.layers_by_name():  # it is one layer itself
                 np.copyto(saved["layers/0"].rows, outputs.rows)
+
+    def initial_state(self, batch: int) -> State:
+        """New arrays that `batch` sequences start from where nothing else is given: zeros, or what the model has learned."""
+        state = {name: np.zeros((batch, width), self.dtype) for name, width in self.widths.items()}
+        for name, learned in self.learned.items():
+            state[name][:] = learned
+        return state
 
     def buffer(self, key: tuple[int, int], steps: int, width: int) -> Floats:
         """Rows that only the next layer or a merge reads; reused by what follows in this thread."""

@@ -3,8 +3,8 @@
 /model       attribute kind = "stack" | "bidirectional" | "reverse" | "residual" | "cell"
   stack: groups 0, 1, ...   bidirectional: groups forward, backward; attribute merge   residual, reverse: group inner
   cell: datasets input_kernel (E, 4*U), recurrent_kernel (P, 4*U), and where present bias (4*U,), peephole (3, U),
-        projection (U, P); attributes units, activation, recurrent_activation, forget_bias, gate_order = "i,f,g,o", and where
-        present cell_clip, projection_clip, gate_clip, input_forget
+        projection (U, P), initial_c (U,), initial_h (P,); attributes units, activation, recurrent_activation, forget_bias,
+        gate_order = "i,f,g,o", and where present cell_clip, projection_clip, gate_clip, input_forget
 """
 
 from pathlib import Path
@@ -21,6 +21,7 @@ from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, St
 FORMAT, FORMAT_VERSION = "lstmcli-model", 1
 RESULT_FORMAT = "lstmcli-result"
 GATE_ORDER = "i,f,g,o"
+OPTIONAL_WEIGHTS = ("bias", "peephole", "projection", "initial_c", "initial_h")
 MAX_WEIGHT = 1 << 34  # bytes; what a file may claim for one array before memory is taken for it
 MAX_DEPTH = 32
 SEARCHED = 64 << 20  # bytes whose heaps are checked: all of a model; of a large result the begin, where its texts lie
@@ -123,7 +124,7 @@ def read_cell(group: Any) -> Cell:
     if order != GATE_ORDER:
         raise DataError(f"expected gate_order {GATE_ORDER!r}, got {order!r}")
     optional: dict[str, Any] = {
-        name: read_weight(group, name) for name in ("bias", "peephole", "projection") if hdf5.find(group, name) is not None
+        name: read_weight(group, name) for name in OPTIONAL_WEIGHTS if hdf5.find(group, name) is not None
     }
     clips = ("cell_clip", "projection_clip", "gate_clip")
     optional |= {name: attribute(group, name, float) for name in clips if has(group, name)}

@@ -70,6 +70,15 @@ class Model:
         widths = ((f"{path}/{part}", width) for path, cell in self.cells() for part, width in cell.widths().items())
         return {name.removeprefix("/"): width for name, width in widths}
 
+    def learned_state(self) -> dict[str, Floats]:
+        """The vectors that every sequence starts from, by the names of state_widths; what is not here starts from zeros."""
+        return {
+            f"{path}/{part}".removeprefix("/"): start
+            for path, cell in self.cells()
+            for part, start in (("c", cell.initial_c), ("h", cell.initial_h))
+            if start is not None
+        }
+
     @property
     def cells_width(self) -> int:
         """Width of c of the top layer: of both directions side by side where it is bidirectional."""
@@ -108,7 +117,8 @@ class Model:
 
         x (B, T, E) float16, float32 or float64; steps at t >= lengths[b] are never read. float64 is computed in float64,
         all else in float32. lengths (B,) integers, 0 <= lengths[b] <= T; None: all T. initial_state: arrays (B, width) by
-        name as in the returned state; None: zeros. threads: at most so many; None: all CPUs this process may use.
+        name as in the returned state; None: zeros, or what the model has learned. threads: at most so many;
+        None: all CPUs this process may use.
 
         Returns outputs (B, T, output_size), zeros past each length, and the state after each last valid step, such as
         {"0/c": (B, U), "0/h": (B, P)}; the initial state where the length is 0. All new arrays; nothing given is written.
@@ -124,6 +134,7 @@ class Cell(Model):
 
     input_kernel (E, 4*U), recurrent_kernel (P, 4*U), bias (4*U,) or None, peephole (3, U) with rows i, f, o or None,
     projection (U, P) or None. `forget_bias` is added to the forget gate at run time, on top of `bias`.
+    initial_c (U,), initial_h (P,): the learned state that every sequence starts from where none is given; None: zeros.
     cell_clip, projection_clip: limits of c and of the projected h (TensorFlow's); gate_clip: of the gates' sums, before
     their activations (the ONNX operator's clip). input_forget: the forget gate is 1 - i, and its weights are not used (ONNX).
     Weights cannot be changed later, because they are packed once: an array that could be is copied.
@@ -136,6 +147,8 @@ class Cell(Model):
     bias: Floats | None = None
     peephole: Floats | None = None
     projection: Floats | None = None
+    initial_c: Floats | None = None
+    initial_h: Floats | None = None
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
     forget_bias: float = 0.0
@@ -154,6 +167,8 @@ class Cell(Model):
             "bias": (4 * self.units,),
             "peephole": (3, self.units),
             "projection": (self.units, self.output_size),
+            "initial_c": (self.units,),
+            "initial_h": (self.output_size,),
         }
         for name, weight in self.weights().items():
             if name in expected and weight.shape != expected[name]:
@@ -196,7 +211,7 @@ class Cell(Model):
 
     def weights(self) -> dict[str, Floats]:
         """The arrays that are there, by their names in a model file."""
-        names = ("input_kernel", "recurrent_kernel", "bias", "peephole", "projection")
+        names = ("input_kernel", "recurrent_kernel", "bias", "peephole", "projection", "initial_c", "initial_h")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def options(self) -> dict[str, Any]:

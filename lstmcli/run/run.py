@@ -177,7 +177,7 @@ def compute(
                 if span.start == 0 and work.initial:
                     state = work.initial.read(source.first + span.first, span.count)
                 elif span.start == 0:
-                    state = {name: np.zeros((span.count, width), forward.dtype) for name, width in forward.widths.items()}
+                    state = forward.initial_state(span.count)
                 above = {name: block.like(rows[: len(block.rows)]) for name, rows in buffer.items()}
                 forward(block, above["outputs"], state, above)
                 after = state if span.last else {name: rows.copy() for name, rows in state.items()}

@@ -145,7 +145,7 @@ def directions(layer: Model, k: int) -> tuple[Cell, ...]:
 
 
 def expressible(cell: Cell, k: int) -> Cell:
-    got = {"peephole": True} if cell.peephole is not None else {}
+    got: dict[str, object] = dict.fromkeys({"peephole", "initial_c", "initial_h"} & set(cell.weights()), True)
     plain = {"activation": "tanh", "recurrent_activation": "sigmoid", "forget_bias": cell.forget_bias}
     got |= {name: value for name, value in cell.options().items() if plain.get(name) != value}
     if got:

@@ -13,7 +13,7 @@ import numpy as np
 from helpers import naive
 
 Arrays = dict[str, np.ndarray]
-DATASETS = ("input_kernel", "recurrent_kernel", "bias", "peephole", "projection")
+DATASETS = ("input_kernel", "recurrent_kernel", "bias", "peephole", "projection", "initial_c", "initial_h")
 CLIPS = ("cell_clip", "projection_clip", "gate_clip")
 
 

@@ -46,6 +46,8 @@ class Cell:
     bias: Array | None = None  # (4H,)
     peephole: Array | None = None  # (3, H) rows i, f, o
     projection: Array | None = None  # (H, P)
+    initial_c: Array | None = None  # (H,)
+    initial_h: Array | None = None  # (P,)
     forget_bias: float = 0.0
     cell_clip: float | None = None
     projection_clip: float | None = None
@@ -117,8 +119,9 @@ def run_cell(
     """x (N, T, E) -> outputs (N, T, P), zeros past each length; final c (N, H) and h (N, P)."""
     n, steps, _ = x.shape
     outputs = np.zeros((n, steps, cell.width))
-    c = np.zeros((n, cell.units)) if c0 is None else np.float64(c0).copy()
-    h = np.zeros((n, cell.width)) if h0 is None else np.float64(h0).copy()
+    c, h = np.zeros((n, cell.units)), np.zeros((n, cell.width))
+    for array, learned, given in ((c, cell.initial_c, c0), (h, cell.initial_h, h0)):
+        array[:] = given if given is not None else learned if learned is not None else 0.0
     for row in range(n):
         for t in range(lengths[row]):
             c[row], h[row] = step(cell, np.float64(x[row, t]), c[row], h[row])
