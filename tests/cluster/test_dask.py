@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import files
+from helpers import files, pages
 from helpers.command import LSTMCLI, SECONDS, assert_one_line, lstmcli, shell, succeed
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'distributed'")
@@ -336,9 +336,8 @@ def test_dask_is_not_installed(here: Path, tmp_path: Path) -> None:
     assert_one_line(ran, 2, "pip install 'lstmcli[dask]'")
 
 
-def test_the_example_of_the_readme(sample_x: Path, tmp_path: Path) -> None:
-    readme = (sample_x.parent.parent / "README.md").read_text()
-    (example,) = re.findall(r"```sh\n(.*?)```", readme.split("## With Dask\n")[1].split("\n## ")[0], re.DOTALL)
+def test_the_example_of_the_page(sample_x: Path, tmp_path: Path) -> None:
+    ((_, example),) = pages.examples(pages.DOCS / "dask.md", "sh dask")
     (tmp_path / "sample_data").symlink_to(sample_x.parent)
     dask = 'dask() { exec "$PYTHON" -c "from distributed.cli.dask_$1 import main; main()" "${@:2}"; }'
     ran = shell(f"PYTHON={sys.executable}; {dask}; set -m; {example}wait", tmp_path)

@@ -1,4 +1,4 @@
-"""Job arrays on a real Slurm: tasks that are cancelled, requeued, or run out of time; and the README's example."""
+"""Job arrays on a real Slurm: tasks that are cancelled, requeued, or run out of time; and the example of docs/cluster.md."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import SAMPLE_DATA
-from helpers import files, slurm
+from helpers import files, pages, slurm
 from helpers.command import shell, succeed
 
 pytestmark = pytest.mark.slow
-README = (SAMPLE_DATA.parent / "README.md").read_text()
 RUN = ["-i", "x.npy", "-l", "lens.npy", "-u", "768,768,16"]  # much work, few bytes
 
 
@@ -130,14 +129,14 @@ def test_cpus_of_a_task(folder: Path) -> None:
     assert [told(folder, job, number)[0] for number in (1, 2)] == ["2\n", "2\n"]
 
 
-def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sample_data").symlink_to(SAMPLE_DATA)
     command = tmp_path / "bin" / "lstmcli"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m lstmcli "$@"\n')
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
-    first, rest = re.findall(r"```sh\n(.*?)```", README.split("\n## On a cluster\n")[1].split("\n## ")[0], re.DOTALL)[:2]
+    first, rest = (example.text for example in pages.examples(pages.DOCS / "cluster.md", "sh slurm"))
     assert "sbatch" in first
     ran = shell(f"set -e; {first}", tmp_path)
     assert ran.code == 0, ran.err

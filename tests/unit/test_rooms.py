@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from helpers import pages
 
 PACKAGE = Path(__file__).parents[2] / "lstmcli"
 # From the top to the bottom, in the order of docs/architecture.md: a room imports from those after it alone.
@@ -72,3 +74,8 @@ def test_rooms_and_files_stay_small() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 6
     long = {path.name: lines for path in MODULES.values() if (lines := path.read_text().count("\n")) > LINES_OF_A_FILE}
     assert long == {}
+
+
+def test_the_page_has_the_same_table() -> None:
+    rows = pages.table(pages.DOCS / "architecture.md", "The rooms")
+    assert [name for names, _ in rows for name in re.findall(r"`(.*?)`", names)] == list(ROOMS)
