@@ -1,7 +1,7 @@
 """The one form that sequences have between files and kernel, and the types that all rooms share."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,16 @@ Floats = NDArray[np.floating]
 State = dict[str, Floats]  # rows (n, width) by the place of their cell and c or h: "0/c", "1/forward/h"
 Lengths = NDArray[np.int64]  # of sequences, in steps; also where they start
 
+FLOATS = "float16, float32 or float64"
+
 FEW = 64  # values that Python adds up faster than NumPy
 TOGETHER = 6  # sequences that begin at once whatever their order: those of one tile
 IN_TURN: Lengths = np.arange(TOGETHER, dtype=np.int64)
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Says whether values of this dtype are floats that this program converts: FLOATS, of either byte order."""
+    return dtype.kind == "f" and dtype.itemsize <= 8
 
 
 class Block(NamedTuple):

@@ -17,9 +17,10 @@ from lstmcli.cluster.plan import Plan
 from lstmcli.errors import DataError, LstmcliError, MissingInputError, StoppedError, UsageError, shown
 from lstmcli.files import hdf5
 from lstmcli.files.partial_file import check_target, write_whole
-from lstmcli.files.positioned_file import FileBytes
+from lstmcli.files.positioned_file import FileBytes, open_readable
+from lstmcli.inputs.contiguous import ContiguousArray
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.inputs.padded_arrays import CArray
+from lstmcli.inputs.source import StoredArray
 from lstmcli.model.model_file import model_in
 from lstmcli.model.tree import Model
 from lstmcli.results.journal import Done, Journal, journal_name
@@ -230,11 +231,11 @@ def blocks(whole: Joined, before: Span | None) -> Generator[tuple[Span, Stored, 
         if done >= len(part.lengths):
             continue
         after = Span(0, done, 0, 0, last=True) if done else None
-        fd = hdf5.open_readable(part.path)
+        fd = open_readable(part.path)
         try:
             data = FileBytes(fd, shown(part.path))
             sources = {
-                name: CArray(data, f"{data.name}::/{name}", with_steps(shape), kind, part.offsets[name])
+                name: ContiguousArray(StoredArray(data, f"{data.name}::/{name}", with_steps(shape), kind, part.offsets[name]))
                 for name, (shape, kind) in part.shapes.items()
             }
             for span in plan_spans(part.lengths, limits, (1, 1), after):

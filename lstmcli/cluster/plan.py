@@ -15,8 +15,8 @@ import numpy as np
 
 from lstmcli.blocks import Lengths
 from lstmcli.errors import DataError, MissingInputError, OutputError, UsageError, shown
+from lstmcli.files.file_kind import split_spec
 from lstmcli.files.partial_file import write_whole
-from lstmcli.inputs.open_input import split_spec
 from lstmcli.results.journal import Fingerprint
 from lstmcli.results.result import Paths
 from lstmcli.run.job import Job, Part, describe, open_work, stored_arrays

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstmcli.blocks import FEW, Block, Floats, Lengths, State
+from lstmcli.blocks import FEW, FLOATS, Block, Floats, Lengths, State, is_float
 from lstmcli.engine.cpus import available_threads
 from lstmcli.engine.prepared_model import Forward
 from lstmcli.errors import DataError, UsageError
@@ -36,8 +36,8 @@ def run_padded(
     x = np.asarray(x)
     dtype = DOUBLE if x.dtype.itemsize == 8 else SINGLE
     forward = ready(model, dtype, threads)
-    if x.ndim != 3 or x.dtype.kind != "f" or x.dtype.itemsize > 8 or x.shape[2] != forward.input_size:
-        raise DataError(f"x: expected float16, float32 or float64 (batch, time, {model.input_size}), got {x.dtype} {x.shape}")
+    if x.ndim != 3 or not is_float(x.dtype) or x.shape[2] != forward.input_size:
+        raise DataError(f"x: expected {FLOATS} (batch, time, {model.input_size}), got {x.dtype} {x.shape}")
     batch, time, features = x.shape
     steps = full_lengths(batch, time) if lengths is None else checked_lengths(lengths, batch, time)
     state = start_state(forward, batch, initial_state)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from lstmcli.errors import DataError, shown
+from lstmcli.files.file_kind import NPY_MAGIC
 
-NPY_MAGIC = b"\x93NUMPY"
 HEADER_LIMIT = 64 << 10  # bytes
 
 

@@ -5,18 +5,11 @@ import errno
 import fcntl
 import os
 import stat
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from lstmcli.errors import BusyError, OutputError, StorageError, shown
-
-Data = bytes | memoryview | NDArray[Any]
+from lstmcli.files.positioned_file import Data, as_bytes, read_at, storing, write_at
 
 START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
 
@@ -62,20 +55,13 @@ class Partial:
 
     def write(self, data: Data, offset: int) -> None:
         with storing(self.path):
-            write_all(self.fd, as_bytes(data), offset)
+            write_at(self.fd, as_bytes(data), offset)
 
     def take(self, offset: int, count: int) -> bytes:
-        """What lies there now."""
-        taken = bytearray(count)
-        view = memoryview(taken)
-        while view:
-            try:
-                got = os.preadv(self.fd, [view], offset)
-            except OSError as error:
-                raise StorageError(f"{shown(str(self.name))}: reading at byte {offset} failed: {error.strerror}") from error
-            if got == 0:
-                raise StorageError(f"{shown(str(self.name))}: was cut by another program at byte {offset}")
-            view, offset = view[got:], offset + got
+        """Returns the `count` bytes that lie at `offset` now."""
+        taken, name = bytearray(count), shown(str(self.name))
+        if (got := read_at(self.fd, memoryview(taken), offset, name)) < count:
+            raise StorageError(f"{name}: was cut by another program at byte {offset + got}")
         return bytes(taken)
 
     def start_sync(self) -> None:
@@ -139,49 +125,6 @@ class Partial:
             os.close(self.fd)
 
 
-class Stream:
-    """Standard output, written from the start to the end: what is left out between two writes is zeros."""
-
-    def __init__(self) -> None:
-        if sys.stdout is None:
-            raise StorageError("standard output: is closed")
-        self.at = self.size = 0
-        sys.stdout.flush()
-
-    def reserve(self, size: int) -> None:
-        self.size = size
-
-    def write(self, data: Data, offset: int) -> None:
-        zeros = bytes(min(offset - self.at, 1 << 20))
-        while self.at < offset:
-            self._put(memoryview(zeros)[: offset - self.at])
-        self._put(as_bytes(data))
-
-    def _put(self, view: memoryview) -> None:
-        with storing("standard output"):
-            while view:
-                count = os.write(1, view)
-                view, self.at = view[count:], self.at + count
-
-    def start_sync(self) -> None:
-        pass
-
-    def sync(self) -> None:
-        pass
-
-    def seal(self) -> None:
-        self.write(b"", self.size)
-
-    def publish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def discard(self) -> None:
-        pass
-
-
 def write_whole(path: Path, content: bytes, overwrite: bool) -> None:
     """Writes a small file, whole or not at all. OutputError, StorageError."""
     partial = Partial(path, overwrite, resume=True)  # what a killed command may have left is written over
@@ -235,12 +178,6 @@ def check_left_over(path: Path) -> None:
             )
 
 
-def write_all(fd: int, view: memoryview, offset: int) -> None:
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count
-
-
 def sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -249,24 +186,8 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-@contextmanager
-def storing(path: Path | str) -> Iterator[None]:
-    """Turns the system's refusal to write into StorageError."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise StorageError(f"{shown(str(path))}: writing failed: {error.strerror}") from error
-
-
 def partial_name(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
-
-
-def as_bytes(data: Data) -> memoryview:
-    # A memoryview of an array with a zero in its shape cannot be cast.
-    return data.reshape(-1).view(np.uint8).data if isinstance(data, np.ndarray) else memoryview(data)
 
 
 def check_target(path: Path, overwrite: bool) -> None:

@@ -1,18 +1,80 @@
-"""Bytes by their position: of a regular file, or of a pipe, which cannot go back."""
+"""Bytes by their position: read from a regular file, or from a pipe, which cannot go back; and written into a file."""
 
 import os
 import select
+import stat
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
-from lstmcli.errors import DataError, StorageError
+import numpy as np
+from numpy.typing import NDArray
+
+from lstmcli.errors import DataError, MissingInputError, StorageError, shown
+
+Data = bytes | memoryview | NDArray[Any]
 
 STOP_CHECK = 200  # milliseconds
 SAMPLES, SAMPLE = 16, 64 << 10  # pieces of a file, and bytes of each, that stand for the whole
 
 
+def open_readable(path: str) -> int:
+    """Returns a new file descriptor. Raises MissingInputError for no such file, a directory, or no permission."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MissingInputError(f"{shown(path)}: cannot be opened: {reason}") from error
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise MissingInputError(f"{shown(path)}: expected a file, got a directory")
+    return fd
+
+
+def read_at(fd: int, view: memoryview, offset: int, name: str) -> int:
+    """Fills `view` with the bytes at `offset`, as far as the file goes; returns their number. Raises StorageError."""
+    filled = 0
+    while filled < len(view):
+        try:
+            count = os.preadv(fd, [view[filled:]], offset + filled)
+        except OSError as error:
+            raise StorageError(f"{name}: reading at byte {offset + filled} failed: {error.strerror}") from error
+        if count == 0:
+            break
+        filled += count
+    return filled
+
+
+def write_at(fd: int, view: memoryview, offset: int) -> None:
+    """Writes all of `view` at `offset`. Raises OSError."""
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
+@contextmanager
+def storing(path: Path | str) -> Iterator[None]:
+    """Turns the system's refusal to write into StorageError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{shown(str(path))}: writing failed: {error.strerror}") from error
+
+
+def as_bytes(data: Data) -> memoryview:
+    """Returns the bytes of an array or of bytes, without a copy."""
+    # A memoryview of an array with a zero in its shape cannot be cast.
+    return data.reshape(-1).view(np.uint8).data if isinstance(data, np.ndarray) else memoryview(data)
+
+
 class Bytes(Protocol):
     """Bytes that can be fetched by their position."""
+
+    sequential: bool  # they come once, in their order
 
     def fetch(self, view: memoryview, offset: int) -> None:
         """Fills `view` with the bytes at `offset`. DataError: they end too early. StorageError: the read failed."""
@@ -30,22 +92,18 @@ class Bytes(Protocol):
 class FileBytes:
     """A regular file, in any order. `fd` stays the caller's."""
 
+    sequential = False
+
     def __init__(self, fd: int, name: str) -> None:
         self.fd, self.name = fd, name
         self.opened = os.fstat(fd)
 
     def fetch(self, view: memoryview, offset: int) -> None:
-        while view:
-            try:
-                count = os.preadv(self.fd, [view], offset)
-            except OSError as error:
-                raise StorageError(f"{self.name}: reading at byte {offset} failed: {error.strerror}") from error
-            if count == 0:
-                raise DataError(f"{self.name}: ended at byte {offset}, expected {len(view)} bytes more")
-            view, offset = view[count:], offset + count
+        if (count := read_at(self.fd, view, offset, self.name)) < len(view):
+            raise DataError(f"{self.name}: ended at byte {offset + count}, expected {len(view) - count} bytes more")
 
     def take(self, offset: int, count: int) -> bytes:
-        """`count` bytes. The caller has checked that the file is so long."""
+        """Returns `count` bytes. The caller has checked that the file is so long."""
         taken = bytearray(count)
         self.fetch(memoryview(taken), offset)
         return bytes(taken)
@@ -69,6 +127,8 @@ class FileBytes:
 
 class PipeBytes:
     """A stream, from its start to its end. `fd` stays the caller's."""
+
+    sequential = True
 
     def __init__(self, fd: int, name: str) -> None:
         self.fd, self.name = fd, name

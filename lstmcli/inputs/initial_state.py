@@ -5,23 +5,18 @@ Axes: N sequences; W, the width of an array: a cell's units (c) or outputs (h). 
 
 import math
 import os
-import stat
-import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import IO, Any, NamedTuple, Protocol
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
+from contextlib import ExitStack
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import State
-from lstmcli.errors import DataError, LstmcliError, StorageError, UsageError, shown
-from lstmcli.files import hdf5
-from lstmcli.files.npy import read_header
+from lstmcli.blocks import FLOATS, State, is_float
+from lstmcli.errors import DataError, UsageError, shown
+from lstmcli.files import hdf5, hdf5_safety
+from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
 from lstmcli.files.positioned_file import FileBytes
-from lstmcli.inputs.open_input import is_hdf5, split_spec
-from lstmcli.inputs.padded_arrays import LARGE
+from lstmcli.inputs.source import LARGE
 
 
 class Array(Protocol):
@@ -45,47 +40,6 @@ class Dataset:
     def rows(self, first: int, count: int) -> NDArray[Any]:
         with hdf5.reading(self.name):
             return np.asarray(self.item[first : first + count])
-
-
-class Member:
-    """Of an NPZ, stored or deflated. Reading on is cheap, reading back starts again."""
-
-    def __init__(self, stream: IO[bytes], size: int, name: str) -> None:
-        self.stream, self.name = stream, name
-        self.dtype, fortran, self.shape, self.offset = read_header(self._fetch, name)
-        if fortran:
-            raise DataError(f"{name}: is in Fortran order; save np.ascontiguousarray(...) of it")
-        if size != (expected := self.offset + math.prod(self.shape) * self.dtype.itemsize):
-            raise DataError(f"{name}: expected {expected} bytes for shape {self.shape} of {self.dtype}, got {size}")
-
-    def _fetch(self, view: memoryview, offset: int) -> None:
-        with unpacking(self.name):
-            self.stream.seek(offset)
-            content = self.stream.read(len(view))
-        if len(content) < len(view):
-            raise DataError(f"{self.name}: ended at byte {offset + len(content)}, expected {len(view) - len(content)} more")
-        view[:] = content
-
-    def rows(self, first: int, count: int) -> NDArray[Any]:
-        rows = np.empty((count, self.shape[1]), self.dtype)
-        if rows.size:
-            self._fetch(rows.reshape(-1).view(np.uint8).data, self.offset + first * rows[0].nbytes)
-        return rows
-
-
-@contextmanager
-def unpacking(name: str) -> Iterator[None]:
-    """Turns what zipfile raises into DataError, or StorageError where the system said no."""
-    try:
-        yield
-    except LstmcliError:
-        raise
-    except OSError as error:
-        if error.errno:
-            raise StorageError(f"{name}: reading failed: {error.strerror}") from error
-        raise DataError(f"{name}: damaged: {error}") from error
-    except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise DataError(f"{name}: damaged, or neither HDF5 nor NPZ: {shown(str(error))}") from error
 
 
 class States(NamedTuple):
@@ -129,22 +83,26 @@ def open_states(spec: str, widths: dict[str, int], batch: int, dtype: np.dtype[A
     if path == "-":
         raise UsageError("--initial-state -: only --input may be -; give a file")
     with ExitStack() as files:
-        fd = hdf5.open_readable(path)
-        files.callback(os.close, fd)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise DataError(f"{shown(path)}: expected a file, got a pipe or a device")
-        if is_hdf5(fd, shown(path)):
+        data, kind = files.enter_context(open_by_kind(path))
+        if kind is FileKind.STREAM:
+            raise DataError(f"{data.name}: expected a file, got a pipe or a device")
+        if kind is FileKind.HDF5:
             name, arrays = hdf5_arrays(files.enter_context(hdf5.open_file(path)), group or "/state")
-        elif group is None:
-            name, arrays = shown(path), npz_arrays(files, fd, shown(path))
+        elif group is not None:
+            raise DataError(f"{data.name}: group {shown(group)} is named, but this is not an HDF5 file")
+        elif kind is FileKind.ZIP:
+            from lstmcli.files.zip_reader import open_npz  # loading zipfile takes 10 ms
+
+            content = files.enter_context(os.fdopen(os.dup(data.fd), "rb"))
+            name, arrays = data.name, dict(open_npz(content, data.name, files))
         else:
-            raise DataError(f"{shown(path)}: group {shown(group)} is named, but this is not an HDF5 file")
+            raise DataError(f"{data.name}: expected the states of a result: HDF5 or NPZ; this is neither, or is damaged")
         check(name, arrays, widths, batch)
-        return States(name, {n: arrays[n] for n in widths}, dtype, FileBytes(fd, shown(path)), files.pop_all())
+        return States(name, {n: arrays[n] for n in widths}, dtype, data, files.pop_all())
 
 
 def hdf5_arrays(file: Any, name: str) -> tuple[str, dict[str, Array]]:
-    group = hdf5.find(file, name)
+    group = hdf5_safety.find(file, name)
     if group is None or not hasattr(group, "keys"):
         got = "no such group" if group is None else "a dataset"
         raise DataError(
@@ -152,22 +110,7 @@ def hdf5_arrays(file: Any, name: str) -> tuple[str, dict[str, Array]]:
             f"with --save outputs), got {got}; name another one: FILE::/group"
         )
     names = [entry.name.removeprefix("/") for entry in hdf5.entries(group)]
-    return hdf5.label(group), {name: Dataset(hdf5.dataset(group, name)) for name in names}
-
-
-def npz_arrays(files: ExitStack, fd: int, path: str) -> dict[str, Array]:
-    with unpacking(path):
-        archive = files.enter_context(ZipFile(files.enter_context(os.fdopen(os.dup(fd), "rb"))))
-        arrays: dict[str, Array] = {}
-        for info in archive.infolist():
-            name = info.filename.removesuffix(".npy")
-            where = f"{path}, {shown(name)}"
-            if name in arrays:
-                raise DataError(f"{where}: is there twice; save the states again with np.savez")
-            if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-                raise DataError(f"{where}: expected what np.savez or np.savez_compressed writes, got another compression")
-            arrays[name] = Member(files.enter_context(archive.open(info)), info.file_size, where)
-    return arrays
+    return hdf5.label(group), {name: Dataset(hdf5_safety.dataset(group, name)) for name in names}
 
 
 def check(name: str, arrays: dict[str, Array], widths: dict[str, int], batch: int) -> None:
@@ -182,8 +125,8 @@ def check(name: str, arrays: dict[str, Array], widths: dict[str, int], batch: in
         )
     for cell, width in widths.items():
         array = arrays[cell]
-        if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-            raise DataError(f"{array.name}: expected float16, float32 or float64, got {array.dtype}")
+        if not is_float(array.dtype):
+            raise DataError(f"{array.name}: expected {FLOATS}, got {array.dtype}")
         if len(array.shape) == 2 and array.shape[1] == width:
             if array.shape[0] != batch:
                 raise DataError(

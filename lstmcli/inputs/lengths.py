@@ -4,7 +4,6 @@ import codecs
 import os
 import posixpath
 import re
-import stat
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ from numpy.typing import NDArray
 
 from lstmcli.blocks import Lengths
 from lstmcli.errors import DataError, StorageError, UsageError, shown
-from lstmcli.files import hdf5
-from lstmcli.files.npy import HEADER_LIMIT, NPY_MAGIC, read_header
-from lstmcli.inputs.open_input import is_hdf5, split_spec
-from lstmcli.inputs.padded_arrays import Source
+from lstmcli.files import hdf5, hdf5_safety
+from lstmcli.files.file_kind import NPY_MAGIC, FileKind, open_by_kind, split_spec
+from lstmcli.files.npy import HEADER_LIMIT, read_header
+from lstmcli.inputs.source import Source
 
 NAMES = ("lengths", "lens", "sequence_length")
 
@@ -29,7 +28,12 @@ def read_lengths(spec: str | None, source: Source, follow_links: bool = False) -
     """
     batch, steps, _ = source.shape
     try:
-        found = None if spec == "none" else _beside(source, follow_links) if spec is None else _named(spec, batch, follow_links)
+        if spec is None:
+            found = _beside(source, follow_links)
+        elif spec == "none":
+            found = None
+        else:
+            found = _named(spec, batch, follow_links)
         if found is None:
             return np.full(batch, steps, np.int64), None
         values, name = found
@@ -45,8 +49,8 @@ def _beside(source: Source, follow: bool) -> tuple[NDArray[Any], str] | None:
         return None
     file, group = source.dataset.file, posixpath.dirname(source.dataset.name)
     for name in (f"{folder}/{name}" for folder in (group, "") for name in NAMES):
-        if hdf5.find(file, name, follow) is not None:
-            return _from_dataset(hdf5.dataset(file, name, follow), source.shape[0])
+        if hdf5_safety.find(file, name, follow) is not None:
+            return _from_dataset(hdf5_safety.dataset(file, name, follow), source.shape[0])
     return None
 
 
@@ -54,16 +58,17 @@ def _named(spec: str, batch: int, follow: bool) -> tuple[NDArray[Any], str]:
     if spec == "-":
         raise UsageError("--lens -: only --input may be -; give a file, or /dev/stdin")
     path, dataset = split_spec(spec)
-    with os.fdopen(hdf5.open_readable(path), "rb") as file:
-        name = shown(path)
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and is_hdf5(file.fileno(), name):
+    with open_by_kind(path) as (file, kind):
+        if kind is FileKind.HDF5:
             with hdf5.open_file(path) as container:
-                return _from_dataset(hdf5.dataset(container, dataset or _likely_name(container), follow), batch)
+                return _from_dataset(hdf5_safety.dataset(container, dataset or _likely_name(container), follow), batch)
+        name = file.name
         if dataset is not None:
             raise DataError(f"{name}: dataset {shown(dataset)} is named, but this is not an HDF5 file")
         limit = 2 * HEADER_LIMIT + 32 * batch
         try:
-            content = file.read(limit + 1)
+            with os.fdopen(os.dup(file.fd), "rb") as stream:
+                content = stream.read(limit + 1)
         except OSError as error:
             raise StorageError(f"{name}: reading failed: {error.strerror}") from error
     if content.startswith(NPY_MAGIC):

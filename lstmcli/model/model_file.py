@@ -12,14 +12,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lstmcli.blocks import is_float
 from lstmcli.errors import DataError, shown
-from lstmcli.files import hdf5
+from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.partial_file import write_whole
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack, as_root
 
 FORMAT, FORMAT_VERSION = "lstmcli-model", 1
-RESULT_FORMAT = "lstmcli-result"
+RESULT_FORMAT, RESULT_VERSION = "lstmcli-result", 1  # of a result as a whole; it holds its model in the same way
 GATE_ORDER = "i,f,g,o"
 OPTIONAL_WEIGHTS = ("bias", "peephole", "projection", "initial_c", "initial_h")
 MAX_WEIGHT = 1 << 34  # bytes; what a file may claim for one array before memory is taken for it
@@ -68,7 +69,7 @@ def load_model(path: str) -> Model:
     with hdf5.open_file(str(path)) as file:
         where = hdf5.label(file).removesuffix("::/")
         data = FileBytes(file.id.get_vfd_handle(), where)
-        hdf5.check_heaps(data.take, min(data.opened.st_size, SEARCHED), where)
+        hdf5_safety.check_heaps(data.take, min(data.opened.st_size, SEARCHED), where)
         return model_in(file)
 
 
@@ -82,13 +83,14 @@ def model_in(file: Any) -> Model:
             f"{where}: expected a model file (attribute format = {FORMAT!r}) or a result of a run, "
             f"got {'no such attribute' if got is None else f'format {got!r}'}"
         )
-    if not isinstance(version, int | np.integer) or version != FORMAT_VERSION:
-        raise DataError(f"{where}: expected format_version {FORMAT_VERSION}, got {version}; a newer lstmcli may read it")
+    expected = FORMAT_VERSION if got == FORMAT else RESULT_VERSION
+    if not isinstance(version, int | np.integer) or version != expected:
+        raise DataError(f"{where}: expected format_version {expected}, got {version}; a newer lstmcli may read it")
     return as_root(read_tree(file, "model", 0))
 
 
 def read_tree(parent: Any, name: str, depth: int) -> Model:
-    group = hdf5.find(parent, name)
+    group = hdf5_safety.find(parent, name)
     if group is None or not hasattr(group, "keys"):
         raise DataError(f"{hdf5.label(parent).rstrip('/')}/{name}: expected a group of the model tree, got none")
     where = hdf5.label(group)
@@ -124,7 +126,7 @@ def read_cell(group: Any) -> Cell:
     if order != GATE_ORDER:
         raise DataError(f"expected gate_order {GATE_ORDER!r}, got {order!r}")
     optional: dict[str, Any] = {
-        name: read_weight(group, name) for name in OPTIONAL_WEIGHTS if hdf5.find(group, name) is not None
+        name: read_weight(group, name) for name in OPTIONAL_WEIGHTS if hdf5_safety.find(group, name) is not None
     }
     clips = ("cell_clip", "projection_clip", "gate_clip")
     optional |= {name: attribute(group, name, float) for name in clips if has(group, name)}
@@ -144,9 +146,9 @@ def read_cell(group: Any) -> Cell:
 
 
 def read_weight(group: Any, name: str) -> Any:
-    item = hdf5.dataset(group, name)
+    item = hdf5_safety.dataset(group, name)
     dtype = hdf5.dtype_of(item)
-    if dtype.kind != "f" or dtype.itemsize > 8 or item.ndim > 2:
+    if not is_float(dtype) or item.ndim > 2:
         raise DataError(f"{hdf5.label(item)}: expected float32 or float64 of rank 1 or 2, got {dtype} {item.shape}")
     if item.size * dtype.itemsize > MAX_WEIGHT:
         raise DataError(f"{hdf5.label(item)}: {item.shape} is larger than this program takes for weights ({MAX_WEIGHT} bytes)")

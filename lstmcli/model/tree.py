@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstmcli.blocks import Floats, State
+from lstmcli.blocks import FLOATS, Floats, State, is_float
 from lstmcli.errors import DataError
 
 MERGES = ("concat", "sum", "mean", "mul")
@@ -173,8 +173,8 @@ class Cell(Model):
         for name, weight in self.weights().items():
             if name in expected and weight.shape != expected[name]:
                 raise DataError(f"{name}: expected shape {expected[name]} for {self.units} units, got {weight.shape}")
-            if weight.dtype.kind != "f" or weight.dtype.itemsize > 8:
-                raise DataError(f"{name}: expected float16, float32 or float64, got {weight.dtype}")
+            if not is_float(weight.dtype):
+                raise DataError(f"{name}: expected {FLOATS}, got {weight.dtype}")
         for name in ("cell_clip", "projection_clip", "gate_clip"):
             clip = getattr(self, name)
             if clip is not None and not clip > 0:

@@ -18,7 +18,8 @@ import numpy as np
 
 from lstmcli.blocks import Span, State
 from lstmcli.errors import DataError, StorageError, shown
-from lstmcli.files.partial_file import claim, partial_name, storing, sync_folder, write_all
+from lstmcli.files.partial_file import claim, partial_name, sync_folder
+from lstmcli.files.positioned_file import storing, write_at
 from lstmcli.inputs.nonfinite import Nonfinite
 
 SECONDS = 2.0  # between two syncs: what a kill may cost
@@ -202,7 +203,7 @@ class Journal:
 
     def _append(self, value: Any) -> None:
         line = encode_line(value)
-        write_all(self.fd, memoryview(line), self.size)
+        write_at(self.fd, memoryview(line), self.size)
         self.size += len(line)
 
     def close(self) -> None:

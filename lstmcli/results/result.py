@@ -30,10 +30,12 @@ from numpy.typing import NDArray
 
 from lstmcli.blocks import Lengths, Span
 from lstmcli.files.npy import write_header
-from lstmcli.files.partial_file import Data, Partial, Stream, as_bytes, storing
+from lstmcli.files.partial_file import Partial
+from lstmcli.files.positioned_file import Data, as_bytes, storing
+from lstmcli.files.standard_output import StandardOutput
 from lstmcli.files.zip_writer import Npz
 from lstmcli.kernel.crc32 import crc32_rows
-from lstmcli.model.model_file import FORMAT_VERSION, RESULT_FORMAT, model_image, write_model
+from lstmcli.model.model_file import RESULT_FORMAT, RESULT_VERSION, model_image, write_model
 from lstmcli.model.tree import Model
 
 CACHE = 1 << 19  # bytes
@@ -57,7 +59,7 @@ class Paths(NamedTuple):
 
 
 class Store(Protocol):
-    """Where bytes go: Partial or Stream."""
+    """Where bytes go: Partial or StandardOutput."""
 
     def reserve(self, size: int) -> None: ...
     def write(self, data: Data, offset: int) -> None: ...
@@ -312,7 +314,7 @@ def container(arrays: Arrays, facts: Facts) -> Iterator[tuple[io.BufferedRandom,
 def write_facts(file: Any, facts: Facts) -> None:
     """What a result says of itself, into an empty h5py.File; the lengths are one of its arrays."""
     file.attrs["format"] = RESULT_FORMAT
-    file.attrs["format_version"] = FORMAT_VERSION
+    file.attrs["format_version"] = RESULT_VERSION
     for name, value in facts.attributes.items():
         file.attrs[name] = value if isinstance(value, np.ndarray | np.integer) else json.dumps(value)
     write_model(file.create_group("model"), facts.model)
@@ -355,7 +357,7 @@ def in_memory() -> io.BufferedRandom:
 
 
 def create_npy(paths: Paths, arrays: Arrays, model: Model, overwrite: bool, resume: bool, stores: list[Store]) -> Result:
-    outputs: Store = Stream() if paths.main is None else Partial(paths.main, overwrite, resume)
+    outputs: Store = StandardOutput() if paths.main is None else Partial(paths.main, overwrite, resume)
     stores.append(outputs)
     shape, dtype = arrays["outputs"]
     header = write_header(shape, dtype)

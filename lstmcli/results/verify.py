@@ -1,7 +1,6 @@
 """Whether a file is whole and holds what was written into it."""
 
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -11,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lstmcli.blocks import Lengths
-from lstmcli.errors import DataError, StorageError, shown
-from lstmcli.files import hdf5
-from lstmcli.files.npy import NPY_MAGIC, read_header
+from lstmcli.errors import DataError, shown
+from lstmcli.files import hdf5, hdf5_safety
+from lstmcli.files.file_kind import FileKind, open_by_kind
+from lstmcli.files.npy import read_header
 from lstmcli.files.positioned_file import FileBytes
-from lstmcli.inputs.open_input import is_hdf5
+from lstmcli.files.zip_reader import reading_zip
 from lstmcli.model.model_file import FORMAT, load_model, model_in
 from lstmcli.results.result import CHECKSUMS, CONTAINER, Extent, Sums, container_checksum
 
@@ -27,25 +27,19 @@ def verify(path: str) -> str:
 
     DataError: it is damaged, cut or incomplete, and where that shows first. MissingInputError, StorageError.
     """
-    fd = hdf5.open_readable(path)
-    try:
-        data = FileBytes(fd, shown(path))
-        if is_hdf5(fd, data.name):
+    with open_by_kind(path) as (data, kind):
+        if kind is FileKind.HDF5:
             return verify_hdf5(path)
-        begin = bytearray(min(len(NPY_MAGIC), data.opened.st_size))
-        data.fetch(memoryview(begin), 0)
-        if begin == NPY_MAGIC:
+        if kind is FileKind.NPY:
             return verify_npy(data)
-        if begin.startswith(b"PK"):
+        if kind is FileKind.ZIP:
             return verify_npz(path)
-    finally:
-        os.close(fd)
     raise DataError(f"{data.name}: expected a result (HDF5, NPY, NPZ) or a model file; this is none, or was never completed")
 
 
 def verify_hdf5(path: str) -> str:
     with hdf5.open_file(path) as file:
-        has_checksums = hdf5.find(file, CHECKSUMS) is not None
+        has_checksums = hdf5_safety.find(file, CHECKSUMS) is not None
     if not has_checksums and model_format(path) == FORMAT:
         return "a model file, readable; it has no checksums"
     with open_result(path) as whole:
@@ -78,12 +72,12 @@ def open_result(path: str) -> Iterator[Whole]:
     """MissingInputError: no such file. DataError: no result, or damaged, cut, or incomplete. StorageError."""
     with hdf5.open_file(path) as file:
         data = FileBytes(file.id.get_vfd_handle(), shown(path))
-        group = hdf5.find(file, CHECKSUMS)
+        group = hdf5_safety.find(file, CHECKSUMS)
         if group is None:
             raise DataError(f"{data.name}::/{CHECKSUMS}: expected a result with checksums, found none")
-        own = hdf5.dataset(file, CONTAINER)
+        own = hdf5_safety.dataset(file, CONTAINER)
         names = [e.name.removeprefix("/") for e in hdf5.entries(group)]
-        fields = {name: hdf5.dataset(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
+        fields = {name: hdf5_safety.dataset(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
         extents = {name: extent(item) for name, item in fields.items()}
         # Before anything else is read: libhdf5 walks some damaged structures forever.
         if container_checksum(data.take, data.opened.st_size, [extent(own), *extents.values()]) != hdf5.read_array(own)[0]:
@@ -91,8 +85,8 @@ def open_result(path: str) -> Iterator[Whole]:
                 f"{data.name}: its structure, lengths, model or checksums are not what was written; "
                 "it was damaged, changed, or never completed"
             )
-        lengths = np.asarray(hdf5.read_array(hdf5.dataset(file, "lengths")))
-        sums = {name: hdf5.read_array(hdf5.dataset(group, name)) for name in fields}
+        lengths = np.asarray(hdf5.read_array(hdf5_safety.dataset(file, "lengths")))
+        sums = {name: hdf5.read_array(hdf5_safety.dataset(group, name)) for name in fields}
         offsets = {name: found.offset for name, found in extents.items()}
         yield Whole(file, data, lengths, fields, offsets, sums)
 
@@ -131,14 +125,9 @@ def verify_npy(data: FileBytes) -> str:
 
 
 def verify_npz(path: str) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-            count = len(archive.namelist())
-    except OSError as error:
-        raise StorageError(f"{shown(path)}: reading failed: {error.strerror}") from error
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise DataError(f"{shown(path)}: damaged: {shown(str(error))}") from error
+    with reading_zip(shown(path)), zipfile.ZipFile(path) as archive:
+        bad = archive.testzip()
+        count = len(archive.namelist())
     if bad is not None:
         raise DataError(f"{shown(path)}: {shown(bad)} is not what was written: its checksum differs")
     return f"{count} arrays, all checksums right"

@@ -13,12 +13,13 @@ import numpy as np
 from lstmcli.blocks import Lengths
 from lstmcli.engine.cpus import available_threads
 from lstmcli.errors import DataError, OutputError, UsageError, shown
+from lstmcli.files.file_kind import split_spec
 from lstmcli.files.partial_file import partial_name
 from lstmcli.inputs.initial_state import States, open_states
 from lstmcli.inputs.lengths import read_lengths
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.inputs.open_input import open_source, split_spec
-from lstmcli.inputs.padded_arrays import Source
+from lstmcli.inputs.open_input import open_source
+from lstmcli.inputs.source import Source
 from lstmcli.model.new_weights import CellOptions, count_parameters, init_model
 from lstmcli.model.tree import Model
 from lstmcli.results.journal import Fingerprint, differing, journal_name

@@ -16,7 +16,7 @@ from lstmcli.engine.prepared_model import Forward, kernels_are_cached
 from lstmcli.errors import DataError, StoppedError, UsageError
 from lstmcli.files.partial_file import check_left_over, check_target
 from lstmcli.inputs.nonfinite import Nonfinite, find_nonfinite
-from lstmcli.inputs.padded_arrays import Source
+from lstmcli.inputs.source import Source
 from lstmcli.results.journal import Done, Journal, Recorder, journal_name
 from lstmcli.results.publish import complete, open_journal, restore
 from lstmcli.results.result import Facts, Paths, Result

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lstmcli.errors import DataError, shown
-from lstmcli.files import hdf5
+from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.model.tree import Bidirectional, Cell, Model, Reverse, Stack
 from lstmcli.weights.containers.tensor import Tensor
 from lstmcli.weights.containers.zip_archive import Archive
@@ -79,7 +79,7 @@ def import_archive(archive: Archive, choices: Choices) -> Imported:
     config = parse(archive.read(CONFIG), f"{where}, {CONFIG}")
     metadata = parse(archive.read(METADATA), f"{where}, {METADATA}")
     image = archive.read(WEIGHTS)
-    hdf5.check_heaps(lambda offset, count: image[offset : offset + count], len(image), f"{where}::{WEIGHTS}")
+    hdf5_safety.check_heaps(lambda offset, count: image[offset : offset + count], len(image), f"{where}::{WEIGHTS}")
     with hdf5.open_image(image, f"{where}::{WEIGHTS}") as file:
         return import_layers(file, where, config, metadata.get("keras_version"), choices)
 
@@ -94,7 +94,7 @@ def import_file(file: Any, where: str, choices: Choices) -> Imported:
 
 def import_layers(file: Any, where: str, config: Json, version: Json, choices: Choices) -> Imported:
     choices.allow(where, "select", *(["activation"] if config is None else []))
-    hdf5.refuse_links(file)
+    hdf5_safety.refuse_links(file)
     draft = Draft("Keras", where, read_tensors(file))
     held = {tensor.name: tensor for tensor in draft.tensors}
     with hdf5.reading(where):

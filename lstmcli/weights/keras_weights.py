@@ -9,7 +9,7 @@ import numpy as np
 
 from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
-from lstmcli.files import hdf5
+from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.model.model_file import read_weight
 from lstmcli.weights.containers.tensor import DTYPES, Tensor
 
@@ -49,10 +49,10 @@ def read_tensors(file: Any) -> list[Tensor]:
 
 
 def read_values(file: Any, name: str) -> Floats:
-    item = hdf5.dataset(file, name)
+    item = hdf5_safety.dataset(file, name)
     with hdf5.reading(hdf5.label(item)):
         size, limit = item.size * item.dtype.itemsize, file.id.get_filesize()
-    if size > limit * (hdf5.MAX_DEFLATE if item.chunks else 1):
+    if size > limit * (hdf5_safety.MAX_DEFLATE if item.chunks else 1):
         raise DataError(f"{hdf5.label(item)}: claims {size} bytes, the whole file has {limit}")
     values: Floats = read_weight(file, name)
     return values
@@ -105,8 +105,8 @@ def legacy_layers(file: Any, held: dict[str, Tensor]) -> Found:
     """Of Keras 2: a group for each layer, whose attribute weight_names lists what is in it."""
     base = "model_weights" if "model_weights" in file else ""
     weights: dict[Path, dict[str, dict[int, Tensor]]] = {}
-    for layer in listed(hdf5.find(file, base), "layer_names"):
-        group = hdf5.find(file, f"{base}/{layer}")
+    for layer in listed(hdf5_safety.find(file, base), "layer_names"):
+        group = hdf5_safety.find(file, f"{base}/{layer}")
         inside: dict[Path, dict[str, dict[int, Tensor]]] = {}
         for name in listed(group, "weight_names") if group is not None else []:
             *parts, leaf = name.removesuffix(":0").split("/")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lstmcli.errors import DataError, shown
-from lstmcli.files import hdf5
+from lstmcli.files import hdf5, hdf5_safety
+from lstmcli.files.file_kind import FileKind, open_by_kind
 from lstmcli.files.positioned_file import FileBytes
-from lstmcli.inputs.open_input import is_hdf5
 from lstmcli.model.model_file import load_model as load_model_file
 from lstmcli.model.tree import Model
 from lstmcli.weights.draft import Choices, Imported
@@ -22,7 +22,6 @@ __all__ = ["Choices", "Imported", "load_model", "load_weights"]
 
 KNOWN = "a model file, a result of a run, safetensors, .pt, .keras, .h5 of Keras, a TensorFlow 1 checkpoint (X.index), or ONNX"
 SMALLEST = 16  # bytes; nothing that holds weights is smaller
-ZIP_MAGIC = b"PK\3\4"
 TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # a checkpoint's index ends with it
 PICKLES = [bytes([0x80, protocol]) for protocol in range(2, 6)]
 IR_VERSION = b"\x08"  # the key of the field that comes first in an ONNX model
@@ -40,19 +39,16 @@ def load_weights(path: str, choices: Choices) -> Imported:
     leaves nobody.
     """
     path = index_path(str(path))
-    where = shown(path)
-    fd = hdf5.open_readable(path)
-    try:
-        file = FileBytes(fd, where)
-        size = file.opened.st_size
+    with open_by_kind(path) as (file, kind):
+        where, size = file.name, file.opened.st_size
         if size < SMALLEST:
             raise DataError(f"{where}: expected {KNOWN}; got {f'a file of {size} bytes' if size else 'an empty file'}")
         begin, end = file.take(0, SMALLEST), file.take(size - SMALLEST, SMALLEST)
         # Each importer is loaded when a file is its own: together they would take as long as a small run.
-        if is_hdf5(fd, where):
+        if kind is FileKind.HDF5:
             return load_hdf5(file, path, choices)
-        if begin.startswith(ZIP_MAGIC):
-            return load_archive(fd, where, choices)
+        if kind is FileKind.ZIP:
+            return load_archive(file.fd, where, choices)
         if end.endswith(TABLE_MAGIC):
             from lstmcli.weights import tensorflow
 
@@ -71,8 +67,6 @@ def load_weights(path: str, choices: Choices) -> Imported:
 
             return onnx.import_model(file, path, choices)
         raise DataError(f"{where}: expected {KNOWN}; got a file that begins with {begin[:8]!r}")
-    finally:
-        os.close(fd)
 
 
 def index_path(path: str) -> str:
@@ -91,7 +85,7 @@ def load_hdf5(data: FileBytes, path: str, choices: Choices) -> Imported:
             from lstmcli.weights import keras
 
             if keras.looks_like(file):
-                hdf5.check_heaps(data.take, data.opened.st_size, where)
+                hdf5_safety.check_heaps(data.take, data.opened.st_size, where)
                 return keras.import_file(file, where, choices)
     choices.allow(where)
     return Imported(load_model_file(path), "lstmcli")

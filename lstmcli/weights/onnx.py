@@ -15,8 +15,7 @@ import numpy as np
 
 from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
-from lstmcli.files import hdf5
-from lstmcli.files.positioned_file import FileBytes
+from lstmcli.files.positioned_file import FileBytes, open_readable
 from lstmcli.model.tree import Bidirectional, Cell, Model, Reverse, Stack
 from lstmcli.weights.containers.protobuf import Message
 from lstmcli.weights.containers.tensor import DTYPES, Tensor, decode
@@ -251,7 +250,7 @@ def external(entry: dict[str, str], path: str, where: str, size: int) -> bytes:
         raise DataError(f"{where}: damaged: external data at offset {shown(str(entry))[:200]}") from error
     if target.exists() and not target.is_file():
         raise DataError(f"{where}: its values lie in {shown(location)!r}, which is not a plain file")
-    fd = hdf5.open_readable(str(target))
+    fd = open_readable(str(target))
     try:
         file = FileBytes(fd, shown(str(target)))
         if length != size or offset < 0 or offset + size > file.opened.st_size:

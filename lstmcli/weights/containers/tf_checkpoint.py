@@ -12,8 +12,7 @@ from functools import partial
 
 from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
-from lstmcli.files import hdf5
-from lstmcli.files.positioned_file import FileBytes
+from lstmcli.files.positioned_file import FileBytes, open_readable
 from lstmcli.weights.containers.crc32c import crc32c, unmasked
 from lstmcli.weights.containers.protobuf import Message, varint
 from lstmcli.weights.containers.tensor import DTYPES, Tensor, decode
@@ -42,7 +41,7 @@ def read_tensors(index: FileBytes, prefix: str, files: ExitStack) -> list[Tensor
             raise DataError(f"{where}: damaged: a tensor in data file {number} of {count}")
         if number not in shards:
             path = f"{prefix}.data-{number:05d}-of-{count:05d}"
-            fd = hdf5.open_readable(path)
+            fd = open_readable(path)
             files.callback(os.close, fd)
             shards[number] = FileBytes(fd, shown(path))
         return shards[number]

@@ -2,11 +2,9 @@
 
 import os
 import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from lstmcli.errors import DataError, LstmcliError, StorageError, shown
+from lstmcli.errors import DataError, shown
+from lstmcli.files.zip_reader import reading_zip
 
 
 class Archive:
@@ -16,7 +14,7 @@ class Archive:
         self.size = os.fstat(fd).st_size
         self.raw = os.fdopen(os.dup(fd), "rb")
         try:
-            with self._reading(where):
+            with reading_zip(where):
                 self.file = zipfile.ZipFile(self.raw)
             self.members = {member.filename: member for member in self.file.infolist()}
             if len(self.members) != len(self.file.infolist()):
@@ -39,17 +37,5 @@ class Archive:
             raise DataError(f"{where}: compressed or encrypted, which its framework never does; pack it again with: zip -0")
         if member.file_size != member.compress_size or member.file_size > self.size:
             raise DataError(f"{where}: damaged: claims {member.file_size} bytes, the archive has {self.size}")
-        with self._reading(where):
+        with reading_zip(where):
             return self.file.read(member)
-
-    @contextmanager
-    def _reading(self, where: str) -> Iterator[None]:
-        try:
-            yield
-        except LstmcliError:
-            raise
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, OverflowError) as error:
-            # zipfile itself raises an OSError without an errno, or EINVAL for an offset, where the file is bad.
-            if isinstance(error, OSError) and error.errno not in (None, 22):
-                raise StorageError(f"{where}: reading failed: {error.strerror}") from error
-            raise DataError(f"{where}: damaged ZIP archive: {shown(str(error))[:200]}") from error

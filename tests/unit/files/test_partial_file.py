@@ -5,7 +5,8 @@ import os
 import pytest
 
 from lstmcli.errors import OutputError, StorageError
-from lstmcli.files.partial_file import Partial, Stream, check_left_over
+from lstmcli.files.partial_file import Partial, check_left_over
+from lstmcli.files.standard_output import StandardOutput
 
 
 def test_published_whole_and_at_once(tmp_path):
@@ -136,7 +137,7 @@ def test_more_space_than_there_is(tmp_path):
 
 
 def test_a_stream_fills_what_is_left_out_with_zeros(capfd):
-    stream = Stream()
+    stream = StandardOutput()
     stream.reserve(12)
     stream.write(b"ab", 0)
     stream.write(b"cd", 5)

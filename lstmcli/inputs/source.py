@@ -1,0 +1,122 @@
+"""The contract of what a run reads: a padded array in a file or a pipe, of which the valid rows alone are asked for.
+
+Axes: N sequences, T steps (padded), E features. Padding may hold anything; only a pipe reads it, because it cannot seek, and
+drops it. Nothing is mapped: a mapped file that shrinks kills the process.
+"""
+
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstmcli.blocks import FLOATS, Lengths, is_float
+from lstmcli.errors import DataError
+from lstmcli.files.positioned_file import Bytes
+
+LARGE = 4 << 30  # bytes that a file may make this program take, however little it holds
+STAGING = 1 << 20  # bytes read at a time where values must be converted or moved
+CALL = 8 << 10  # bytes that are copied in the time that a call takes: smaller gaps are read, not skipped
+
+Rows = NDArray[np.float32] | NDArray[np.float64]
+
+
+class StoredArray(NamedTuple):
+    """An array where it lies."""
+
+    data: Bytes
+    name: str  # for messages and the summary: "x.h5::/embeddings", "x.npy", "-"
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int | None = 0  # of the values in the data; None: libhdf5 must decode them
+    time_major: bool = False  # the shape is (T, N, E), not (N, T, E)
+    fortran: bool = False  # the first axis is the fastest one
+    dataset: Any = None  # the h5py.Dataset, if it is one
+
+
+class Source:
+    """A padded (N, T, E) array of floats in a file or a pipe, read by valid rows only."""
+
+    chunk: tuple[int, int] = (1, 1)  # (sequences, steps) that are decoded at once
+    side_by_side: int = 1  # sequences that are best read together, rather than many steps of fewer of them
+    first: int = 0  # of the sequences in the file
+
+    def __init__(self, array: StoredArray, files: ExitStack | None, stored: int, chunk: int = 0) -> None:
+        """Checks shape and dtype. Raises DataError.
+
+        files: closed with the source; stored: bytes that really lie in the file; chunk: bytes that are decoded at once.
+        """
+        name, shape, dtype, time_major = array.name, array.shape, array.dtype, array.time_major
+        if not is_float(dtype):
+            hint = "; convert it with: x.astype('float32')" if dtype.kind in "biu" else ""
+            raise DataError(f"{name}: expected {FLOATS}, got {dtype}{hint}")
+        if len(shape) != 3:
+            axes = "steps, sequences" if time_major else "sequences, steps"
+            raise DataError(f"{name}: expected shape ({axes}, features), got {shape}")
+        if not shape[2]:
+            raise DataError(f"{name}: expected at least one feature, got shape {shape}")
+        # What takes memory whatever is read: N lengths, and a chunk. A small file must not be able to declare any of it.
+        batch, steps = (shape[1], shape[0]) if time_major else shape[:2]
+        taken, what = max((8 * batch, f"shape {shape}"), (chunk, f"chunks of {chunk} bytes"))
+        if taken > LARGE and taken > 1000 * stored:
+            raise DataError(f"{name}: declares {what}, but holds only {stored} bytes of data")
+        self.data, self.name, self.time_major, self.dataset = array.data, name, time_major, array.dataset
+        self.dtype = dtype  # as stored: float16, 32 or 64 of either byte order
+        self.shape: tuple[int, int, int] = (batch, steps, shape[2])
+        self.files = files or ExitStack()
+
+    @property
+    def sequential(self) -> bool:
+        """Whether it is a pipe: blocks come in order, each sequence whole or in pieces in the order of time."""
+        return self.data.sequential
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int]:
+        return self._turned(self.shape)
+
+    def _turned(self, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+        """From (N, T, E) to the order in the file, and back."""
+        return (sizes[1], sizes[0], sizes[2]) if self.time_major else sizes
+
+    def restrict(self, first: int, stop: int) -> None:
+        """To the sequences first .. stop: from now on these are all."""
+        self.first, self.shape = self.first + first, (stop - first, *self.shape[1:])
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this input from another one, and from itself after a change."""
+        return self.data.identity()
+
+    def read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
+        """Packs steps start .. start + lengths[s] of the sequences first, first + 1, ... one after another into `rows`.
+
+        lengths  (n,)               int64           in   start + lengths[s] <= T
+        rows     (sum(lengths), E)  float32 or 64   out  C-contiguous, native byte order; written in full
+
+        DataError: the file ends early, is damaged, a chunk was never written, or a value does not fit float32.
+        StorageError: the system could not read.
+        """
+        if not rows.size:
+            return
+        first += self.first
+        try:
+            with np.errstate(over="raise", invalid="ignore"):
+                self._read(first, start, lengths, rows)
+        except FloatingPointError as error:
+            raise DataError(
+                f"{self.name}, sequences {first} to {first + len(lengths) - 1}: a value is too large for {rows.dtype}; "
+                "compute in float64, or rescale the input"
+            ) from error
+
+    def _read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Ends a read in another thread that waits for a pipe, and all later ones, with StorageError. Files never wait."""
+        self.data.stop()
+
+    def finish(self) -> None:
+        """After the last read: DataError if the file changed meanwhile, or if a pipe holds too little or too much."""
+        self.data.finish()
+
+    def close(self) -> None:
+        self.files.close()

@@ -1,0 +1,92 @@
+"""Padded arrays in Fortran order or with time first, in a file: rows are gathered in the file's order, then put in place."""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstmcli.blocks import Lengths
+from lstmcli.inputs.source import CALL, STAGING, Rows, Source, StoredArray
+
+TILE = 1 << 16  # rows whose places are worked out at a time
+
+
+class StridedArray(Source):
+    """Values at an offset in a file in any other order of the axes than (N, T, E).
+
+    What lies together of a step of a sequence is a row here: all its features, or in Fortran order, where the features are
+    the slowest axis, one of them. So the file is planes of rows: one plane, or E of them, each of them (T, N) or (N, T).
+
+        time-major       one plane    step 0: n0 n1 n2 ...   step 1: n0 n1 n2 ...       a row: E features
+        Fortran          E planes     step 0: n0 n1 n2 ...   step 1: n0 n1 n2 ...       a row: one feature
+        Fortran (T,N,E)  E planes     sequence 0: t0 t1 ...  sequence 1: t0 t1 ...      a row: one feature
+    """
+
+    def __init__(self, array: StoredArray, files: ExitStack | None = None) -> None:
+        super().__init__(array, files, math.prod(array.shape) * array.dtype.itemsize)
+        assert array.offset is not None
+        batch, steps, features = self.shape
+        self.offset = array.offset
+        self.planes, width = (features, 1) if array.fortran else (1, features)
+        self.row_bytes, self.plane_rows = width * self.dtype.itemsize, batch * steps
+        self.time_outside = array.time_major != array.fortran
+        # Rows from a sequence to the next one, and from a step to the next one.
+        self.strides = (1, batch) if self.time_outside else (steps, 1)
+        if self.time_outside:
+            self.side_by_side = min(batch, CALL // self.row_bytes)
+        # So many planes at once that rows in memory are filled by whole cache lines.
+        group = min(self.planes, max(1, 64 // self.row_bytes))
+        self.staging = np.empty((group, max(1, STAGING // (group * self.row_bytes)), width), self.dtype)
+
+    def _read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
+        begins = np.cumsum(lengths) - lengths
+        for sequences, steps in self._tiles(len(lengths), int(lengths.max())):
+            valid = steps < lengths[sequences]
+            if not valid.any():
+                continue
+            index = (first + sequences) * self.strides[0] + (start + steps) * self.strides[1]
+            self._gather(index[valid], (begins[sequences] + steps)[valid], rows)
+
+    def _tiles(self, count: int, longest: int) -> Iterator[tuple[Lengths, Lengths]]:
+        """All (sequence, step) as pairs of arrays that broadcast to TILE or fewer, in the file's order."""
+        sizes = (longest, count) if self.time_outside else (count, longest)
+        inner = min(sizes[1], TILE)
+        outer = TILE // inner
+        for low in range(0, sizes[0], outer):
+            for left in range(0, sizes[1], inner):
+                slow, fast = np.ogrid[low : min(low + outer, sizes[0]), left : min(left + inner, sizes[1])]
+                yield (fast, slow) if self.time_outside else (slow, fast)
+
+    def _gather(self, index: Lengths, places: Lengths, rows: Rows) -> None:
+        """Rows `index` (n,), ascending, of each plane to rows[places].
+
+        Short gaps are read as well, and dropped: a call for each run of valid rows would take longer.
+        """
+        gap_before = np.diff(index, prepend=index[:1])  # rows from one wanted row to the next
+        is_far = gap_before * self.row_bytes > CALL
+        staged_at = np.cumsum(np.where(is_far, 1, gap_before))  # a far row follows at once, a near one keeps its distance
+        group, capacity, width = self.staging.shape
+        full = np.flatnonzero(np.diff(staged_at // capacity)) + 1
+        for low, high in pairwise([0, *full.tolist(), len(index)]):
+            at = staged_at[low:high] - staged_at[low]
+            run_begins = np.append(0, np.flatnonzero(is_far[low + 1 : high]) + 1)
+            run_ends = np.append(run_begins[1:], high - low) - 1
+            runs = list(
+                zip(at[run_begins].tolist(), (at[run_ends] + 1).tolist(), index[low + run_begins].tolist(), strict=True)
+            )
+            for plane in range(0, self.planes, group):
+                staged = self.staging[: self.planes - plane]
+                for k, part in enumerate(staged):
+                    for begin, end, row in runs:
+                        self._fetch(part[begin:end], plane + k, row)
+                values = staged.take(at, axis=1).swapaxes(0, 1).reshape(len(at), -1)
+                columns = rows[:, plane * width : plane * width + values.shape[1]]
+                columns[places[low:high]] = values  # not rows[places, columns], which takes a slow way through NumPy
+
+    def _fetch(self, part: NDArray[Any], plane: int, row: int) -> None:
+        offset = self.offset + (plane * self.plane_rows + row) * self.row_bytes
+        self.data.fetch(part.reshape(-1).view(np.uint8).data, offset)

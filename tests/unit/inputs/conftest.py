@@ -1,0 +1,22 @@
+"""Fixtures of the tests of inputs."""
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+from helpers.sources import LAYOUTS, open_layout, save_npy
+
+from lstmcli.inputs.open_input import open_source
+
+
+@pytest.fixture(params=[(layout, time_major) for time_major in (False, True) for layout in LAYOUTS])
+def opened(request, tmp_path):
+    """Opens (N, T, E) in every layout, stored as it is or as (T, N, E)."""
+    layout, time_major = request.param
+    return lambda x: open_layout(layout, tmp_path / "x.bin.npy", x, time_major)
+
+
+@pytest.fixture
+def source(tmp_path):
+    with closing(open_source(save_npy(tmp_path / "x.npy", np.ones((4, 200, 3), np.float32)))) as opened:
+        yield opened

@@ -1,0 +1,103 @@
+"""Datasets that libhdf5 must decode."""
+
+from contextlib import closing
+
+import h5py
+import numpy as np
+import pytest
+from helpers.sources import packed, padded, read, save_h5, save_npy
+
+from lstmcli.errors import DataError
+from lstmcli.inputs import source as source_module
+from lstmcli.inputs.open_input import open_source
+
+
+def test_compact_dataset(tmp_path):
+    x = padded([2, 3], 3, 2)
+    with h5py.File(tmp_path / "x.h5", "w") as f:
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_layout(h5py.h5d.COMPACT)
+        space, kind = h5py.h5s.create_simple(x.shape), h5py.h5t.py_create(x.dtype)
+        h5py.h5d.create(f.id, b"x", kind, space, properties).write(h5py.h5s.ALL, h5py.h5s.ALL, x)
+    with closing(open_source(str(tmp_path / "x.h5"))) as source:
+        np.testing.assert_array_equal(read(source, 0, 0, [2, 3]), packed(x, 0, 0, [2, 3], np.float32))
+
+
+def test_chunk_is_the_extent_in_the_file(tmp_path):
+    x = np.zeros((10, 6, 4), np.float32)
+    with closing(open_source(save_h5(tmp_path / "x.h5", x, chunks=(3, 4, 2)))) as source:
+        assert source.chunk == (3, 4)
+    with closing(open_source(save_npy(tmp_path / "x.npy", x))) as source:
+        assert source.chunk == (1, 1)
+
+
+def chunk_at(path, place):
+    with h5py.File(path) as f:
+        return f["x"].id.get_chunk_info_by_coord(place)
+
+
+def test_chunks_of_padding_are_not_read(tmp_path):
+    path, lengths = tmp_path / "x.h5", [2, 3, 8, 1, 0, 0]
+    x = padded(lengths, 8, 4)
+    spec = save_h5(path, x, chunks=(2, 4, 2), fletcher32=True)
+    spoiled = [(0, 4, 0), (0, 4, 2), (4, 0, 0), (4, 4, 2)]
+    places = [chunk_at(path, place) for place in spoiled]
+    with path.open("r+b") as f:
+        for place in places:
+            f.seek(place.byte_offset)
+            f.write(b"\xa5" * place.size)
+    with closing(open_source(spec)) as source:
+        np.testing.assert_array_equal(read(source, 0, 0, lengths), packed(x, 0, 0, lengths, np.float32))
+        with pytest.raises(DataError, match=r"x\.h5::/x, chunk at \(0, 4, 0\): damaged"):
+            read(source, 0, 0, [5, 0])
+
+
+def test_chunks_that_were_never_written(tmp_path):
+    path, lengths = tmp_path / "x.h5", [2, 3, 8, 1]
+    x = padded(lengths, 8, 4)
+    with h5py.File(path, "w") as f:
+        f.create_dataset("x", x.shape, "f4", chunks=(2, 4, 4))
+        f["x"][:2, :4], f["x"][2:] = x[:2, :4], x[2:]
+    with closing(open_source(str(path))) as source:
+        np.testing.assert_array_equal(read(source, 0, 0, lengths), packed(x, 0, 0, lengths, np.float32))
+        with pytest.raises(DataError, match=r"::/x, chunk at \(0, 4, 0\): was never written"):
+            read(source, 0, 0, [2, 5])
+
+
+def test_a_chunk_is_decoded_once_in_a_read(tmp_path, monkeypatch):
+    lengths = [7, 3, 8, 1, 8]
+    x = padded(lengths, 8, 4)
+    with closing(open_source(save_h5(tmp_path / "x.h5", x, chunks=(2, 3, 3), compression="gzip"))) as source:
+        decoded = []
+        decode = source._decode
+
+        def counted(begin, count):
+            decoded.append(tuple(np.array(begin) // (2, 3, 3)))
+            return decode(begin, count)
+
+        monkeypatch.setattr(source, "_decode", counted)
+        read(source, 0, 0, lengths)
+    assert len(decoded) == len(set(decoded)) == 3 * 3 * 2
+
+
+def test_a_small_file_that_declares_much(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as f:
+        f.create_dataset("x", (1 << 34, 2, 2), "f4", chunks=(1 << 12, 2, 2), compression="gzip")
+    with pytest.raises(DataError, match=r"declares shape .* but holds only 0 bytes"):
+        open_source(str(tmp_path / "x.h5"))
+
+
+def test_a_large_array_of_which_little_is_stored(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as f:
+        x = f.create_dataset("x", (2000, 2000, 400), "f4", chunks=(1000, 1, 400), compression="gzip")
+        x[:, 0] = 3
+    with closing(open_source(str(tmp_path / "x.h5"))) as source:
+        assert (read(source, 1500, 0, [1, 0, 1]) == 3).all()
+
+
+def test_a_large_chunk_of_which_little_is_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_module, "LARGE", 1 << 20)
+    with h5py.File(tmp_path / "x.h5", "w") as f:
+        f.create_dataset("x", (10, 10, 10), "f4", maxshape=(None, None, None), chunks=(100, 100, 100))
+    with pytest.raises(DataError, match=r"declares chunks of 4000000 bytes, but holds only 0 bytes"):
+        open_source(str(tmp_path / "x.h5"))
