@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import runpy
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import h5py
 import pytest
 from helpers import pages
 from helpers.command import succeed
@@ -16,6 +18,7 @@ from helpers.pages import PAGES, README, TOP
 
 from lstmcli import errors
 from lstmcli.cli.main import lstmcli as cli
+from lstmcli.model.tree import Cell
 
 CONTRIBUTING = TOP / ".github" / "CONTRIBUTING.md"
 WRITTEN = [CONTRIBUTING, TOP / "CHANGELOG.md", *PAGES]
@@ -99,8 +102,6 @@ def test_the_json_of_a_run(tmp_path: Path, sample_x: Path, sample_lens: Path) ->
 
 
 def test_the_versions_of_the_formats(tmp_path: Path, sample_x: Path) -> None:
-    import h5py
-
     from lstmcli.cluster import plan
     from lstmcli.results.journal import FORMAT
 
@@ -113,6 +114,20 @@ def test_the_versions_of_the_formats(tmp_path: Path, sample_x: Path) -> None:
     for page, heading in [(pages.DOCS / "contributing.md", "Versions of the formats"), (TOP / "CHANGELOG.md", "File formats")]:
         rows = pages.table(page, heading)
         assert {row[1].strip("`"): row[2] for row in rows} == known, page.name
+
+
+def test_all_that_a_cell_holds_is_on_the_page_about_the_model_file() -> None:
+    text = (pages.DOCS / "model-file.md").read_text()
+    assert [field.name for field in dataclasses.fields(Cell) if f"`{field.name}`" not in text] == []
+
+
+def test_all_that_a_result_holds_is_on_the_page_about_results(tmp_path: Path, sample_x: Path, sample_lens: Path) -> None:
+    save = "outputs,states,cells,layers"
+    succeed("run", "-i", sample_x, "-l", sample_lens, "-u", 7, "--save", save, "-o", "result.h5", cwd=tmp_path)
+    text = (pages.DOCS / "results.md").read_text()
+    with h5py.File(tmp_path / "result.h5") as file:
+        assert [name for name in file.attrs if f"`{name}`" not in text] == []
+        assert [name for name in file if f"`/{name}" not in text] == []
 
 
 def test_kinds_of_examples() -> None:
