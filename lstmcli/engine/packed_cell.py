@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lstmcli.blocks import Block, Schedule, State
 from lstmcli.engine.thread_team import team
-from lstmcli.kernel import compiled
+from lstmcli.kernel import lstm
 from lstmcli.kernel.layout import JOB_WORDS, SYNC_WORDS, Job, Options, pack, scratch_words
 from lstmcli.model.tree import Cell
 
@@ -29,7 +29,7 @@ class Layer:
     """A cell ready for the kernel. `path` names its state: {path}/c and {path}/h."""
 
     def __init__(self, path: str, cell: Cell, bits: int) -> None:
-        self.kernel = compiled.load(bits, kernel_options(cell))
+        self.kernel = lstm.load(bits, kernel_options(cell))
         self.size = bits // 8
         prefix = f"{path}/" if path else ""
         self.c, self.h = f"{prefix}c", f"{prefix}h"

@@ -10,7 +10,7 @@ import numpy as np
 
 from lstmcli.blocks import Block, Floats, Schedule, State
 from lstmcli.engine.packed_cell import Layer, kernel_options
-from lstmcli.kernel import compiled
+from lstmcli.kernel import lstm
 from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack
 
 NOTHING: Mapping[str, Block] = MappingProxyType({})
@@ -138,7 +138,7 @@ class Call:
 def kernels_are_cached(model: Model, dtype: np.dtype[Any]) -> bool:
     """Whether Forward will have nothing to compile."""
     kinds = {kernel_options(cell) for _, cell in model.cells()}
-    return all(compiled.is_cached(dtype.itemsize * 8, kind) for kind in kinds)
+    return all(lstm.is_cached(dtype.itemsize * 8, kind) for kind in kinds)
 
 
 def join(path: str, name: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lstmcli.kernel import compiled
+from lstmcli.kernel.native import compiled
 
 SPINS = 5000  # looks of a thread before it goes to sleep: 0.1 to 0.3 ms
 # A thread's box, in bytes: the job (0: none), the kernel's address, the next thread's box; pthread_mutex_t, pthread_cond_t.
@@ -56,7 +56,9 @@ def natives() -> tuple[Native, Native]:
     """post(box, others, kernel, job): the job into the `others` boxes after this one, then kernel(job, 0).
     serve(box, number): kernel(job, number) for each job that comes; it does not return."""
     x86 = platform.machine() in ("x86_64", "AMD64")
-    (post_at, serve_at), keep_alive = compiled.load_assembly("team", assembly(x86), "post", "serve")
+    text = assembly(x86)
+    recipe = compiled.Recipe("team", text, lambda here: compiled.compile_text(here, text, "post", "serve"))
+    (post_at, serve_at), _, keep_alive = compiled.load(recipe)
     post = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)(post_at)
     serve = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(serve_at)
     post.keep_alive = keep_alive  # type: ignore[attr-defined]

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.kernel import compiled
+from lstmcli.kernel.native import compiled
+from lstmcli.kernel.native.target import cpu_facts
 
 PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 MULTIPLY = "call <2 x i64> @llvm.x86.pclmulqdq(<2 x i64> {}, <2 x i64> {}, i8 {})"
@@ -43,9 +44,10 @@ def crc32_rows(rows: NDArray[Any], ends: NDArray[np.int64], sums: NDArray[np.uin
 @functools.cache
 def compile_rows() -> Callable[..., None] | None:
     """crc32_rows(address of rows, of ends, of sums, count of sequences, bytes of a row); None: not on this CPU."""
-    if "NUMBA_CPU_FEATURES" in os.environ or not {"pclmulqdq", "sse2"} <= set(compiled.cpu().split()):
+    if "NUMBA_CPU_FEATURES" in os.environ or not {"pclmulqdq", "sse2"} <= set(cpu_facts().split()):
         return None
-    (place,), keep_alive = compiled.load_assembly("crc", assembly(), "crc32_rows")
+    recipe = compiled.Recipe("crc", None, lambda here: compiled.compile_text(here, assembly(), "crc32_rows"))
+    (place,), _, keep_alive = compiled.load(recipe)
     function = PROTOTYPE(place)
     function.keep_alive = keep_alive  # type: ignore[attr-defined]
     return function

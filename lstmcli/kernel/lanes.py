@@ -19,7 +19,6 @@ from lstmcli.kernel.layout import GATES, Column, Job, Options, Shape
 from lstmcli.kernel.simd import I64, POINTER
 
 ADDRESSES = types.CPointer(types.int64)
-SIGNATURE = types.void(ADDRESSES, types.int64)
 SPINS = 2000  # some microseconds; a thread that waits longer lets others run, perhaps just the one it waits for
 
 # Numba takes global integers for constants.
@@ -190,7 +189,7 @@ def switch_rows(
 
 
 def define(shape: Shape, options: Options) -> Callable[..., None]:
-    """The kernel for one tile shape and one kind of cell, to be compiled with SIGNATURE."""
+    """The kernel for one tile shape and one kind of cell, to be compiled with compiled.SIGNATURE."""
     tile_of, projection_of = tile_call(shape, options), projection_call(shape, options)
     width, half, rows, size, projected = shape.width, shape.half, shape.rows, shape.bits // 8, options.projection
     row_bytes = GATES * width * size  # of a panel

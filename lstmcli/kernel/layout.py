@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lstmcli.kernel.native.target import Target
+
 GATES = 4  # input, forget, candidate, output
 LINE_BYTES = 64  # of the cache
 Floats = NDArray[np.floating]
@@ -30,6 +32,12 @@ class Shape(NamedTuple):
     def half(self) -> int:
         """The last panel has two gates in a vector where it has no more units than this: else half of it would be zeros."""
         return self.width // 2 if self.width > 2 else 0
+
+
+def tile_shape(target: Target, bits: int) -> Shape:
+    """The widest vectors, and tiles of 24 sums where there are 32 registers for them, of 12 where there are 16."""
+    together = 4 if target.vector_registers == 32 else 2
+    return Shape(bits, target.vector_bytes * 8 // bits, rows=6, together=together)
 
 
 class Options(NamedTuple):

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lstmcli.api import Cell, Model, init_model
 from lstmcli.blocks import Floats, Lengths
 from lstmcli.errors import LstmcliError
-from lstmcli.model.new_weights import init_model
-from lstmcli.model.tree import Cell, Model
 
 Call = Callable[[], Floats]
 

@@ -18,7 +18,7 @@ import pytest
 from helpers import files
 from helpers.command import LSTMCLI, SECONDS, assert_one_line, lstmcli, succeed
 
-from lstmcli.kernel import compiled
+from lstmcli.kernel.native import cache as kernel_cache
 
 FAULTS = Path(__file__).parents[1] / "helpers" / "faults.py"
 BATCH = 70
@@ -255,8 +255,8 @@ def test_50_tasks_at_once_with_a_cold_cache(tmp_path: Path, monkeypatch: pytest.
     ]
     seen = set()
     while any(task.poll() is None for task in tasks):
-        for path in (tmp_path / "cache").glob("lstm-f32-*.kernel"):
-            compiled.read(path)  # ValueError: a part of one
+        for path in (tmp_path / "cache").glob("lstmcli-lstm-f32-*.kernel"):
+            kernel_cache.read(path)  # ValueError: a part of one
             seen.add(path.read_bytes())
         time.sleep(0.01)
     assert [task.returncode for task in tasks] == [0] * 50

@@ -110,12 +110,12 @@ def main() -> None:
 
     from lstmcli.cli.main import main  # noqa: F401
     from lstmcli.cluster import merge  # noqa: F401
-    from lstmcli.kernel import compiled
+    from lstmcli.kernel import lstm
     from lstmcli.results import journal
     from lstmcli.run.run import run  # noqa: F401
 
     job = json.loads(sys.argv[1])
-    compiled.load(32)
+    lstm.load(32)
     # Each block is put on disk before the next is stored, in one thread, so that the n-th call is the same in each process.
     journal.Journal.record = lambda self, done, result: (self.waiting.append(done), self._sync(result))  # type: ignore[assignment]
     if "stop" in job:

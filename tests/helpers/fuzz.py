@@ -85,10 +85,10 @@ def main() -> None:
     import h5py  # noqa: F401
 
     from lstmcli.cli.main import main  # noqa: F401
-    from lstmcli.kernel import compiled
+    from lstmcli.kernel import lstm
     from lstmcli.run.run import run  # noqa: F401
 
-    compiled.load(32)
+    lstm.load(32)
     resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     option, name, head = KINDS[kind]

@@ -6,13 +6,15 @@ import pytest
 from numba import types
 from numba.extending import intrinsic
 
-from lstmcli.kernel import activations, compiled, simd
+from lstmcli.kernel import activations, simd
 from lstmcli.kernel.lanes import I64, POINTER
+from lstmcli.kernel.layout import tile_shape
+from lstmcli.kernel.native.target import target
 
 
 def compiled_loop(function, bits):
     """function over an array, as vectors of this CPU's width."""
-    shape = compiled.target().shape(bits)
+    shape = tile_shape(target(), bits)
 
     @intrinsic
     def apply(context, source, target):

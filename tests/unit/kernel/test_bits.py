@@ -63,7 +63,7 @@ def warm(tmp_path_factory):
 
 def test_a_cached_kernel_needs_no_numba(warm):
     assert run({}, warm) == [HASH, "False"]
-    assert len(list(warm.glob("lstm-f*"))) == 2  # float32, float64
+    assert len(list(warm.glob("lstmcli-lstm-f*"))) == 2  # float32, float64
 
 
 @pytest.fixture(params=TARGETS)
@@ -114,15 +114,16 @@ def test_the_same_source_compiles_for_aarch64(bits):
     from numba import cfunc
 
     from lstmcli.kernel import lanes
-    from lstmcli.kernel.compiled import Target
-    from lstmcli.kernel.layout import Options
+    from lstmcli.kernel.layout import Options, tile_shape
+    from lstmcli.kernel.native.compiled import SIGNATURE
+    from lstmcli.kernel.native.target import Target
 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     target = Target("aarch64-unknown-linux-gnu", "neoverse-n1", "+neon")
-    shape = target.shape(bits)
+    shape = tile_shape(target, bits)
     assert (shape.width * bits, shape.rows, shape.together) == (128, 6, 4)
-    text = cfunc(lanes.SIGNATURE, nopython=True, error_model="numpy")(lanes.define(shape, Options()))._library.get_llvm_str()
+    text = cfunc(SIGNATURE, nopython=True, error_model="numpy")(lanes.define(shape, Options()))._library.get_llvm_str()
     # What Numba wrote for the CPU at hand: its name, its features, and its instruction for a pause.
     text = re.sub(
         r'target (triple|datalayout) = .*|"target-(cpu|features)"="[^"]*"|(tail )?call void @llvm\.x86\.sse2\.pause\(\)',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -15,29 +16,31 @@ import pytest
 from helpers.system import mounted
 
 import lstmcli
-from lstmcli.kernel import compiled
+from lstmcli.kernel import lstm
+from lstmcli.kernel.native import cache as kernel_cache
+from lstmcli.kernel.native import compiled
+from lstmcli.kernel.native.target import target
 
 DAY = 24 * 60 * 60
 
 
 @pytest.fixture(scope="session")
-def kernel() -> tuple[str, bytes]:
-    target = compiled.target()
-    return compiled.compile_object(target, target.shape(32), compiled.PLAIN)
+def kernel() -> kernel_cache.Compiled:
+    return lstm.recipe(32).compile(target())
 
 
 @pytest.fixture
-def cache(tmp_path: Path, kernel: tuple[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(tmp_path: Path, kernel: kernel_cache.Compiled, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache; compiling takes no time."""
     monkeypatch.setenv("LSTMCLI_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(compiled, "compile_object", lambda here, shape, options: kernel)
-    compiled.load.cache_clear()
+    monkeypatch.setattr(compiled, "compile_function", lambda here, shape, function: kernel)
+    lstm.load.cache_clear()
     yield tmp_path / "cache"
-    compiled.load.cache_clear()
+    lstm.load.cache_clear()
 
 
 def works() -> bool:
-    compiled.load.cache_clear()
+    lstm.load.cache_clear()
     x = np.ones((2, 3, 4), np.float32)
     outputs, _ = lstmcli.init_model(4, [5])(x)
     return bool(outputs.all())
@@ -49,11 +52,11 @@ def only_file(cache: Path) -> Path:
 
 
 def test_a_kernel_is_cached_once_it_is_loaded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not compiled.is_cached(32)
+    assert not lstm.is_cached(32)
     assert works()
-    assert compiled.is_cached(32)
-    assert not compiled.is_cached(64)
-    monkeypatch.delattr(compiled, "compile_object")
+    assert lstm.is_cached(32)
+    assert not lstm.is_cached(64)
+    monkeypatch.delattr(compiled, "compile_function")
     assert works()
 
 
@@ -77,7 +80,7 @@ def test_damaged_kernels_are_compiled_again(head: bytes, cache: Path) -> None:
     path = only_file(cache)
     whole = path.read_bytes()
     path.write_bytes(head + whole[whole.index(b"\n") :])
-    assert not compiled.is_cached(32)
+    assert not lstm.is_cached(32)
     assert works()
     assert only_file(cache).read_bytes() == whole
 
@@ -86,7 +89,7 @@ def test_a_symbol_that_is_no_string(cache: Path) -> None:
     assert works()
     path = only_file(cache)
     path.write_bytes(path.read_bytes().replace(b'"symbols": ["', b'"symbols": [1, "', 1))
-    assert not compiled.is_cached(32)
+    assert not lstm.is_cached(32)
     assert works()
 
 
@@ -94,18 +97,18 @@ def test_a_cut_kernel_is_compiled_again(cache: Path) -> None:
     assert works()
     path = only_file(cache)
     os.truncate(path, path.stat().st_size - 1)
-    assert not compiled.is_cached(32)
+    assert not lstm.is_cached(32)
     assert works()
-    assert compiled.is_cached(32)
+    assert lstm.is_cached(32)
 
 
 def test_a_link_to_a_private_folder_is_a_cache(cache: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "scratch" / "elsewhere"
     elsewhere.mkdir(mode=0o700, parents=True)
     cache.symlink_to(elsewhere)
-    assert compiled.cache_folder() == elsewhere
+    assert kernel_cache.cache_folder() == elsewhere
     assert works()
-    assert compiled.is_cached(32)
+    assert lstm.is_cached(32)
     assert only_file(elsewhere).suffix == ".kernel"
 
 
@@ -114,8 +117,8 @@ def test_a_folder_that_others_can_write_is_no_cache(cache: Path, tmp_path: Path)
     open_to_all.mkdir()
     open_to_all.chmod(0o777)
     cache.symlink_to(open_to_all)
-    assert compiled.cache_folder() is None
-    assert not compiled.is_cached(32)
+    assert kernel_cache.cache_folder() is None
+    assert not lstm.is_cached(32)
     assert works()
     assert not list(open_to_all.iterdir())
 
@@ -125,7 +128,7 @@ def test_a_folder_that_others_can_write_is_no_cache(cache: Path, tmp_path: Path)
 def test_what_belongs_to_somebody_else_is_not_loaded(what: str, cache: Path) -> None:
     assert works()
     os.chown(cache if what == "folder" else only_file(cache), 65534, 65534)
-    assert not compiled.is_cached(32)
+    assert not lstm.is_cached(32)
     assert works()
 
 
@@ -133,30 +136,30 @@ def test_what_belongs_to_somebody_else_is_not_loaded(what: str, cache: Path) -> 
 def test_a_cache_that_cannot_be_written(options: str, cache: Path) -> None:
     with mounted(cache, "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs"):
         assert works()
-        assert not compiled.is_cached(32)
+        assert not lstm.is_cached(32)
         assert not list(cache.iterdir())
 
 
 def test_a_link_to_nothing_is_no_cache(cache: Path, tmp_path: Path) -> None:
     cache.symlink_to(tmp_path / "no" / "where")
-    assert compiled.cache_folder() is None
+    assert kernel_cache.cache_folder() is None
     assert works()
 
 
 def test_old_kernels_are_removed(cache: Path) -> None:
     cache.mkdir(mode=0o700)
     now = time.time()
-    for name, days in [("lstm-f32-old.kernel", 31), ("lstm-f64-new.kernel", 29), ("other", 99)]:
+    for name, days in [("lstmcli-lstm-f32-old.kernel", 31), ("lstmcli-lstm-f64-new.kernel", 29), ("other", 99)]:
         (cache / name).write_bytes(b"")
         os.utime(cache / name, (now - days * DAY,) * 2)
-    folder = cache / "lstm-folder.kernel"
+    folder = cache / "lstmcli-folder.kernel"
     folder.mkdir()
     os.utime(folder, (now - 99 * DAY,) * 2)
     assert works()
     left = {path.name for path in cache.iterdir()}
-    assert {"lstm-f64-new.kernel", "other", "lstm-folder.kernel"} < left
+    assert {"lstmcli-lstm-f64-new.kernel", "other", "lstmcli-folder.kernel"} < left
     assert len(left) == 4
-    assert "lstm-f32-old.kernel" not in left
+    assert "lstmcli-lstm-f32-old.kernel" not in left
 
 
 PROGRAM = """
@@ -183,13 +186,47 @@ def test_a_cached_kernel_needs_llvm_only_where_there_is_no_linker(tmp_path: Path
 
 
 def test_a_library_that_the_system_refuses_is_not_needed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "link_library", lambda code: b"\x7fELF, but no more")
+    monkeypatch.setattr(compiled, "shared_library", lambda code: b"\x7fELF, but no more")
     assert works()
-    monkeypatch.delattr(compiled, "compile_object")
+    monkeypatch.delattr(compiled, "compile_function")
     assert works()
 
 
 def test_several_kernels_at_once() -> None:
-    kinds = compiled.PLAIN, compiled.PLAIN._replace(peephole=True)
-    first, second = (compiled.load(32, kind) for kind in kinds)
+    kinds = lstm.PLAIN, lstm.PLAIN._replace(peephole=True)
+    first, second = (lstm.load(32, kind) for kind in kinds)
     assert first.address != second.address
+
+
+def test_without_the_cache_nothing_is_read_or_written(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert works()
+    only_file(cache).write_bytes(b"")
+    monkeypatch.setenv("LSTMCLI_NO_CACHE", "1")
+    monkeypatch.delattr(compiled, "shared_library")  # it writes temporary files
+    assert not lstm.is_cached(32)
+    assert works()
+    assert only_file(cache).read_bytes() == b""
+
+
+def test_every_source_file_of_the_room_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def key() -> str:
+        kernel_cache.common_key.cache_clear()
+        return kernel_cache.common_key()
+
+    room = shutil.copytree(kernel_cache.ROOM, tmp_path / "room")
+    monkeypatch.setattr(kernel_cache, "ROOM", room)
+    keys = {key()}
+    sources = sorted(room.rglob("*.py"))
+    assert {"tile.py", "linker.py"} <= {path.name for path in sources}
+    for path in sources:
+        path.write_text(path.read_text() + "\n")
+        keys.add(key())
+    (room / "new.py").write_text("")
+    keys.add(key())
+    kernel_cache.common_key.cache_clear()
+    assert len(keys) == len(sources) + 2
+
+
+def test_a_version_is_found_where_a_package_keeps_no_file_of_it() -> None:
+    assert importlib.metadata.version("pytest") in kernel_cache.version_of("pytest")
+    assert kernel_cache.version_of("click") == importlib.metadata.version("click")

@@ -1,0 +1,84 @@
+"""Functions compiled for this CPU by Numba, once: then they come from the cache, which needs neither Numba nor LLVM.
+
+To import Numba takes 0.5 s, most of a short run. `LSTMCLI_NO_CACHE=1` compiles in the process, and reads and writes no file.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from lstmcli.kernel.native import cache
+from lstmcli.kernel.native.cache import Compiled
+from lstmcli.kernel.native.linker import link, shared_library
+from lstmcli.kernel.native.target import Target, target
+
+SIGNATURE = "void(CPointer(int64), int64)"  # function(table of numbers and addresses, number of the thread)
+PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+
+
+class Recipe(NamedTuple):
+    """How machine code is made.
+
+    name     of its file in the cache: what it computes, and for which floats, as in "lstm-f32"
+    options  all that compile() depends on besides the source files of the room and the CPU, told apart by their repr
+    compile  writes it for a CPU; imports what is slow (numba, llvmlite) only when it is called
+    """
+
+    name: str
+    options: Any
+    compile: Callable[[Target], Compiled]
+
+
+class Loaded(NamedTuple):
+    """Functions in this process: their addresses, the `shape` that compile() gave, and what keeps them in memory."""
+
+    addresses: list[int]
+    shape: list[int]
+    keep_alive: Any
+
+
+def load(recipe: Recipe) -> Loaded:
+    """Take functions from the cache, or compile them now and put them there."""
+    path = cache.cache_path(recipe.name, recipe.options)
+    if path is not None:
+        with suppress(OSError, ValueError, RuntimeError):
+            return loaded(cache.read(path))
+    made = recipe.compile(target())
+    if path is not None:
+        made = made._replace(library=shared_library(made.code))
+        with suppress(OSError):
+            cache.write(path, made)
+    return loaded(made)
+
+
+def loaded(made: Compiled) -> Loaded:
+    addresses, keep_alive = link(made.symbols, made.code, made.library)
+    return Loaded(addresses, made.shape, keep_alive)
+
+
+def is_cached(recipe: Recipe) -> bool:
+    """Whether load() will find it in the cache, and so take no time."""
+    path = cache.cache_path(recipe.name, recipe.options)
+    if path is not None:
+        with suppress(OSError, ValueError, RuntimeError):
+            cache.read(path)
+            return True
+    return False
+
+
+def compile_function(here: Target, shape: Sequence[int], function: Callable[..., None]) -> Compiled:
+    """Compile a Python function of SIGNATURE, written as Numba takes it, for the CPU `here`."""
+    import llvmlite.binding as llvm
+    from numba import cfunc
+
+    made = cfunc(SIGNATURE, nopython=True, error_model="numpy")(function)
+    module = llvm.parse_assembly(made._library.get_llvm_str())
+    return Compiled([made.native_name], list(shape), here.machine().emit_object(module))
+
+
+def compile_text(here: Target, text: str, *symbols: str) -> Compiled:
+    """Compile functions written in LLVM's language."""
+    import llvmlite.binding as llvm
+
+    return Compiled(list(symbols), [], here.machine().emit_object(llvm.parse_assembly(text)))

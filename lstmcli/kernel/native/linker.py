@@ -1,0 +1,62 @@
+"""Compiled functions put into this process.
+
+Where the system has a linker (`ld`), the object file is made a shared library once, which the system itself loads: a run
+whose kernel is cached then needs nothing of LLVM. Elsewhere llvmlite links the object in each process.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lstmcli.kernel.native.target import target
+
+LINKER_SECONDS = 20  # at most
+
+
+def shared_library(code: bytes) -> bytes:
+    """Link the object file `code` to a shared library; empty where there is no linker, or it fails."""
+    import shutil
+    import subprocess
+    import tempfile
+
+    linker = shutil.which("ld") if sys.platform == "linux" else None
+    if linker is None:
+        return b""
+    with suppress(OSError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as folder:
+        objects, library = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
+        objects.write_bytes(code)
+        command = [linker, "-shared", "--strip-debug", "-z", "noexecstack", "-o", str(library), str(objects)]
+        subprocess.run(command, check=True, capture_output=True, timeout=LINKER_SECONDS)
+        return library.read_bytes()
+    return b""
+
+
+def link(symbols: Sequence[str], code: bytes, library: bytes) -> tuple[list[int], Any]:
+    """Put an object file, or the shared library of it, into this process.
+
+    Returns the addresses of `symbols`, and what keeps them valid for as long as it lives.
+    """
+    if library:
+        with suppress(OSError, AttributeError):
+            return load_library(symbols, library)
+    import llvmlite.binding as llvm
+
+    jit = llvm.create_lljit_compiler(target().machine(jit=True))
+    builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
+    for symbol in symbols:
+        builder.export_symbol(symbol)
+    linked = builder.link(jit, symbols[0])
+    return [linked[symbol] for symbol in symbols], (linked, jit)
+
+
+def load_library(symbols: Sequence[str], library: bytes) -> tuple[list[int], Any]:
+    """Load a shared library from memory: these bytes were checked, and a folder may forbid execution."""
+    memory = os.memfd_create("lstmcli")  # stays open: its name must be new to the system's loader
+    with open(memory, "wb", closefd=False) as file:
+        file.write(library)
+    loaded = ctypes.CDLL(f"/proc/self/fd/{memory}")
+    return [ctypes.cast(loaded[symbol], ctypes.c_void_p).value or 0 for symbol in symbols], loaded
