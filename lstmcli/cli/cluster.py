@@ -106,6 +106,7 @@ def plan(
     made, facts = make_plan(job_of(options), shards, Path(output))
     if not dry_run:
         write_plan(made, overwrite)
+    report.warnings(facts)
     if not quiet:
         for note in facts["notes"]:
             report.note(note)

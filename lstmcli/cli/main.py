@@ -23,6 +23,7 @@ from lstmcli.cli.options import (
     job_of,
     progress,
     quiet,
+    residual,
     stop_after,
 )
 from lstmcli.errors import LstmcliError, StoppedError, StorageError
@@ -207,6 +208,7 @@ def run(
             f"{facts['input']['path']}: NaN or Inf in {found['steps']:,} of {facts['valid_steps']:,} valid steps, "
             f"first in sequence {found['row']}, step {found['step']}"
         )
+    report.warnings(facts)
     if not quiet:
         for note in facts["notes"]:
             report.note(note)
@@ -249,6 +251,7 @@ def model() -> None:
 @click.option("--input-size", type=click.IntRange(min=1), required=True, help="Features of a step.")
 @click.option("-u", "--units", type=IntegerList(), required=True, help="Units of each layer, bottom to top.")
 @about_new_cells
+@click.option("--residual", is_flag=True, help="The input of every new layer but the first is added to its output.")
 @about_cells
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same weights, on any machine."
@@ -279,6 +282,7 @@ def init(
 @click.argument("file")
 @click.option("-o", "--output", metavar="FILE", required=True, help="The model file to make.")
 @about_weights
+@residual
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def import_(file: str, output: str, overwrite: bool, **choices: Any) -> None:
     """Make a model file of what PyTorch (.safetensors, .pt), Keras (.keras, .h5), TensorFlow 1 (X.index) or ONNX wrote.
@@ -301,18 +305,22 @@ def import_(file: str, output: str, overwrite: bool, **choices: Any) -> None:
 def export(file: str, output: str, overwrite: bool) -> None:
     """Write the weights of a model as safetensors, under the names of torch.nn.LSTM, where PyTorch can express the model.
 
-    forget_bias goes into bias_ih, and bias_hh is zeros.
+    forget_bias goes into bias_ih; bias_hh is what float32 cannot hold of a sum, mostly zeros.
     """
     from lstmcli.cli import report
-    from lstmcli.weights.load import load_model
+    from lstmcli.weights.load import Choices, load_weights
     from lstmcli.weights.pytorch import export as write
 
-    report.exported(write(load_model(file), Path(output), overwrite), output)
+    found = load_weights(file, Choices())
+    for warning in found.warnings():
+        report.note(warning)
+    report.exported(write(found.model, Path(output), overwrite), output)
 
 
 @model.command(short_help="Show a model's layers, shapes and parameters.")
 @click.argument("file")
 @about_weights
+@residual
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tree.")
 def show(file: str, as_json: bool, **choices: Any) -> None:
     """Show the layers, shapes and parameter counts of a model file, of the model in a result, or of weights from elsewhere."""
@@ -320,7 +328,7 @@ def show(file: str, as_json: bool, **choices: Any) -> None:
     from lstmcli.weights.load import Choices, load_weights
 
     found = load_weights(file, Choices(**choices))
-    for note in found.notes:
+    for note in (*found.notes, *found.warnings()):
         report.note(note)
     report.model(found.model, file, as_json)
 

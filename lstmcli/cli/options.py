@@ -93,17 +93,38 @@ about_cells = with_options(
     click.option("--forget-bias", type=NumberList(), help="Of new cells, or of a TensorFlow 1 checkpoint.  [default: 1]"),
     click.option("--cell-clip", type=NumberList(), help="Likewise the limit of c.  [default: none]"),
     click.option("--projection-clip", type=NumberList(), help="Likewise the limit of the projected h.  [default: none]"),
-    click.option("--activation", metavar="NAME", help="Likewise, and of Keras's weights alone.  [default: tanh]"),
+    click.option("--activation", metavar="NAME", help="Likewise the activation of candidate and output.  [default: tanh]"),
+)
+residual = click.option(
+    "--residual",
+    is_flag=False,
+    flag_value="upper",
+    metavar="[LAYERS]",
+    help="Layers whose input is added to their output: all but the lowest, or of read weights also all, numbers such as 0,2, "
+    "or whole: around the whole model.",
 )
 about_weights = with_options(
-    click.option("--select", metavar="PREFIX", help="Of several LSTMs in FILE, the one whose name is or begins with this."),
+    click.option(
+        "--select",
+        multiple=True,
+        metavar="PREFIX",
+        help="Of several LSTMs in FILE, the one whose name is or begins with this. Given again, in commas, or as 'rnns.*': "
+        "a stack from bottom to top; fw=A with bw=B: a bidirectional pair.",
+    ),
     about_cells,
+    click.option(
+        "--recurrent-activation",
+        metavar="NAME",
+        help="Of the gates of read weights: sigmoid, hard_sigmoid, or hard_sigmoid_keras2.  [default: sigmoid]",
+    ),
+    click.option(
+        "--merge", metavar="NAME", help="Of the directions of read weights: concat, sum, mean or mul.  [default: concat]"
+    ),
 )
 about_new_cells = with_options(
     click.option("--peepholes", is_flag=True, help="New cells have them."),
     click.option("--projection", type=click.IntRange(min=1), metavar="N", help="Width to which new cells project h."),
     click.option("--bidirectional", is_flag=True, help="Every new layer has a cell for each direction, side by side."),
-    click.option("--residual", is_flag=True, help="The input of every new layer but the first is added to its output."),
 )
 about_input = with_options(
     click.option(
@@ -128,6 +149,7 @@ about_input = with_options(
         help="Instead of --units: model file, result of an earlier run, or weights of PyTorch, Keras, TensorFlow 1 or ONNX.",
     ),
     about_new_cells,
+    residual,
     about_weights,
     click.option("--seed", type=click.IntRange(min=0), help="Of the new weights: the same on any machine.  [default: 0]"),
     click.option(
@@ -200,10 +222,11 @@ def job_of(options: dict[str, Any]) -> "Job":
     if (options["units"] is None) == (options["weights"] is None):
         raise click.UsageError("expected either --units, for new weights, or --weights FILE")
     new = options["units"] is not None
-    for name in ("select",) if new else ("seed", "peepholes", "projection", "bidirectional", "residual"):
+    read, made = ("select", "recurrent_activation", "merge"), ("seed", "peepholes", "projection", "bidirectional")
+    for name in read if new else made:
         if options[name]:
             meant, other = ("--weights", "--units") if new else ("the new weights of --units", "--weights")
-            raise click.UsageError(f"--{name} is for {meant}, not for {other}")
+            raise click.UsageError(f"--{name.replace('_', '-')} is for {meant}, not for {other}")
     return Job(**options | {"seed": options["seed"] or 0})
 
 

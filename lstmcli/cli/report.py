@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from lstmcli.weights.load import Imported
 
 LOG_SECONDS = 10.0
+SLOT = re.compile(
+    r"(^|[./])(optimizers?(_states?|_weights)?|optim)[./]|(^|[./])(max_)?exp_avg(_sq)?s?([./]|$)|[./]momentum_buffer([./]|$)"
+    r"|/(Adam|Adagrad|Adadelta|Momentum|RMSProp|Ftrl|AdamW|LAMB)(Optimizer)?(_\d+)?$|(^|/)beta[12]_power(_\d+)?$"
+    r"|/\.OPTIMIZER_SLOT/|(^|/)(training/)?(Adam|AdamW|SGD|RMSprop|Adagrad)/"
+)
 
 
 def console(stream: TextIO) -> Any:
@@ -111,6 +117,8 @@ def lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("states", "model_file"):
         if facts[name]:
             yield "", shown(facts[name])
+    if after := facts["left_out"]["after"]:
+        yield "left out", f"after the LSTM: {shown(', '.join(after))}"
     if facts["output"] == "-" and not facts["states"]:
         yield "", "the final states are not kept: --states FILE keeps them"
 
@@ -211,6 +219,16 @@ class Log:
         tell(f"{self.done / total:.1%}  {self.done:,} of {total:,} steps  {speed:,.0f} steps/s  {left} left")
 
 
+def warnings(facts: dict[str, Any]) -> None:
+    """What of the weights nobody should miss, whether or not they want a summary."""
+    for sentence in facts["assumed"]:
+        note(sentence)
+    if before := facts["left_out"]["before"]:
+        from lstmcli.weights.draft import left_out_before
+
+        note(left_out_before(before))
+
+
 def note(text: str) -> None:
     """A line on standard error."""
     tell(f"lstmcli: {shown(text)}")
@@ -298,6 +316,11 @@ def model(tree: ModelTree, name: str, as_json: bool) -> None:
         show(sys.stdout, root)
 
 
+def is_slot(name: str) -> bool:
+    """Whether a tensor is what an optimizer of PyTorch, Keras or TensorFlow keeps beside the weights."""
+    return bool(SLOT.search(name))
+
+
 def imported(found: "Imported", name: str, output: str) -> None:
     """Which tensor became which field, what was left out, what was assumed."""
     if sys.stdout is None:
@@ -306,9 +329,14 @@ def imported(found: "Imported", name: str, output: str) -> None:
     for k, mapped in enumerate(found.mapping):
         text = f"{shown(mapped.name)} {mapped.shape} -> {mapped.path} {mapped.field}, {mapped.how}"
         rows.append(("mapping" if k == 0 else "", text))
-    for k, tensor in enumerate(found.left_out):
-        rows.append(("left out" if k == 0 else "", str(tensor)))
+    slots = [tensor for tensor in found.left_out if is_slot(tensor.name)]
+    left = [str(tensor) for tensor in found.left_out if tensor not in slots]
+    if slots:
+        left.append(f"{len(slots)} tensor{'s' * (len(slots) > 1)} of an optimizer, such as {slots[0]}")
+    left += [f"{shown(name)}, {place} the LSTM" for place in ("before", "after") for name in getattr(found, place)]
+    rows += [("" if k else "left out", text) for k, text in enumerate(left)]
     rows += [("note", text) for text in found.notes]
+    rows += [("assumed", text) for text in found.assumed]
     rows.append(("output", shown(output)))
     named(sys.stdout, iter(rows))
 

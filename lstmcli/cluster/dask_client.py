@@ -89,7 +89,7 @@ def make(work: Work, targets: Paths, tasks: "Tasks") -> Nonfinite | None:
     arrays = stored_arrays(job, work.model, *work.source.shape[:2])
 
     def about(found: Nonfinite) -> Facts:
-        return Facts(work.model, work.lengths, attributes(job, work.model, found))
+        return Facts(work.model, work.lengths, attributes(job, work.model, work.told.assumed, found))
 
     until = time.monotonic() + PATIENCE
     while True:

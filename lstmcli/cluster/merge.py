@@ -69,7 +69,7 @@ class Joined:
         return sum((part.nonfinite for part in self.parts), Nonfinite())
 
     def facts(self, found: Nonfinite) -> Facts:
-        return Facts(self.model, self.lengths, attributes(self.plan.job, self.model, found))
+        return Facts(self.model, self.lengths, attributes(self.plan.job, self.model, self.plan.run.get("assumed", ()), found))
 
 
 def merge(

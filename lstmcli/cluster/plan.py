@@ -110,7 +110,10 @@ def make_plan(job: Job, shards: int, path: Path) -> tuple[Plan, dict[str, Any]]:
                 }
             )
         facts = describe(work, Paths(path))
-    known = {name: facts[name] for name in ("input", "lengths", "padding_fraction", "model", "valid_steps", "notes")}
+    known = {
+        name: facts[name]
+        for name in ("input", "lengths", "padding_fraction", "model", "valid_steps", "notes", "assumed", "left_out")
+    }
     return plan, known | {"plan": str(path), "shards": shards, "max_memory": job.max_memory, "parts": parts}
 
 

@@ -47,15 +47,17 @@ class Job(NamedTuple):
     lens: str | None = None
     units: tuple[int, ...] | None = None
     weights: str | None = None
-    select: str | None = None
+    select: tuple[str, ...] = ()
     forget_bias: tuple[float | None, ...] | None = None
     cell_clip: tuple[float | None, ...] | None = None
     projection_clip: tuple[float | None, ...] | None = None
     activation: str | None = None
+    recurrent_activation: str | None = None
+    merge: str | None = None
     peepholes: bool = False
     projection: int | None = None
     bidirectional: bool = False
-    residual: bool = False
+    residual: str | None = None
     seed: int = 0
     initial_state: str | None = None
     output: str | None = None
@@ -79,6 +81,15 @@ UNMARKED = {
 }
 
 
+class Told(NamedTuple):
+    """What the user should know of the weights."""
+
+    notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()  # what they do not say themselves, in sentences
+    before: tuple[str, ...] = ()  # layers of their whole model that are left out
+    after: tuple[str, ...] = ()
+
+
 class Work(NamedTuple):
     """A job with all that it reads opened and checked."""
 
@@ -87,7 +98,7 @@ class Work(NamedTuple):
     lengths: Lengths  # (N,) of the sequences of this run
     origin: str | None  # of the lengths
     model: Model
-    notes: tuple[str, ...]  # what was assumed about the weights
+    told: Told
     initial: States | None
 
     def fingerprint(self) -> Fingerprint:
@@ -106,6 +117,8 @@ class Work(NamedTuple):
             "model": weights.hexdigest()[:16],
             "options": marked | {"save": sorted(self.job.save)},
         }
+        if self.told.assumed:
+            found["assumed"] = self.told.assumed
         if self.initial:
             found["initial_state"] = self.initial.data.identity()
         normal: Fingerprint = json.loads(json.dumps(found))
@@ -135,12 +148,12 @@ def open_work(job: Job) -> Iterator[Work]:
     with ExitStack() as opened:
         source = opened.enter_context(closing(open_source(job.input, job.time_major, job.follow_links)))
         lengths, origin = read_lengths(job.lens, source, job.follow_links)
-        model, notes = read_model(job, source)
+        model, told = read_model(job, source)
         initial = None
         if job.initial_state is not None:
             states = open_states(job.initial_state, model.state_widths(), source.shape[0], np.dtype(job.dtype))
             initial = opened.enter_context(closing(states))
-        yield Work(job, source, lengths, origin, model, notes, initial).restricted()
+        yield Work(job, source, lengths, origin, model, told, initial).restricted()
 
 
 def targets_of(job: Job) -> Paths:
@@ -185,25 +198,26 @@ def refuse_inputs(targets: Paths, specs: Iterable[str | None]) -> None:
                 raise OutputError(f"{shown(str(target))}: is also an input of this run; choose another --output")
 
 
-def read_model(job: Job, source: Source) -> tuple[Model, tuple[str, ...]]:
-    """The model, and what was assumed about its weights."""
+def read_model(job: Job, source: Source) -> tuple[Model, Told]:
+    """The model, and what there is to say about its weights."""
     features = source.shape[2]
     if job.units is not None:
         options = CellOptions.chosen(**{field.name: getattr(job, field.name) for field in fields(CellOptions)})
         check_memory(job, count_parameters(features, job.units, options, job.bidirectional))
-        return init_model(features, job.units, job.seed, options, job.bidirectional, job.residual), ()
+        if job.residual not in (None, "upper"):
+            raise UsageError(f"--residual {job.residual}: new weights have it without a value: all layers but the lowest")
+        return init_model(features, job.units, job.seed, options, job.bidirectional, job.residual is not None), Told()
     assert job.weights is not None
     from lstmcli.weights.load import Choices, load_weights
 
-    choices = Choices(job.select, job.forget_bias, job.cell_clip, job.projection_clip, job.activation)
-    imported = load_weights(job.weights, choices)
+    imported = load_weights(job.weights, Choices(**{field.name: getattr(job, field.name) for field in fields(Choices)}))
     model = imported.model
     check_memory(job, model.parameters())
     if model.input_size != features:
         raise DataError(
             f"{job.weights}: the model takes {model.input_size} features, {source.name} {source.stored_shape} has {features}"
         )
-    return model, imported.notes
+    return model, Told(imported.notes, imported.assumed, imported.before, imported.after)
 
 
 def check_memory(job: Job, parameters: int) -> None:
@@ -230,13 +244,15 @@ def stored_arrays(job: Job, model: Model, batch: int, time: int) -> Arrays:
     return arrays
 
 
-def attributes(job: Job, model: Model, found: Nonfinite) -> dict[str, Any]:
-    """What a result says of its making besides its lengths."""
+def attributes(job: Job, model: Model, assumed: Iterable[str], found: Nonfinite) -> dict[str, Any]:
+    """What a result says of its making besides its lengths. assumed: of the weights, in sentences."""
     known: dict[str, Any] = {
         "model_config": model.config(),
         "options": {"dtype": job.dtype, "save": sorted(job.save)},
         "versions": {"lstmcli": __version__},
     }
+    if assumed:
+        known["assumed"] = list(assumed)
     if job.part:
         known["part"] = job.part.mark()
     if job.nonfinite != "pass":
@@ -287,5 +303,7 @@ def describe(work: Work, targets: Paths) -> dict[str, Any]:
         "nonfinite": None,
         "dry_run": job.dry_run,
         "part": [job.part.first, job.part.stop] if job.part else None,
-        "notes": list(work.notes),
+        "notes": list(work.told.notes),
+        "assumed": list(work.told.assumed),
+        "left_out": {"before": list(work.told.before), "after": list(work.told.after)},
     }

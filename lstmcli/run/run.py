@@ -81,7 +81,7 @@ def make(
     resumed = int(lengths.sum())
 
     def about(found: Nonfinite) -> Facts:
-        return Facts(work.model, lengths, attributes(job, work.model, found))
+        return Facts(work.model, lengths, attributes(job, work.model, work.told.assumed, found))
 
     def fill(result: Result) -> Nonfinite:
         nonlocal resumed

@@ -1,41 +1,58 @@
 """What an import is made of: the tensors that a file holds, what the user says about them, and the tree that came of it."""
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, UsageError, shown
-from lstmcli.model.tree import ACTIVATIONS, Cell, Model, as_root
-from lstmcli.weights.containers.tensor import Tensor
+from lstmcli.model.tree import ACTIVATIONS, MERGES, RECURRENT_ACTIVATIONS, Bidirectional, Cell, Model, Stack, as_root
+from lstmcli.weights.containers.tensor import DTYPES, Tensor
+from lstmcli.weights.selection import Pair, layers_of, paired, parse_select, resolve, with_cells, with_residual, without_reverse
 
 MANY = 12  # tensors listed in a message
+CLIPS = ("cell_clip", "projection_clip")
+# What no framework's weights alone say of what is done with them, so that it may be said of any.
+ABOUT_USE = ("select", "activation", "recurrent_activation", *CLIPS, "merge", "residual")
 
 Node = TypeVar("Node")
+Key = TypeVar("Key")
 Numbers = float | Sequence[float | None] | None  # for all layers, or for each from the bottom to the top
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user says: which LSTM of several, and what the file does not hold. None: nothing."""
+    """What the user says: which LSTMs of several, and what the file does not hold. None, and no select: nothing.
 
-    select: str | None = None
+    select: see parse_select. residual: "upper" (all layers but the lowest), "all", "whole" (around the whole model), or numbers
+    of layers, from 0 at the bottom.
+    """
+
+    select: tuple[str, ...] = ()
     forget_bias: Numbers = None
     cell_clip: Numbers = None
     projection_clip: Numbers = None
     activation: str | None = None
+    recurrent_activation: str | None = None
+    merge: str | None = None
+    residual: str | None = None
 
     def __post_init__(self) -> None:
-        if self.activation not in (None, *ACTIVATIONS):
-            raise UsageError(f"--activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        given: Any = self.select or ()
+        object.__setattr__(self, "select", (given,) if isinstance(given, str) else tuple(given))
+        known = {"activation": ACTIVATIONS, "recurrent_activation": RECURRENT_ACTIVATIONS, "merge": MERGES}
+        for name, values in known.items():
+            if (said := getattr(self, name)) not in (None, *values):
+                raise UsageError(f"{option(name)}: expected one of {', '.join(values)}, got {said!r}")
         for number in self.of_layers("forget_bias", None, 0.0):
             if number is None or not math.isfinite(number):
                 raise UsageError(f"--forget-bias: expected finite numbers, got {self.forget_bias}")
-        for name in ("cell_clip", "projection_clip"):
+        for name in CLIPS:
             if not all(clip is None or clip > 0 for clip in self.of_layers(name, None, None)):
                 raise UsageError(f"{option(name)}: expected numbers above 0, or none, got {getattr(self, name)}")
 
@@ -52,7 +69,7 @@ class Choices:
     def allow(self, where: str, *names: str) -> None:
         """UsageError where something is said that this kind of file holds itself, or has no room for."""
         for field in fields(self):
-            if getattr(self, field.name) is not None and field.name not in names:
+            if getattr(self, field.name) not in (None, ()) and field.name not in names:
                 raise UsageError(f"{option(field.name)}: {where} says all about its model itself; leave the option out")
 
 
@@ -82,24 +99,42 @@ class Mapped:
 
 @dataclass(frozen=True)
 class Imported:
-    """A model, where its weights came from (for a model file: from itself, and the rest is empty), and what the user should
-    know: which tensors were left out, what was assumed."""
+    """A model, where its weights came from (for a model file: from itself, and the rest is empty), and what is to be known.
+
+    left_out: tensors that are no part of it. assumed: sentences about what the file does not say, and the numbers depend on.
+    before, after: the layers of the file's whole model that stand before and after the LSTMs, and are not run.
+    """
 
     model: Model
     kind: str
     mapping: tuple[Mapped, ...] = ()
     left_out: tuple[Tensor, ...] = ()
     notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+    def warnings(self) -> list[str]:
+        """What nobody should miss, however little they want to be told."""
+        return [*self.assumed, *([left_out_before(self.before)] if self.before else [])]
+
+
+def left_out_before(layers: Iterable[str]) -> str:
+    return f"left out, before the LSTM: {', '.join(layers)}; the input must be what comes out of there"
 
 
 class Draft:
-    """An import as it is made: each cell with the tensors it came from, and the notes."""
+    """An import as it is made: each cell with the tensors it came from, and what the user should know (see Imported)."""
 
-    def __init__(self, kind: str, where: str, tensors: Iterable[Tensor]) -> None:
-        self.kind, self.where = kind, where
+    def __init__(self, kind: str, where: str, tensors: Iterable[Tensor], choices: Choices) -> None:
+        self.kind, self.where, self.choices = kind, where, choices
         self.tensors = list(tensors)
         self.origins: dict[Cell, list[Origin]] = {}
         self.notes: list[str] = []
+        self.assumed: list[str] = []
+        self.before: list[str] = []
+        self.after: list[str] = []
+        self.merged = False  # whether --merge was needed below the top layer
 
     @contextmanager
     def building(self, what: str) -> Iterator[None]:
@@ -127,7 +162,73 @@ class Draft:
         if text not in self.notes:
             self.notes.append(text)
 
-    def finish(self, model: Model) -> Imported:
+    def assume(self, sentence: str) -> None:
+        """Says what the file does not, and the numbers depend on; no option of the user keeps it from being told."""
+        if sentence not in self.assumed:
+            self.assumed.append(sentence)
+
+    def place(self, fields: dict[Key, Tensor], key: Key, tensor: Tensor) -> None:
+        """Puts a tensor into a field. DataError: there is one already, so that its reduced name says too little."""
+        if key in fields:
+            raise DataError(
+                f"{self.where}: {tensor} and {fields[key]} would both be {shown(str(key))} of one LSTM; "
+                "their names do not say which one it is; give a file with one of them"
+            )
+        fields[key] = tensor
+
+    def assemble(
+        self,
+        found: Mapping[str, str],
+        build: Callable[[str], Model],
+        owned: Callable[[str], Iterable[Tensor]] = lambda name: (),
+    ) -> Imported:
+        """The LSTMs that the user chose, built and put together as was said.
+
+        found: descriptions of the LSTMs in the file, by name. build(name): the tree of one of them; its stacks are made by
+        stack(). owned(name): the tensors that bear its name, of which none may be left over. DataError, UsageError.
+        """
+        layers: list[Model] = []
+        chosen: list[str] = []
+
+        def made(name: str) -> Model:
+            chosen.append(name)
+            with self.building(f"LSTM {name!r}"):
+                return build(name)
+
+        for part in resolve(parse_select(self.choices.select), found, self):
+            if isinstance(part, Pair):
+                sides = [[layer for name in names for layer in layers_of(made(name))] for names in part]
+                with self.building(f"LSTM fw={','.join(part.forward)} bw={','.join(part.backward)}"):
+                    forward, backward = self.stack(sides[0]), self.stack(without_reverse(sides[1]))
+                    layers.append(paired(forward, backward))
+            else:
+                layers.append(made(part))
+        if len(layers) == 1:
+            model = layers[0]
+        else:
+            with self.building(f"LSTMs {', '.join(chosen)}"):
+                model = self.stack(below for layer in layers for below in layers_of(layer))
+        return self.finish(model, {tensor.name for name in chosen for tensor in owned(name)})
+
+    def stack(self, layers: Iterable[Model]) -> Stack:
+        """Layers from the bottom to the top, the directions of each merged as the next one's width needs. DataError."""
+        layers = list(layers)
+        for k, (below, above) in enumerate(itertools.pairwise(layers)):
+            if isinstance(below, Bidirectional) and below.merge == "concat" and below.output_size == 2 * above.input_size:
+                if self.choices.merge is None:
+                    raise DataError(
+                        f"layer {k} puts out twice {above.input_size} features, layer {k + 1} takes {above.input_size}; "
+                        "expected --merge sum, mean or mul"
+                    )
+                layers[k], self.merged = replace(below, merge=self.choices.merge), True
+        return Stack(tuple(layers))
+
+    def finish(self, model: Model, owned: Iterable[str] = ()) -> Imported:
+        """The model with all that the user said of it. owned: names of tensors of which none that is a weight may be left."""
+        model = as_root(model)
+        model = self.with_options(self.with_merge(model))
+        if self.choices.residual:
+            model = with_residual(model, self.choices.residual)
         root = as_root(model)
         mapping = [
             Mapped(origin.tensor.name, origin.tensor.shape, path, origin.field, origin.how)
@@ -135,8 +236,68 @@ class Draft:
             for origin in self.origins[cell]
         ]
         used = {mapped.name for mapped in mapping}
-        left_out = (tensor for tensor in self.tensors if tensor.name not in used)
-        return Imported(root, self.kind, tuple(mapping), tuple(left_out), tuple(self.notes))
+        left_out = [tensor for tensor in self.tensors if tensor.name not in used]
+        left_over = set(owned)
+        if more := [str(tensor) for tensor in left_out if tensor.name in left_over and looks_like_weight(tensor)]:
+            raise DataError(
+                f"{self.where}: {', '.join(more[:MANY])}: beside the LSTM's own weights, and no part of any LSTM that this "
+                "program knows; without it the numbers would be wrong"
+            )
+        texts = map(tuple, (self.notes, self.assumed, self.before, self.after))
+        return Imported(root, self.kind, tuple(mapping), tuple(left_out), *texts)
+
+    def with_merge(self, root: Model) -> Model:
+        """The directions of the top layer merged as was said."""
+        merge = self.choices.merge
+        if merge is None:
+            return root
+        match root:
+            case Bidirectional(merge="concat"):
+                return replace(root, merge=merge)
+            case Stack(layers=(*below, Bidirectional(merge="concat") as top)):
+                return Stack((*below, replace(top, merge=merge)))
+        if not self.merged:
+            raise UsageError(f"--merge: the top layer in {self.where} is not bidirectional; leave it out")
+        return root
+
+    def with_options(self, root: Model) -> Model:
+        """The cells of each layer with the options that were said for it. UsageError: for another number of layers."""
+        paths = {cell: "/".join(part for part in path.split("/") if part.isdigit()) for path, cell in root.cells()}
+        layers = {layer: k for k, layer in enumerate(dict.fromkeys(paths.values()))}
+        said: dict[str, list[Any]] = {
+            name: self.choices.of_layers(name, len(layers), None)
+            for name in ("forget_bias", *CLIPS)
+            if getattr(self.choices, name) is not None
+        }
+        for name in ("activation", "recurrent_activation"):
+            if (value := getattr(self.choices, name)) is not None:
+                said[name] = [value] * len(layers)
+        if any(said.get("projection_clip", ())) and all(cell.projection is None for cell in paths):
+            raise UsageError(f"--projection-clip: no layer of the LSTM in {self.where} has a projection")
+        cells = {}
+        for cell, layer in paths.items():
+            options = {name: values[layers[layer]] for name, values in said.items()}
+            if cell.projection is None:
+                options.pop("projection_clip", None)
+            cells[cell] = replace(cell, **options) if options else cell
+            self.origins[cells[cell]] = self.origins[cell]
+        return with_cells(root, cells)
+
+
+def looks_like_weight(tensor: Tensor) -> bool:
+    return tensor.dtype in DTYPES and 1 <= len(tensor.shape) <= 3
+
+
+def summed(one: Floats, other: Floats) -> Floats:
+    """The exact sum of two biases: in their own precision where that holds it, else in float64.
+
+    A float32 kernel rounds it once, to what a sum in float32 is; one in float64 loses nothing. DataError: other shapes.
+    """
+    if one.shape != other.shape:
+        raise DataError(f"expected biases of one shape, got {one.shape} and {other.shape}")
+    exact = np.add(one, other, dtype=np.float64)
+    rounded: Floats = exact.astype(np.result_type(one, other))
+    return rounded if np.array_equal(rounded, exact, equal_nan=True) else exact
 
 
 def packed(weight: Floats) -> Floats:
@@ -166,20 +327,3 @@ def chains(below: Mapping[Node, Node | None]) -> list[list[Node]]:
                 run.append(above[run[-1]])
             runs.append(run)
     return runs
-
-
-def choose(found: Mapping[str, str], select: str | None, draft: Draft) -> str:
-    """The name of the only LSTM, or of the only one whose name is, or begins with, `select`. DataError lists them."""
-    fitting = list(found)
-    if select is not None:
-        fitting = [select] if select in found else [name for name in found if name.startswith(select)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if not found:
-        more = f" and {len(draft.tensors) - MANY} more" if len(draft.tensors) > MANY else ""
-        held = ", ".join(map(str, draft.tensors[:MANY])) + more or "nothing"
-        raise DataError(f"{draft.where}: expected the weights of an LSTM as {draft.kind} names them; it holds {held}")
-    listed = "; ".join(f"{shown(name) or repr(name)}: {found[name]}" for name in list(fitting or found)[:MANY])
-    if not fitting:
-        raise DataError(f"{draft.where}: no LSTM's name begins with {shown(select or '')!r}; there is {listed}")
-    raise DataError(f"{draft.where}: holds {len(fitting)} LSTMs; choose one with --select PREFIX: {listed}")

@@ -16,10 +16,10 @@ import numpy as np
 
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
-from lstmcli.model.tree import Bidirectional, Cell, Model, Reverse, Stack
+from lstmcli.model.tree import Bidirectional, Cell, Model, Reverse
 from lstmcli.weights.containers.tensor import Tensor
 from lstmcli.weights.containers.zip_archive import Archive
-from lstmcli.weights.draft import Choices, Draft, Imported, Origin, chains, choose
+from lstmcli.weights.draft import CLIPS, Choices, Draft, Imported, Origin, chains, summed
 from lstmcli.weights.keras_weights import (
     CONTAINERS,
     Directions,
@@ -93,27 +93,30 @@ def import_file(file: Any, where: str, choices: Choices) -> Imported:
 
 
 def import_layers(file: Any, where: str, config: Json, version: Json, choices: Choices) -> Imported:
-    choices.allow(where, "select", *(["activation"] if config is None else []))
+    said = ("select", *CLIPS, "residual")
+    choices.allow(where, *said, *(["activation", "recurrent_activation", "merge"] if config is None else []))
     hdf5_safety.refuse_links(file)
-    draft = Draft("Keras", where, read_tensors(file))
+    draft = Draft("Keras", where, read_tensors(file), choices)
     held = {tensor.name: tensor for tensor in draft.tensors}
     with hdf5.reading(where):
         found = legacy_layers(file, held) if is_legacy(file) else walked_layers(file, held)
     if config is None:
         below = guessed(found)
-        draft.note(
-            f"assumed: activation {choices.activation or 'tanh'}, recurrent_activation sigmoid, merge concat, no go_backwards, "
-            "and the order of the layers; a file of weights alone does not hold them"
+        unsaid = {"activation": "tanh", "recurrent_activation": "sigmoid", "merge": "concat"}
+        assumed = [f"{name} {value}" for name, value in unsaid.items() if getattr(choices, name) is None]
+        draft.assume(
+            f"assumed: {', '.join([*assumed, 'no go_backwards'])}, and the order of the layers; "
+            "a file of weights alone does not hold them"
         )
     else:
         with draft.building("configuration"):
             refuse_code(config)
             below = dict(configured(config, found))
     stacks = {stack[0].name: stack for stack in chains(below)}
-    name = choose(
-        {name: ", ".join(layer.described() for layer in stack) for name, stack in stacks.items()}, choices.select, draft
+    return draft.assemble(
+        {name: ", ".join(layer.described() for layer in stack) for name, stack in stacks.items()},
+        lambda name: draft.stack(build(stacks[name], version, draft)),
     )
-    return draft.finish(Stack(tuple(build(stacks[name], version, choices, draft))))
 
 
 def parse(data: bytes | str, where: str) -> dict[str, Json]:
@@ -258,14 +261,14 @@ def one_order(classes: list[list[Layer]], first: Layer) -> list[Layer] | None:
 # From layers to a tree.
 
 
-def build(layers: list[Layer], version: Json, choices: Choices, draft: Draft) -> Iterator[Model]:
+def build(layers: list[Layer], version: Json, draft: Draft) -> Iterator[Model]:
     """go_backwards gives a layer's outputs last step first, so that the layers above run the other way, too."""
     backwards = False
     for layer in layers:
         with draft.building(f"layer {layer.name!r}"):
             entry, inner = layer.config, inner_lstm(layer.config) if layer.config else None
             cells = {
-                direction: read_cell(tensors, inner_config(entry, direction), version, choices, draft)
+                direction: read_cell(tensors, inner_config(entry, direction), version, draft)
                 for direction, tensors in layer.directions.items()
             }
             if entry is not None and is_seeded(entry):
@@ -292,7 +295,7 @@ def inner_config(entry: Json, direction: str) -> dict[str, Json]:
     return settings(other if isinstance(other, dict) else inner_lstm(entry))
 
 
-def read_cell(tensors: list[Tensor], config: dict[str, Json], version: Json, choices: Choices, draft: Draft) -> Cell:
+def read_cell(tensors: list[Tensor], config: dict[str, Json], version: Json, draft: Draft) -> Cell:
     origins = [
         Origin(tensor, name, "as it is")
         for tensor, name in zip(tensors, ("input_kernel", "recurrent_kernel", "bias"), strict=False)
@@ -308,7 +311,7 @@ def read_cell(tensors: list[Tensor], config: dict[str, Json], version: Json, cho
     if bias is not None and len(bias) == 8 * units:
         kernel = np.hstack([gate.T.reshape(gate.shape, order="F") for gate in np.hsplit(kernel, 4)])
         recurrent = np.hstack([gate.T for gate in np.hsplit(recurrent, 4)])
-        bias = np.sum(np.split(bias, 2), axis=0)
+        bias = summed(*np.split(bias, 2))
         hows = ("gates of CuDNNLSTM, transposed", "gates of CuDNNLSTM, transposed", "the two halves summed")
         origins = [Origin(origin.tensor, origin.field, how) for origin, how in zip(origins, hows, strict=True)]
     recurrent_activation = activation(config, "recurrent_activation", "sigmoid")
@@ -320,7 +323,7 @@ def read_cell(tensors: list[Tensor], config: dict[str, Json], version: Json, cho
                 recurrent_activation = "hard_sigmoid_keras2"
     return draft.cell(
         origins, kernel, recurrent, bias=bias,
-        activation=activation(config, "activation", choices.activation or "tanh"), recurrent_activation=recurrent_activation,
+        activation=activation(config, "activation", "tanh"), recurrent_activation=recurrent_activation,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ read that the user did not name (but for the parts of a checkpoint, and ONNX's d
 
 import os
 import re
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,14 @@ IR_VERSION = b"\x08"  # the key of the field that comes first in an ONNX model
 
 
 def load_model(path: str, **choices: Any) -> Model:
-    """The model of any file that `lstmcli run --weights` takes; choices: the fields of Choices. LstmcliError."""
-    return load_weights(path, Choices(**choices)).model
+    """The model of any file that `lstmcli run --weights` takes; choices: the fields of Choices. LstmcliError.
+
+    Warns of what was assumed about the weights, and of layers before the LSTMs, which the model does not have.
+    """
+    found = load_weights(path, Choices(**choices))
+    for sentence in found.warnings():
+        warnings.warn(f"{shown(path)}: {sentence}", stacklevel=2)
+    return found.model
 
 
 def load_weights(path: str, choices: Choices) -> Imported:

@@ -16,10 +16,10 @@ import numpy as np
 from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
 from lstmcli.files.positioned_file import FileBytes, open_readable
-from lstmcli.model.tree import Bidirectional, Cell, Model, Reverse, Stack
+from lstmcli.model.tree import Bidirectional, Cell, Model, Reverse
 from lstmcli.weights.containers.protobuf import Message
 from lstmcli.weights.containers.tensor import DTYPES, Tensor, decode
-from lstmcli.weights.draft import Choices, Draft, Imported, Origin, chains, choose, reorder
+from lstmcli.weights.draft import CLIPS, Choices, Draft, Imported, Origin, chains, reorder, summed
 
 GATES, PEEPHOLES = (0, 2, 3, 1), (0, 2, 1)
 TYPES = {1: "F32", 10: "F16", 11: "F64", 16: "BF16"}
@@ -48,7 +48,7 @@ class Node:
 def import_model(file: FileBytes, path: str, choices: Choices) -> Imported:
     """The LSTM nodes that feed each other, as a stack. DataError: damaged, several stacks, anything that cannot be run."""
     where = file.name
-    choices.allow(where, "select")
+    choices.allow(where, "select", *CLIPS, "merge", "residual")
     data = file.take(0, file.opened.st_size)
     graph = Message(data, f"{where}: not a whole ONNX model").message(7)
     nodes = [read_node(message) for message in graph.messages(1)]
@@ -57,17 +57,18 @@ def import_model(file: FileBytes, path: str, choices: Choices) -> Imported:
     for node in nodes:
         if node.operator == "Constant" and node.outputs[0] in needed and "value" in node.attributes:
             tensors.append(read_tensor(node.attributes["value"].message(5), path, where, node.outputs[0]))
-    draft = Draft("an ONNX model", where, tensors)
-    stacks = chained(nodes)
-    name = choose({stack[0].name: described(stack) for stack in stacks}, choices.select, draft)
-    chosen = next(stack for stack in stacks if stack[0].name == name)
+    draft = Draft("an ONNX model", where, tensors, choices)
+    stacks = {stack[0].name: stack for stack in chained(nodes)}
     held = {tensor.name: tensor for tensor in tensors}
-    layers = []
-    for node in chosen:
-        with draft.building(f"node {node.name!r}"):
-            layers.append(read_layer(node, held, draft))
-    with draft.building(f"LSTM {name!r}"):
-        return draft.finish(Stack(tuple(layers)))
+
+    def build(name: str) -> Model:
+        layers = []
+        for node in stacks[name]:
+            with draft.building(f"node {node.name!r}"):
+                layers.append(read_layer(node, held, draft))
+        return draft.stack(layers)
+
+    return draft.assemble({name: described(stack) for name, stack in stacks.items()}, build)
 
 
 def read_node(message: Message) -> Node:
@@ -160,7 +161,7 @@ def read_layer(node: Node, held: dict[str, Tensor], draft: Draft) -> Model:
         options: dict[str, Any] = dict(zip(("recurrent_activation", "activation"), activations[k], strict=True)) | shared
         if bias:
             of_x, of_h = np.split(bias[1][k], 2)
-            options["bias"] = reorder(of_x + of_h, GATES)
+            options["bias"] = reorder(summed(of_x, of_h), GATES)
             origins.append(Origin(bias[0], "bias", f"{part}, the two halves summed"))
         if peephole:
             options["peephole"] = reorder(peephole[1][k].reshape(3, units), PEEPHOLES, axis=0)

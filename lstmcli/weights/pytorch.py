@@ -7,7 +7,7 @@ gates i, f, g, o. https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.h
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from lstmcli.errors import DataError, UsageError
 from lstmcli.model.tree import Bidirectional, Cell, Model, Stack, as_root
 from lstmcli.weights.containers import safetensors
 from lstmcli.weights.containers.tensor import Tensor
-from lstmcli.weights.draft import Choices, Draft, Imported, Origin, choose
+from lstmcli.weights.draft import ABOUT_USE, Choices, Draft, Imported, Origin, summed
 
 NAME = re.compile(
     r"(?:(?P<prefix>.*)\.)?(?P<field>weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)"
@@ -30,17 +30,16 @@ Layers = dict[str, Parameters]  # by suffix: "_l0", "_l0_reverse", ...; "" of an
 
 def import_tensors(kind: str, where: str, tensors: list[Tensor], choices: Choices) -> Imported:
     """The LSTM whose parameters are among `tensors`, under any prefix. DataError: none, several, or incomplete."""
-    choices.allow(f"{where}: a PyTorch LSTM", "select")
-    draft = Draft(kind, where, tensors)
+    choices.allow(f"{where}: a PyTorch LSTM", *ABOUT_USE)
+    draft = Draft(kind, where, tensors, choices)
     found: dict[str, Layers] = {}
     for tensor in tensors:
         if match := NAME.fullmatch(tensor.name):
             suffix = tensor.name[match.end("field") :]
             found.setdefault(match["prefix"] or "", {}).setdefault(suffix, {})[match["field"]] = tensor
     lstms = {prefix: layers for prefix, layers in found.items() if is_lstm(layers)}
-    prefix = choose({name: described(layers) for name, layers in lstms.items()}, choices.select, draft)
-    with draft.building(f"LSTM {prefix!r}"):
-        return draft.finish(Stack(tuple(read_layers(lstms[prefix], draft))))
+    found_lstms = {name: described(layers) for name, layers in lstms.items()}
+    return draft.assemble(found_lstms, lambda name: draft.stack(read_layers(lstms[name], draft)))
 
 
 def is_lstm(layers: Layers) -> bool:
@@ -83,10 +82,7 @@ def read_cell(parameters: Parameters, suffix: str, draft: Draft) -> Cell:
     ]
     bias = projection = None
     if "bias_ih" in parameters:
-        one, other = (parameters[name].array(rank=1) for name in ("bias_ih", "bias_hh"))
-        if one.shape != other.shape:
-            raise DataError(f"expected biases of one shape, got {one.shape} and {other.shape}")
-        bias = one + other
+        bias = summed(*(parameters[name].array(rank=1) for name in ("bias_ih", "bias_hh")))
         origins += [Origin(parameters[name], "bias", "the two summed") for name in ("bias_ih", "bias_hh")]
     if "weight_hr" in parameters:
         projection = parameters["weight_hr"].array(rank=2).T
@@ -98,7 +94,8 @@ def read_cell(parameters: Parameters, suffix: str, draft: Draft) -> Cell:
 def export(model: Model, path: Path, overwrite: bool) -> dict[str, Floats]:
     """Writes a safetensors file of what torch.nn.LSTM(...).load_state_dict takes, and returns it.
 
-    forget_bias is folded into bias_ih, and bias_hh is zeros. UsageError names what torch.nn.LSTM cannot express.
+    forget_bias is folded into bias_ih; bias_hh is what bias_ih cannot hold of a sum, mostly zeros. UsageError names what
+    torch.nn.LSTM cannot express.
     """
     layers = [directions(layer, k) for k, layer in enumerate(stacked(as_root(model)))]
     cells = [cell for layer in layers for cell in layer]
@@ -111,11 +108,12 @@ def export(model: Model, path: Path, overwrite: bool) -> dict[str, Floats]:
         if len(sizes) > 1:
             refuse(f"layers of different {what}", "the same for all layers")
     biased = any(cell.bias is not None or cell.forget_bias for cell in cells)
-    dtype = np.result_type(*(weight for cell in cells for weight in cell.weights().values()))
+    # Not of the biases: one that is the exact sum of two is put out as two.
+    dtype = np.result_type(*(weight for cell in cells for name, weight in cell.weights().items() if name != "bias"))
     tensors: dict[str, Floats] = {}
     for k, layer in enumerate(layers):
         for cell, end in zip(layer, ("", "_reverse"), strict=False):
-            tensors |= {f"{name}_l{k}{end}": value.astype(dtype) for name, value in exported(cell, biased).items()}
+            tensors |= {f"{name}_l{k}{end}": value for name, value in exported(cell, biased, dtype).items()}
     safetensors.save(tensors, path, overwrite)
     return tensors
 
@@ -153,12 +151,13 @@ def expressible(cell: Cell, k: int) -> Cell:
     return cell
 
 
-def exported(cell: Cell, biased: bool) -> dict[str, Floats]:
+def exported(cell: Cell, biased: bool, dtype: "np.dtype[Any]") -> dict[str, Floats]:
     found = {"weight_ih": cell.input_kernel.T, "weight_hh": cell.recurrent_kernel.T}
     if biased:
-        bias = np.zeros(4 * cell.units, cell.input_kernel.dtype) if cell.bias is None else cell.bias.copy()
-        bias[cell.units : 2 * cell.units] += bias.dtype.type(cell.forget_bias)
-        found |= {"bias_ih": bias, "bias_hh": np.zeros_like(bias)}
+        bias = np.zeros(4 * cell.units) if cell.bias is None else cell.bias.astype(np.float64)
+        bias[cell.units : 2 * cell.units] += cell.forget_bias
+        first = bias.astype(dtype)
+        found |= {"bias_ih": first, "bias_hh": np.where(np.isfinite(first), bias - first, 0)}
     if cell.projection is not None:
         found["weight_hr"] = cell.projection.T
-    return found
+    return {name: value.astype(dtype) for name, value in found.items()}

@@ -6,16 +6,16 @@ i, j, f, o (j is the candidate, our g). A checkpoint holds neither forget_bias n
 
 import re
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from lstmcli.errors import DataError, UsageError, shown
+from lstmcli.errors import DataError, shown
 from lstmcli.files.positioned_file import FileBytes
-from lstmcli.model.tree import Bidirectional, Cell, Model, Stack, as_root
+from lstmcli.model.tree import Bidirectional, Cell, Model
 from lstmcli.weights.containers.tensor import Tensor
 from lstmcli.weights.containers.tf_checkpoint import read_tensors
-from lstmcli.weights.draft import Choices, Draft, Imported, Origin, choose, reorder
+from lstmcli.weights.draft import ABOUT_USE, Choices, Draft, Imported, Origin, reorder
 
 GATES = (0, 2, 1, 3)
 
@@ -45,7 +45,6 @@ class Place(NamedTuple):
     layer: int | None
 
 
-Layer = tuple[int | None, int | None]  # level and layer: what the options count, bottom to top
 Variables = dict[str, Tensor]  # by field
 
 
@@ -54,22 +53,18 @@ def import_checkpoint(index: FileBytes, path: str, choices: Choices) -> Imported
 
     DataError: damaged, none or several LSTMs, incomplete. MissingInputError: a data file is missing.
     """
-    choices.allow(index.name, "select", "forget_bias", "cell_clip", "projection_clip", "activation")
+    choices.allow(index.name, "forget_bias", *ABOUT_USE)
     with ExitStack() as files:
-        draft = Draft("a TensorFlow 1 checkpoint", index.name, read_tensors(index, path.removesuffix(".index"), files))
+        draft = Draft("a TensorFlow 1 checkpoint", index.name, read_tensors(index, path.removesuffix(".index"), files), choices)
         lstms: dict[str, dict[Place, Variables]] = {}
         for tensor in draft.tensors:
             if match := ADDRESS.fullmatch(tensor.name):
                 level, direction, layer = match["level"], match["direction"], match["layer"]
                 place = Place(int(level) if level else None, direction, int(layer) if layer else None)
                 field = FIELDS.get(match["field"], match["field"])
-                lstms.setdefault(lstm_name(match), {}).setdefault(place, {})[field] = tensor
-        name = choose({name: described(cells) for name, cells in lstms.items()}, choices.select, draft)
-        with draft.building(f"LSTM {name!r}"):
-            model = read_pairs(lstms[name], draft, options(choices, lstms[name], draft))
-        if choices.projection_clip is not None and all(cell.projection is None for _, cell in as_root(model).cells()):
-            raise UsageError(f"--projection-clip: no layer of LSTM {shown(name)!r} in {index.name} has a projection")
-        return draft.finish(model)
+                draft.place(lstms.setdefault(lstm_name(match), {}).setdefault(place, {}), field, tensor)
+        found = {name: described(cells) for name, cells in lstms.items()}
+        return draft.assemble(found, lambda name: read_pairs(lstms[name], draft, forget_bias(lstms[name], draft)))
 
 
 def lstm_name(match: re.Match[str]) -> str:
@@ -78,31 +73,26 @@ def lstm_name(match: re.Match[str]) -> str:
     return f"{match['scope']}{pair[0] if pair else ''}".rstrip("/")
 
 
-def options(choices: Choices, cells: dict[Place, Variables], draft: Draft) -> dict[Layer, dict[str, Any]]:
-    """The options of the cells of each layer."""
+def forget_bias(cells: dict[Place, Variables], draft: Draft) -> float:
+    """What is added to the forget gate's bias where the user does not say it; and what else is assumed, said."""
     cudnn = any("cudnn_compatible_lstm_cell/" in tensor.name for variables in cells.values() for tensor in variables.values())
-    forget_bias = 0.0 if cudnn else 1.0
-    if choices.forget_bias is None:
+    assumed = 0.0 if cudnn else 1.0
+    if draft.choices.forget_bias is None:
         why = "as CudnnLSTM has it in its bias" if cudnn else "TensorFlow's default"
-        draft.note(f"forget_bias {forget_bias} is assumed, {why}: a checkpoint does not hold it; --forget-bias says another")
-    unsaid = {"activation": "tanh", "cell_clip": "none", "projection_clip": "none"}
-    if assumed := [f"{name} {value}" for name, value in unsaid.items() if getattr(choices, name) is None]:
-        draft.note(f"also assumed: {', '.join(assumed)}; a checkpoint does not hold them")
-    layers = sorted(
-        {(place.level, place.layer) for place in cells}, key=lambda layer: tuple(-1 if k is None else k for k in layer)
-    )
-    clips = (choices.of_layers(name, len(layers), None) for name in ("cell_clip", "projection_clip"))
-    given = zip(choices.of_layers("forget_bias", len(layers), forget_bias), *clips, strict=True)
-    names = ("forget_bias", "cell_clip", "projection_clip")
-    shared = {"activation": choices.activation or "tanh"}
-    return {layer: dict(zip(names, values, strict=True)) | shared for layer, values in zip(layers, given, strict=True)}
+        draft.assume(f"forget_bias {assumed} is assumed, {why}: a checkpoint does not hold it; --forget-bias says another")
+    unsaid = {"activation": "tanh", "cell_clip": "none"}
+    if any("projection" in variables for variables in cells.values()):
+        unsaid["projection_clip"] = "none"
+    if left := [f"{name} {value}" for name, value in unsaid.items() if getattr(draft.choices, name) is None]:
+        draft.assume(f"also assumed: {', '.join(left)}; a checkpoint does not hold them")
+    return assumed
 
 
 def described(cells: dict[Place, Variables]) -> str:
     return ", ".join(str(variables["kernel"]) for variables in cells.values() if "kernel" in variables)[:200] or "no kernel"
 
 
-def read_pairs(cells: dict[Place, Variables], draft: Draft, chosen: dict[Layer, dict[str, Any]]) -> Model:
+def read_pairs(cells: dict[Place, Variables], draft: Draft, added: float) -> Model:
     """A stack of bidirectional pairs (stack_bidirectional_dynamic_rnn), or what is below one of them."""
     levels = in_order({place.level for place in cells}, "stack_bidirectional_rnn/cell_")
     pairs = []
@@ -112,18 +102,18 @@ def read_pairs(cells: dict[Place, Variables], draft: Draft, chosen: dict[Layer, 
         if found not in ([None], ["bw", "fw"]):
             raise DataError(f"expected both fw and bw, or neither, got {', '.join(map(str, found))}")
         directions = [
-            read_stack({place: variables for place, variables in below.items() if place.direction == direction}, draft, chosen)
+            read_stack({place: variables for place, variables in below.items() if place.direction == direction}, draft, added)
             for direction in sorted(found, key=str, reverse=True)
         ]
         pairs.append(Bidirectional(directions[0], directions[1]) if len(directions) == 2 else directions[0])
-    return pairs[0] if levels == [None] else Stack(tuple(pairs))
+    return pairs[0] if levels == [None] else draft.stack(pairs)
 
 
-def read_stack(cells: dict[Place, Variables], draft: Draft, chosen: dict[Layer, dict[str, Any]]) -> Model:
+def read_stack(cells: dict[Place, Variables], draft: Draft, added: float) -> Model:
     layers = in_order({place.layer for place in cells}, "multi_rnn_cell/cell_")
-    by_layer = {place.layer: (variables, chosen[place.level, place.layer]) for place, variables in cells.items()}
-    made = [read_cell(*by_layer[layer], draft) for layer in layers]
-    return made[0] if layers == [None] else Stack(tuple(made))
+    by_layer = {place.layer: variables for place, variables in cells.items()}
+    made = [read_cell(by_layer[layer], added, draft) for layer in layers]
+    return made[0] if layers == [None] else draft.stack(made)
 
 
 def in_order(numbers: set[int | None], what: str) -> list[int | None]:
@@ -133,7 +123,7 @@ def in_order(numbers: set[int | None], what: str) -> list[int | None]:
     return found
 
 
-def read_cell(variables: Variables, chosen: dict[str, Any], draft: Draft) -> Cell:
+def read_cell(variables: Variables, added: float, draft: Draft) -> Cell:
     peepholes = [name for name in ("w_i_diag", "w_f_diag", "w_o_diag") if name in variables]
     needed = ["kernel", "bias", *(["w_i_diag", "w_f_diag", "w_o_diag"] if peepholes else [])]
     if missing := [name for name in needed if name not in variables]:
@@ -160,5 +150,5 @@ def read_cell(variables: Variables, chosen: dict[str, Any], draft: Draft) -> Cel
     peephole = np.stack([variables[name].array(rank=1) for name in peepholes]) if peepholes else None
     return draft.cell(
         origins, kernel[:split], kernel[split:], bias=reorder(bias, GATES), peephole=peephole, projection=projection,
-        **chosen if projection is not None else chosen | {"projection_clip": None},
+        forget_bias=added,
     )  # fmt: skip

@@ -221,7 +221,7 @@ def test_weights_of_a_layer_missing(tmp_path: Path) -> None:
 def test_weights_alone_and_what_is_assumed(tmp_path: Path) -> None:
     path = alone(tmp_path / "a", THREE)
     assert_same(tree(path), naive.Stack((A, B, C)))
-    assert "assumed" in load(path).notes[0]
+    assert "assumed" in load(path).assumed[0]
     relu = naive.Stack(tuple(replace(cell, activation="relu") for cell in (A, B, C)))
     assert_same(tree(path, activation="relu"), relu)
     assert "--forget-bias" in refusal(path, 2, forget_bias=1.0)

@@ -136,8 +136,12 @@ def test_parameters_that_do_not_fit(name: str, value: np.ndarray, tmp_path: Path
 
 def test_options_that_a_file_does_not_need(tmp_path: Path) -> None:
     path = wf.write_safetensors(tmp_path / "a", wf.torch_state_dict(STACK))
-    for option in ("--forget-bias", "--cell-clip", "--projection-clip"):
+    for option in ("--forget-bias", "--projection-clip", "--residual"):  # nn.LSTM has none; no projection; other widths
         assert_one_line(lstmcli("model", "import", path, "-o", "m.h5", option, 1, cwd=tmp_path), 2, option)
+    for option, words in [("--residual", "expected layers from 0 to 1"), ("--merge", "expected one of concat")]:
+        assert_one_line(lstmcli("model", "import", path, "-o", "m.h5", option, 7, cwd=tmp_path), 2, option, words)
+    assert_one_line(lstmcli("model", "show", path, "--merge", "sum", cwd=tmp_path), 2, "--merge", "not bidirectional")
+    assert_one_line(lstmcli("model", "show", path, "--recurrent-activation", "tanh", cwd=tmp_path), 2, "hard_sigmoid_keras2")
     assert_one_line(lstmcli("model", "show", path, "--activation", "swish", cwd=tmp_path), 2, "--activation", "softplus")
     assert_one_line(lstmcli("model", "show", path, "--cell-clip", "x", cwd=tmp_path), 2, "--cell-clip")
 
@@ -397,6 +401,7 @@ def test_pytorch_itself(tmp_path: Path) -> None:
         torch.save({"epoch": 1, "state": module.state_dict()}, tmp_path / "a.pt")
         model = tree(tmp_path / "a.pt")
         np.testing.assert_allclose(naive.run(model, x.numpy())[0], want, rtol=0, atol=2e-6)
-        files.write_model(tmp_path / "model.h5", model)
+        succeed("model", "import", "a.pt", "-o", "model.h5", "--overwrite", cwd=tmp_path)
+        assert_same(tree(tmp_path / "model.h5"), model)
         succeed("model", "export", "model.h5", "-o", "out.safetensors", "--overwrite", cwd=tmp_path)
         assert_same(tree(tmp_path / "out.safetensors"), model)

@@ -91,7 +91,7 @@ def test_cudnn_has_its_forget_bias_in_its_bias(tmp_path: Path) -> None:
     variables = wf.tensorflow_variables(ONE, scope) | {f"{scope}/bias_cudnn_{k}": np.ones(20, "f4") for k in (0, 1)}
     path = wf.write_checkpoint(tmp_path / "m", variables)
     assert_same(tree(path), naive.Stack((replace(ONE, forget_bias=0.0),)))
-    assert any("forget_bias 0.0 is assumed" in note for note in load(path).notes)
+    assert any("forget_bias 0.0 is assumed" in note for note in load(path).assumed)
 
 
 def test_what_a_checkpoint_does_not_hold_is_said(tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_what_a_checkpoint_does_not_hold_is_said(tmp_path: Path) -> None:
     first, second = (each for _, each in said.model.cells())
     assert (first.forget_bias, first.cell_clip, first.projection_clip, first.activation) == (0.5, 10.0, 3.0, "relu")
     assert (second.forget_bias, second.cell_clip, second.projection_clip, second.activation) == (0.5, None, None, "relu")
-    assert said.notes == ()
-    assert "forget_bias 1.0 is assumed" in load(path).notes[0]
+    assert said.assumed == ()
+    assert "forget_bias 1.0 is assumed" in load(path).assumed[0]
     assert "2 layers" in refusal(path, 2, cell_clip=(1.0, 2.0, 3.0))
     assert "--cell-clip" in refusal(path, 2, cell_clip=0.0)
     assert "--cell-clip" in refusal(path, 2, cell_clip=float("nan"))
