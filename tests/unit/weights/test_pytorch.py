@@ -136,10 +136,14 @@ def test_parameters_that_do_not_fit(name: str, value: np.ndarray, tmp_path: Path
 
 def test_options_that_a_file_does_not_need(tmp_path: Path) -> None:
     path = wf.write_safetensors(tmp_path / "a", wf.torch_state_dict(STACK))
-    for option in ("--forget-bias", "--projection-clip", "--residual"):  # nn.LSTM has none; no projection; other widths
+    for option in ("--forget-bias", "--projection-clip"):  # nn.LSTM adds none; no layer has a projection
         assert_one_line(lstmcli("model", "import", path, "-o", "m.h5", option, 1, cwd=tmp_path), 2, option)
-    for option, words in [("--residual", "expected layers from 0 to 1"), ("--merge", "expected one of concat")]:
-        assert_one_line(lstmcli("model", "import", path, "-o", "m.h5", option, 7, cwd=tmp_path), 2, option, words)
+    for option, value, words in [
+        ("--residual", 7, "expected layers from 0 to 1"),
+        ("--residual", "all", "expected equal widths"),
+        ("--merge", "max", "expected one of concat"),
+    ]:
+        assert_one_line(lstmcli("model", "import", path, "-o", "m.h5", option, value, cwd=tmp_path), 2, option, words)
     assert_one_line(lstmcli("model", "show", path, "--merge", "sum", cwd=tmp_path), 2, "--merge", "not bidirectional")
     assert_one_line(lstmcli("model", "show", path, "--recurrent-activation", "tanh", cwd=tmp_path), 2, "hard_sigmoid_keras2")
     assert_one_line(lstmcli("model", "show", path, "--activation", "swish", cwd=tmp_path), 2, "--activation", "softplus")
