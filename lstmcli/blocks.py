@@ -77,7 +77,12 @@ class Span:
     stop: int
     last: bool  # no later span has steps of these sequences
 
+    def starts(self, starts: Lengths) -> Lengths:
+        """Returns the step of the padded array where each of its sequences goes on; starts: the first valid ones of all."""
+        return starts[self.first : self.first + self.count] + self.start
+
     def lengths(self, lengths: Lengths) -> Lengths:
+        """Returns how many steps of each of its sequences are in it; lengths: those of all."""
         return np.clip(lengths[self.first : self.first + self.count], self.start, self.stop) - self.start
 
 

@@ -242,11 +242,12 @@ def blocks(whole: Joined, before: Span | None) -> Generator[tuple[Span, Stored, 
                 steps = span.lengths(part.lengths)
                 packed = {name: buffer[: steps.sum()] for name, buffer in buffers[turn].items()}
                 for name, target in packed.items():
-                    sources[name].read(span.first, span.start, steps, target)
+                    sources[name].read(span.first, span.starts(np.zeros_like(part.lengths)), steps, target)
                 if span.last:
                     for name in sources.keys() - widths.keys():
                         packed[name] = np.empty((span.count, sources[name].shape[2]), dtype)
-                        sources[name].read(span.first, 0, np.ones(span.count, np.int64), packed[name])
+                        one = np.ones(span.count, np.int64)
+                        sources[name].read(span.first, 0 * one, one, packed[name])
                 yield replace(span, first=part.first + span.first), part, packed
                 turn = 1 - turn
         finally:

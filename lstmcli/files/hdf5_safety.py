@@ -20,6 +20,13 @@ HEAP_MAGIC, HEAP_HEADER, HEAP_OBJECT = b"GCOL", 16, 16  # of a global heap; byte
 PIECE = 1 << 24  # bytes searched at a time
 MAX_DEFLATE = 1032  # times that deflate can make data larger
 FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
+# Filters that are refused, by whether h5repack undoes them: those of libhdf5 itself (their decoders have been attacked with
+# damaged files), and plugins.
+BUILT_IN = {4: "szip", 5: "n-bit", 6: "scale-offset"}
+PLUGINS = {
+    305: "LZO", 307: "bzip2", 32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32013: "ZFP", 32015: "zstd",
+    32017: "SZ", 32026: "Blosc2",
+}  # fmt: skip
 
 
 def find(group: Any, name: str, follow: bool = False) -> Any:
@@ -78,11 +85,17 @@ def dataset(file: Any, name: str, follow: bool = False) -> Any:
             check_others(item)
         filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
         if unknown := sorted(set(filters) - set(FILTERS)):
-            raise DataError(
-                f"{where}: compressed with filter {unknown[0]}; expected {', '.join(FILTERS.values())}, "
-                "convert it with: h5repack -f GZIP=4"
-            )
+            raise DataError(f"{where}: {filter_advice(unknown[0])}")
     return item
+
+
+def filter_advice(number: int) -> str:
+    """Says that a filter is not read, and what undoes it."""
+    name = BUILT_IN.get(number) or PLUGINS.get(number, "a plugin")
+    got = f"compressed with {name} (filter {number}); expected {', '.join(FILTERS.values())}"
+    if number in BUILT_IN:
+        return f"{got}, convert it with: h5repack -f GZIP=4"
+    return f"{got}, copy it in Python with: import h5py, hdf5plugin; ...create_dataset(name, data=old[name], compression='lzf')"
 
 
 def other_files(item: Any) -> list[Path]:

@@ -1,4 +1,9 @@
-"""The header of an NPY file, read from anybody's file and written for ours (numpy.lib.format has the layout)."""
+"""The header of an NPY file, read from anybody's file and written for ours (numpy.lib.format has the layout).
+
+It is not read by numpy.lib.format, which takes memory for a header of any announced size (3 GiB of them) before it looks at
+one byte, reads from files alone and not by position, lets the second of two equal keys win, accepts negative sizes, and
+writes the parser's warnings to stderr.
+"""
 
 import ast
 import io
@@ -14,14 +19,18 @@ from lstmcli.errors import DataError, shown
 from lstmcli.files.file_kind import NPY_MAGIC
 
 HEADER_LIMIT = 64 << 10  # bytes
+FOREIGN = [  # how other writers spell what they mean, and what that is
+    (re.compile(r"\b(\d{1,18})L\b"), r"\1"),  # Python 2
+    (re.compile(r"\bnp\.u?int\d{1,2}\((\d{1,18})\)"), r"\1"),  # the repr of a scalar of NumPy 2
+    (re.compile(r"\bnp\.(True|False)_"), r"\1"),
+]
 
 
 def read_header(fetch: Callable[[memoryview, int], None], name: str) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
-    """(dtype, whether in Fortran order, shape, offset of the values) of an NPY file of version 1, 2 or 3.
+    """Reads (dtype, whether in Fortran order, shape, offset of the values) of an NPY file of version 1, 2 or 3.
 
-    fetch: as Bytes.fetch
-
-    DataError: not NPY, a header that is too long or no plain dict, objects, records, a shape that is none.
+    fetch: as Bytes.fetch. Raises DataError for what is not NPY, a header that is too long or no plain dict, objects, records,
+    and a shape that is none.
     """
 
     def take(offset: int, count: int) -> bytes:
@@ -40,10 +49,13 @@ def read_header(fetch: Callable[[memoryview, int], None], name: str) -> tuple[np
     (length,) = struct.unpack(layout, take(8, begin - 8))
     if length > HEADER_LIMIT:
         raise DataError(f"{name}: expected an NPY header of at most {HEADER_LIMIT} bytes, got {length}")
-    text = take(begin, length)
+    content = take(begin, length)
     try:
+        text = content.decode("utf-8" if version == 3 else "latin-1").strip()
+        for pattern, plain in FOREIGN:
+            text = pattern.sub(plain, text)
         with warnings.catch_warnings(action="ignore"):  # the parser warns of odd literals, on stderr
-            tree = ast.parse(text.decode("utf-8" if version == 3 else "latin-1").strip(), mode="eval").body
+            tree = ast.parse(text, mode="eval").body
         header = ast.literal_eval(tree)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise DataError(f"{name}: damaged NPY header: {shown(str(error))[:200]}") from error

@@ -46,27 +46,33 @@ class ChunkedArray(Source):
         for other in self.others:
             other.finish()
 
-    def _read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
-        begins = np.cumsum(lengths) - lengths
+    def _read(self, first: int, starts: Lengths, lengths: Lengths, rows: Rows) -> None:
+        ends = starts + lengths
+        places = np.cumsum(lengths) - ends  # where a sequence's step 0 would lie in rows
         for low, high in self._cuts(0, first, first + len(lengths)):
-            group = slice(low - first, high - first)
-            for since, until in self._cuts(1, start, start + int(lengths[group].max())):
-                counts = np.clip(lengths[group] + (start - since), 0, until - since)
-                places = begins[group] + (since - start)
+            group = np.arange(low - first, high - first)
+            used = group[lengths[group] > 0]
+            if not len(used):
+                continue
+            for since, until in self._cuts(1, int(starts[used].min()), int(ends[used].max())):
+                begins = np.clip(starts[group], since, until)
+                counts = np.clip(ends[group], since, until) - begins
+                if not counts.any():
+                    continue
                 for left, right in self._cuts(2, 0, self.shape[2]):
                     part = self._decode((low, since, left), (high - low, until - since, right - left))
-                    self._pack(part, counts, places, rows[:, left:right])
+                    self._pack(part, begins - since, counts, places[group] + begins, rows[:, left:right])
 
-    def _pack(self, part: NDArray[Any], counts: Lengths, places: Lengths, rows: Rows) -> None:
-        """The first counts[s] steps of part[s] to rows[places[s]], ..., in few calls."""
+    def _pack(self, part: NDArray[Any], begins: Lengths, counts: Lengths, places: Lengths, rows: Rows) -> None:
+        """Copies steps begins[s] .. begins[s] + counts[s] of part[s] to rows[places[s]], ..., in few calls."""
         count, steps, _ = part.shape
         if count <= steps:
-            for values, place, valid in zip(part, places.tolist(), counts.tolist(), strict=True):
-                rows[place : place + valid] = values[:valid]
+            for values, place, begin, valid in zip(part, places.tolist(), begins.tolist(), counts.tolist(), strict=True):
+                rows[place : place + valid] = values[begin : begin + valid]
         else:
             for step in range(steps):
-                going = counts > step
-                rows[places[going] + step] = part[going, step]
+                going = (begins <= step) & (step < begins + counts)
+                rows[(places - begins)[going] + step] = part[going, step]
 
     def _cuts(self, axis: int, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """begin .. end, cut where chunks end."""

@@ -19,11 +19,11 @@ class ContiguousArray(Source):
         self.offset = array.offset
         self.staging = np.empty(STAGING // self.dtype.itemsize, self.dtype)
 
-    def _read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
+    def _read(self, first: int, starts: Lengths, lengths: Lengths, rows: Rows) -> None:
         width = self.shape[2]
         flat, at = rows.reshape(-1), 0
         target = flat.view(np.uint8).data
-        for begin, end in self._runs(first, start, lengths):
+        for begin, end in self._runs(first, starts, lengths):
             count = (end - begin) * width
             offset = self.offset + begin * width * self.dtype.itemsize
             if self.dtype == rows.dtype:
@@ -32,10 +32,10 @@ class ContiguousArray(Source):
                 self._convert(flat[at : at + count], offset)
             at += count
 
-    def _runs(self, first: int, start: int, lengths: Lengths) -> Iterator[tuple[int, int]]:
+    def _runs(self, first: int, starts: Lengths, lengths: Lengths) -> Iterator[tuple[int, int]]:
         """Rows of the (N * T, E) array to read; sequences without padding between them come as one run."""
         used = np.flatnonzero(lengths)
-        begins = (first + used) * self.shape[1] + start
+        begins = (first + used) * self.shape[1] + starts[used]
         ends = begins + lengths[used]
         cuts = np.flatnonzero(begins[1:] != ends[:-1]) + 1
         return zip(begins[np.r_[0, cuts]].tolist(), ends[np.r_[cuts - 1, -1]].tolist(), strict=True)

@@ -22,8 +22,8 @@ class Nonfinite(NamedTuple):
         return Nonfinite(self.steps + other.steps, *first)
 
 
-def find_nonfinite(rows: Floats, first: int, start: int, lengths: Lengths) -> Nonfinite:
-    """In steps start .. start + lengths[s] of the sequences first, first + 1, ..., packed in rows (R, E)."""
+def find_nonfinite(rows: Floats, first: int, starts: Lengths, lengths: Lengths) -> Nonfinite:
+    """Looks at steps starts[s] .. starts[s] + lengths[s] of the sequences first + s, packed in rows (R, E)."""
     values = rows.reshape(-1)
     # One pass at the speed of memory: a sum of squares is finite, or something in it is not or is too large to tell.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -34,4 +34,4 @@ def find_nonfinite(rows: Floats, first: int, start: int, lengths: Lengths) -> No
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     ends = np.cumsum(lengths)
     sequence = int(np.searchsorted(ends, bad[0], side="right"))
-    return Nonfinite(len(bad), first + sequence, start + int(bad[0] - (ends - lengths)[sequence]))
+    return Nonfinite(len(bad), first + sequence, int(starts[sequence] + bad[0] - (ends - lengths)[sequence]))

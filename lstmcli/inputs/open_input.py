@@ -35,7 +35,8 @@ def open_source(spec: str, time_major: bool = False, follow_links: bool = False)
         else:
             data, kind = files.enter_context(open_by_kind(path))
         if dataset is not None and kind is not FileKind.HDF5:
-            raise DataError(f"{data.name}: dataset {shown(dataset)} is named, but this is not an HDF5 file")
+            what = "an NPZ; save the array with np.save" if kind is FileKind.ZIP else "not an HDF5 file"
+            raise DataError(f"{data.name}: dataset {shown(dataset)} is named, but this is {what}")
         if kind is FileKind.HDF5:
             file = files.enter_context(hdf5.open_file(path))
             array = _find_dataset(file, dataset, follow_links)
@@ -47,7 +48,7 @@ def open_source(spec: str, time_major: bool = False, follow_links: bool = False)
                 )
             array = _read_npy_stream(PipeBytes(data.fd, data.name))
         else:
-            array = _read_npy(data)
+            array = _read_npy(data, kind)
         array = array._replace(time_major=time_major)
         source: Source
         if array.offset is None:
@@ -67,9 +68,11 @@ def _standard_input() -> int:
         raise MissingInputError("-: standard input is closed") from error
 
 
-def _read_npy(data: FileBytes) -> StoredArray:
+def _read_npy(data: FileBytes, kind: FileKind) -> StoredArray:
     if (found := data.opened.st_size) < HEADER_BEGIN:
         raise DataError(f"{data.name}: expected NPY or HDF5, got {f'{found} bytes' if found else 'an empty file'}")
+    if kind is FileKind.ZIP:
+        raise DataError(f"{data.name}: expected NPY or HDF5, got an NPZ or another ZIP archive; save the array with np.save")
     dtype, fortran, shape, offset = read_header(data.fetch, data.name)
     if (size := offset + math.prod(shape) * dtype.itemsize) != found:
         raise DataError(f"{data.name}: expected {size} bytes for shape {shape} of {dtype}, got {found}")

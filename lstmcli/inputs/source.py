@@ -48,7 +48,11 @@ class Source:
         """
         name, shape, dtype, time_major = array.name, array.shape, array.dtype, array.time_major
         if not is_float(dtype):
-            hint = "; convert it with: x.astype('float32')" if dtype.kind in "biu" else ""
+            hint = ""
+            if dtype.kind in "biu":
+                hint = "; convert it with: x.astype('float32')"
+            elif dtype == np.dtype("V2"):
+                hint = ", which bfloat16 becomes in an NPY file; save x.astype('float32') instead"
             raise DataError(f"{name}: expected {FLOATS}, got {dtype}{hint}")
         if len(shape) != 3:
             axes = "steps, sequences" if time_major else "sequences, steps"
@@ -86,28 +90,28 @@ class Source:
         """What tells this input from another one, and from itself after a change."""
         return self.data.identity()
 
-    def read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
-        """Packs steps start .. start + lengths[s] of the sequences first, first + 1, ... one after another into `rows`.
+    def read(self, first: int, starts: Lengths, lengths: Lengths, rows: Rows) -> None:
+        """Packs steps starts[s] .. starts[s] + lengths[s] of the sequences first + s, one after another, into `rows`.
 
-        lengths  (n,)               int64           in   start + lengths[s] <= T
-        rows     (sum(lengths), E)  float32 or 64   out  C-contiguous, native byte order; written in full
+        starts, lengths  (n,)               int64          in   starts[s] + lengths[s] <= T
+        rows             (sum(lengths), E)  float32 or 64  out  C-contiguous, native byte order; written in full
 
-        DataError: the file ends early, is damaged, a chunk was never written, or a value does not fit float32.
-        StorageError: the system could not read.
+        Raises DataError where the file ends early, is damaged, a chunk was never written, or a value does not fit float32;
+        StorageError where the system could not read.
         """
         if not rows.size:
             return
         first += self.first
         try:
             with np.errstate(over="raise", invalid="ignore"):
-                self._read(first, start, lengths, rows)
+                self._read(first, starts, lengths, rows)
         except FloatingPointError as error:
             raise DataError(
                 f"{self.name}, sequences {first} to {first + len(lengths) - 1}: a value is too large for {rows.dtype}; "
                 "compute in float64, or rescale the input"
             ) from error
 
-    def _read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
+    def _read(self, first: int, starts: Lengths, lengths: Lengths, rows: Rows) -> None:
         raise NotImplementedError
 
     def stop(self) -> None:

@@ -42,23 +42,26 @@ class StridedArray(Source):
         group = min(self.planes, max(1, 64 // self.row_bytes))
         self.staging = np.empty((group, max(1, STAGING // (group * self.row_bytes)), width), self.dtype)
 
-    def _read(self, first: int, start: int, lengths: Lengths, rows: Rows) -> None:
-        begins = np.cumsum(lengths) - lengths
-        for sequences, steps in self._tiles(len(lengths), int(lengths.max())):
-            valid = steps < lengths[sequences]
+    def _read(self, first: int, starts: Lengths, lengths: Lengths, rows: Rows) -> None:
+        ends = starts + lengths
+        places = np.cumsum(lengths) - ends  # where a sequence's step 0 would lie in rows
+        used = lengths > 0
+        for sequences, steps in self._tiles(len(lengths), int(starts[used].min()), int(ends[used].max())):
+            valid = (starts[sequences] <= steps) & (steps < ends[sequences])
             if not valid.any():
                 continue
-            index = (first + sequences) * self.strides[0] + (start + steps) * self.strides[1]
-            self._gather(index[valid], (begins[sequences] + steps)[valid], rows)
+            index = (first + sequences) * self.strides[0] + steps * self.strides[1]
+            self._gather(index[valid], (places[sequences] + steps)[valid], rows)
 
-    def _tiles(self, count: int, longest: int) -> Iterator[tuple[Lengths, Lengths]]:
-        """All (sequence, step) as pairs of arrays that broadcast to TILE or fewer, in the file's order."""
-        sizes = (longest, count) if self.time_outside else (count, longest)
-        inner = min(sizes[1], TILE)
+    def _tiles(self, count: int, begin: int, end: int) -> Iterator[tuple[Lengths, Lengths]]:
+        """Gives `count` sequences and steps begin .. end as pairs of arrays that broadcast to TILE or fewer, in file order."""
+        sequences, steps = (0, count), (begin, end)
+        outside, inside = (steps, sequences) if self.time_outside else (sequences, steps)
+        inner = min(inside[1] - inside[0], TILE)
         outer = TILE // inner
-        for low in range(0, sizes[0], outer):
-            for left in range(0, sizes[1], inner):
-                slow, fast = np.ogrid[low : min(low + outer, sizes[0]), left : min(left + inner, sizes[1])]
+        for low in range(*outside, outer):
+            for left in range(*inside, inner):
+                slow, fast = np.ogrid[low : min(low + outer, outside[1]), left : min(left + inner, inside[1])]
                 yield (fast, slow) if self.time_outside else (slow, fast)
 
     def _gather(self, index: Lengths, places: Lengths, rows: Rows) -> None:

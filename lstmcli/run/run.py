@@ -127,7 +127,7 @@ def compute(
     before: the last span that is stored already. What is not finite. StoppedError.
     """
     job, source, lengths = work.job, work.source, work.lengths
-    total = int(lengths.sum())
+    total, zeros = int(lengths.sum()), np.zeros_like(lengths)
     widths = step_widths(work.model, job.save) | {"outputs": forward.output_size}
     limits = block_limits(job, source, lengths, forward, sum(widths.values()))
     inputs = [np.empty((limits.rows, forward.input_size), forward.dtype) for _ in range(2)]
@@ -139,8 +139,9 @@ def compute(
     def read(span: Span, buffer: Floats) -> tuple[Block, Nonfinite]:
         steps = span.lengths(lengths)
         block = Block(buffer[: steps.sum()], packed_starts(steps), steps)
-        source.read(span.first, span.start, steps, block.rows)
-        found = find_nonfinite(block.rows, span.first, span.start, steps) if job.nonfinite != "pass" else Nonfinite()
+        starts = span.starts(zeros)
+        source.read(span.first, starts, steps, block.rows)
+        found = find_nonfinite(block.rows, span.first, starts, steps) if job.nonfinite != "pass" else Nonfinite()
         if found.steps and job.nonfinite == "error":
             raise DataError(
                 f"{source.name}, sequence {source.first + found.row}, step {found.step}: expected finite values, got NaN or "

@@ -82,7 +82,7 @@ def test_like_isfinite(lengths, bad, value, dtype, huge):
     for k in bad if rows.size else []:
         rows.reshape(-1)[k % rows.size] = value
     steps = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    got = find_nonfinite(rows, 5, 100, lengths)
+    got = find_nonfinite(rows, 5, np.full(len(lengths), 100), lengths)
     if not len(steps):
         assert got == Nonfinite(0, -1, -1)
         return
@@ -94,7 +94,7 @@ def test_the_last_value_of_a_piece_and_the_first_of_the_next():
     for at in (PIECE - 1, PIECE, 3 * PIECE - 1):
         rows = np.zeros((3 * PIECE, 1), np.float32)
         rows[at] = np.inf
-        assert find_nonfinite(rows, 0, 0, np.array([3 * PIECE])) == Nonfinite(1, 0, at)
+        assert find_nonfinite(rows, 0, np.array([0]), np.array([3 * PIECE])) == Nonfinite(1, 0, at)
 
 
 def test_the_first_of_two():

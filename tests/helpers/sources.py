@@ -14,21 +14,29 @@ FLOATS = ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"]
 
 
 def padded(lengths, steps, width, dtype="<f4", seed=0):
-    """(N, T, E) with NaN in the padding."""
+    """(N, T, E) with NaN in the padding, which stands behind."""
+    return padded_from(np.zeros_like(lengths), lengths, steps, width, dtype, seed)
+
+
+def padded_from(starts, lengths, steps, width, dtype="<f4", seed=0):
+    """(N, T, E) with NaN outside of steps starts[s] .. starts[s] + lengths[s]."""
     x = np.random.default_rng(seed).normal(size=(len(lengths), steps, width)).astype(dtype)
-    x[np.arange(steps) >= np.asarray(lengths)[:, None]] = np.nan
+    starts, ends = np.asarray(starts)[:, None], np.add(starts, lengths)[:, None]
+    x[(np.arange(steps) < starts) | (np.arange(steps) >= ends)] = np.nan
     return x
 
 
 def packed(x, first, start, lengths, dtype):
-    parts = [x[first + s, start : start + n].astype(dtype) for s, n in enumerate(lengths)]
+    begins = np.broadcast_to(start, len(lengths))
+    parts = [x[first + s, at : at + n].astype(dtype) for s, (at, n) in enumerate(zip(begins, lengths, strict=True))]
     return np.concatenate([np.empty((0, x.shape[2]), dtype), *parts])
 
 
 def read(source, first, start, lengths, dtype=np.float32):
+    """The rows that a source reads; start: of all sequences, or of each of them."""
     lengths = np.asarray(lengths, np.int64)
     rows = np.full((lengths.sum(), source.shape[2]), -7.0, dtype)
-    source.read(first, start, lengths, rows)
+    source.read(first, np.broadcast_to(np.asarray(start, np.int64), lengths.shape), lengths, rows)
     return rows
 
 

@@ -23,11 +23,29 @@ def test_npy_versions(version, tmp_path):
         np.testing.assert_array_equal(read(source, 0, 0, [3, 3]), x.reshape(6, 4))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        header(shape="(2L, 3L, 4L)"),
+        header(shape="(np.int64(2), np.uint8(3), 4)"),
+        header(order="np.False_"),
+    ],
+)
+def test_headers_of_other_writers(text, tmp_path):
+    x = np.arange(24, dtype="<f4").reshape(2, 3, 4)
+    (tmp_path / "x").write_bytes(npy_bytes(text, x.tobytes()))
+    with closing(open_source(str(tmp_path / "x"))) as source:
+        np.testing.assert_array_equal(read(source, 0, 0, [3, 3]), x.reshape(6, 4))
+
+
 BAD_NPY = {
     "empty": (b"", r"x\.npy: expected NPY or HDF5, got an empty file$"),
     "2 bytes": (b"no", r"x\.npy: expected NPY or HDF5, got 2 bytes$"),
     "8 bytes": (b"\x93NUMPY\1\0", r"x\.npy: expected NPY or HDF5, got 8 bytes$"),
-    "other magic": (b"PK\x03\x04" + bytes(99), "expected NPY or HDF5 .* begins with b'PK"),
+    "other magic": (b"GIF89a" + bytes(99), "expected NPY or HDF5 .* begins with b'GIF89a"),
+    "NPZ": (b"PK\x03\x04" + bytes(99), "expected NPY or HDF5, got an NPZ .* save the array with np.save"),
+    "bfloat16": (npy_bytes(header("'<V2'"), bytes(48)), r"got \|V2, which bfloat16 becomes .* save x\.astype\('float32'\)"),
+    "a call": (npy_bytes(header(shape="(np.array(2), 3, 4)"), bytes(96)), "damaged NPY header: malformed node"),
     "version 9": (npy_bytes(GOOD, bytes(96), 1).replace(b"Y\x01", b"Y\x09"), "expected NPY version 1, 2 or 3, got 9"),
     "version 0": (npy_bytes(GOOD, bytes(96), 1).replace(b"Y\x01", b"Y\x00"), "expected NPY version 1, 2 or 3, got 0"),
     "3 GiB header": (npy_bytes(GOOD, bytes(96), 2, 3 << 30), "header of at most 65536 bytes, got 3221225472"),

@@ -5,7 +5,7 @@ from contextlib import closing
 import h5py
 import numpy as np
 import pytest
-from helpers.sources import packed, padded, read, save_h5, save_npy
+from helpers.sources import packed, padded, padded_from, read, save_h5, save_npy
 
 from lstmcli.errors import DataError
 from lstmcli.inputs import source as source_module
@@ -50,6 +50,18 @@ def test_chunks_of_padding_are_not_read(tmp_path):
         np.testing.assert_array_equal(read(source, 0, 0, lengths), packed(x, 0, 0, lengths, np.float32))
         with pytest.raises(DataError, match=r"x\.h5::/x, chunk at \(0, 4, 0\): damaged"):
             read(source, 0, 0, [5, 0])
+
+
+def test_chunks_between_valid_steps_are_not_read(tmp_path):
+    starts, lengths = [0, 8], [2, 1]
+    path, x = tmp_path / "x.h5", padded_from(starts, lengths, 9, 4)
+    with h5py.File(path, "w") as f:
+        f.create_dataset("x", x.shape, "f4", chunks=(2, 3, 4))
+        f["x"][:, :3], f["x"][:, 6:] = x[:, :3], x[:, 6:]
+    with closing(open_source(str(path))) as source:
+        np.testing.assert_array_equal(read(source, 0, starts, lengths), packed(x, 0, starts, lengths, np.float32))
+        with pytest.raises(DataError, match=r"chunk at \(0, 3, 0\): was never written"):
+            read(source, 0, [0, 5], [2, 4])
 
 
 def test_chunks_that_were_never_written(tmp_path):

@@ -6,7 +6,7 @@ from contextlib import closing, suppress
 
 import numpy as np
 import pytest
-from helpers.sources import LAYOUTS, as_npy, header, npy_bytes, open_stream, packed, padded, read, save_npy, stream
+from helpers.sources import LAYOUTS, as_npy, header, npy_bytes, open_stream, packed, padded, padded_from, read, save_npy, stream
 
 from lstmcli.errors import DataError, MissingInputError, StorageError
 from lstmcli.inputs.open_input import open_source
@@ -61,6 +61,14 @@ def test_pipe(stored, piece):
         for first, last in [(0, 2), (2, 3), (3, 6)]:
             part = lengths[first:last]
             np.testing.assert_array_equal(read(source, first, 0, part), packed(x, first, 0, part, np.float32))
+        source.finish()
+
+
+def test_pipe_with_padding_in_front():
+    starts, lengths = [5, 0, 3], [4, 9, 2]
+    x = padded_from(starts, lengths, 9, 5)
+    with closing(open_stream(as_npy(x))) as source:
+        np.testing.assert_array_equal(read(source, 0, starts, lengths), packed(x, 0, starts, lengths, np.float32))
         source.finish()
 
 

@@ -9,7 +9,19 @@ from unittest.mock import patch
 import h5py
 import numpy as np
 import pytest
-from helpers.sources import FLOATS, LAYOUTS, as_npy, npy_bytes, open_stream, packed, padded, read, read_window, save_h5
+from helpers.sources import (
+    FLOATS,
+    LAYOUTS,
+    as_npy,
+    npy_bytes,
+    open_stream,
+    packed,
+    padded,
+    padded_from,
+    read,
+    read_window,
+    save_h5,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +70,8 @@ def patched(sizes):
 def test_any_shape_and_window(data, tmp_path_factory):
     steps, width = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 5))
     lengths = data.draw(st.lists(st.integers(0, steps), min_size=1, max_size=8))
-    x = padded(lengths, steps, width, data.draw(st.sampled_from(FLOATS)))
+    begins = np.array([data.draw(st.integers(0, steps - length)) for length in lengths])
+    x = padded_from(begins, lengths, steps, width, data.draw(st.sampled_from(FLOATS)))
     path = tmp_path_factory.mktemp("any") / "x"
     time_major = data.draw(st.booleans())
     stored = np.ascontiguousarray(x.swapaxes(0, 1)) if time_major else x
@@ -75,8 +88,19 @@ def test_any_shape_and_window(data, tmp_path_factory):
     with patched(small), closing(open_source(spec, time_major)) as source:
         assert source.shape == x.shape
         assert source.stored_shape == stored.shape
-        got, inside = read_window(source, lengths, first, count, start, stop)
-    np.testing.assert_array_equal(got, packed(x, first, start, inside, np.float32))
+        inside = np.clip(np.array(lengths)[first : first + count] - start, 0, stop - start)
+        places = np.where(inside > 0, begins[first : first + count] + start, 0)
+        np.testing.assert_array_equal(read(source, first, places, inside), packed(x, first, places, inside, np.float32))
+
+
+def test_padding_in_front_and_on_both_sides(opened):
+    lengths, starts = np.array([4, 9, 0, 1, 9, 3, 0, 5]), np.array([5, 0, 9, 8, 0, 2, 4, 4])
+    x = padded_from(starts, lengths, 9, 5)
+    with closing(opened(x)) as source:
+        np.testing.assert_array_equal(read(source, 0, starts, lengths), packed(x, 0, starts, lengths, np.float32))
+        np.testing.assert_array_equal(
+            read(source, 3, starts[3:], lengths[3:]), packed(x, 3, starts[3:], lengths[3:], np.float32)
+        )
 
 
 def open_empty(layout, path, shape):
