@@ -148,8 +148,8 @@ def read_cell(group: Any) -> Cell:
 def read_weight(group: Any, name: str) -> Any:
     item = hdf5_safety.dataset(group, name)
     dtype = hdf5.dtype_of(item)
-    if not is_float(dtype) or item.ndim > 2:
-        raise DataError(f"{hdf5.label(item)}: expected float32 or float64 of rank 1 or 2, got {dtype} {item.shape}")
+    if not is_float(dtype) or item.ndim > 3:
+        raise DataError(f"{hdf5.label(item)}: expected float32 or float64 of rank 1 to 3, got {dtype} {item.shape}")
     if item.size * dtype.itemsize > MAX_WEIGHT:
         raise DataError(f"{hdf5.label(item)}: {item.shape} is larger than this program takes for weights ({MAX_WEIGHT} bytes)")
     weight = np.ascontiguousarray(hdf5.read_array(item), dtype.newbyteorder("="))

@@ -1,0 +1,84 @@
+"""Whole models in a model file: the group /model of kind "chain", with a group 0, 1, ... for each layer in order.
+
+A group of an LSTM is the tree that model_file has. The others have an attribute `kind` (model/chain.LAYERS), their weights as
+datasets and their options as attributes under the names of the fields there, and all an attribute `name`: what the file that
+they come from calls them.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from lstmcli.errors import DataError
+from lstmcli.files import hdf5
+from lstmcli.model.chain import LAYERS, Chain, Layer
+from lstmcli.model.model_file import attribute, has, read_tree, read_weight, write_model
+from lstmcli.model.tree import Model
+
+KIND = "chain"
+MAX_LAYERS = 1000
+
+
+def write_chain(group: Any, chain: Chain) -> None:
+    """Write the layers into an empty h5py group."""
+    group.attrs["kind"] = KIND
+    for number, (layer, name) in enumerate(zip(chain.layers, chain.names, strict=True)):
+        child = group.create_group(str(number))
+        if isinstance(layer, Model):
+            write_model(child, layer)
+        else:
+            child.attrs["kind"] = layer.kind
+            for field, weight in layer.weights().items():
+                child.create_dataset(field, data=weight)
+            for field, value in layer.options().items():
+                child.attrs[field] = value
+        child.attrs["name"] = name
+
+
+def is_chain(group: Any) -> bool:
+    """Whether a group of a model file holds a whole model."""
+    return has(group, "kind") and attribute(group, "kind", str) == KIND
+
+
+def read_chain(group: Any) -> Chain:
+    """Return what write_chain() wrote. Raises DataError where the group is damaged, or of a newer version."""
+    where = hdf5.label(group)
+    with hdf5.reading(where):
+        count = len(group)
+    if count > MAX_LAYERS:
+        raise DataError(f"{where}: expected at most {MAX_LAYERS} layers, got {count}")
+    layers, names = [], []
+    for number in range(count):
+        child = hdf5.find(group, str(number))
+        if child is None or not hasattr(child, "keys"):
+            raise DataError(f"{where}/{number}: expected the group of a layer, got none")
+        kind = attribute(child, "kind", str)
+        layers.append(read_layer(child, LAYERS[kind]) if kind in LAYERS else read_tree(group, str(number), 0))
+        names.append(attribute(child, "name", str, str(number)))
+    try:
+        return Chain(tuple(layers), tuple(names))
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def read_layer(group: Any, layer: type[Layer]) -> Layer:
+    told: dict[str, Any] = {}
+    for field in dataclasses.fields(layer):
+        if hdf5.find(group, field.name) is not None:
+            told[field.name] = read_weight(group, field.name)
+        elif has(group, field.name):
+            told[field.name] = option(group, field.name)
+    try:
+        return layer(**told)
+    except (DataError, TypeError) as error:  # TypeError: a field that must be there is not, or is of another kind
+        raise DataError(f"{hdf5.label(group)}: expected a layer of kind {layer.kind}: {error}") from error
+
+
+def option(group: Any, name: str) -> Any:
+    """Return an attribute as the plain Python value that was written."""
+    with hdf5.reading(f"{hdf5.label(group)}, attribute {name}"):
+        value = group.attrs[name]
+    if isinstance(value, np.ndarray):
+        return tuple(value.tolist())
+    return value.item() if isinstance(value, np.generic) else value
