@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[2] / "lstmcli"
 # From the top to the bottom, in the order of docs/architecture.md: a room imports from those after it alone.
 ROOMS = (
     *("__main__", "cli", "cluster", "tools", "run", "results", "__init__", "api", "engine"),
-    *("weights", "weights/containers", "inputs", "model", "files", "kernel", "kernel/native", "blocks", "errors", "version"),
+    *("weights/chains", "weights", "weights/containers", "inputs", "model", "files"),
+    *("kernel/heads", "kernel", "kernel/native", "blocks", "errors", "version"),
 )
 FILES_OF_A_ROOM = 10
 LINES_OF_A_FILE = 400

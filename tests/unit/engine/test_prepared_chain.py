@@ -68,5 +68,5 @@ def test_an_id_that_the_table_does_not_have() -> None:
 
 def test_a_flatten_needs_all_its_steps() -> None:
     chain = Chain((Embedding(np.eye(4, dtype=np.float32)), Flatten(2)), ("words", "flat"))
-    with pytest.raises(ValueError, match="sequence 1: has 1 steps, .* takes sequences of 2"):
+    with pytest.raises(ValueError, match="sequence 1: has 1 steps"):
         PreparedChain(chain, SINGLE, 1)(np.array([[1], [0], [3]]), np.array([2, 1]))

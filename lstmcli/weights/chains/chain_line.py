@@ -1,0 +1,228 @@
+"""The line that says the graph which a state_dict does not hold: "embedding, lstm, final, fc1, relu, fc2".
+
+A word is a module of the file (the prefix of its tensors), a function (`relu`, `leaky_relu(0.01)`, `softmax`, ...), or what
+makes one vector of a sequence: `final`, `last`, `mean`, `max`, `sum`. What a module is shows in its tensors; what they leave
+open is said in brackets, `conv1(stride=2, padding=1)`, or assumed as PyTorch does by default, and said.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lstmcli.blocks import Floats
+from lstmcli.errors import DataError, UsageError, shown
+from lstmcli.model.chain import (
+    ALPHAS,
+    OVER_FEATURES,
+    POINTWISE,
+    POOLS,
+    Activation,
+    Affine,
+    Chain,
+    Conv1D,
+    Dense,
+    Embedding,
+    Flip,
+    Layer,
+    LayerNorm,
+    Pool,
+    Pool1D,
+)
+from lstmcli.model.tree import Model
+from lstmcli.weights.containers.tensor import Tensor
+
+EPSILON = 1e-5  # of torch.nn.LayerNorm and BatchNorm1d, unless they are told another one
+NOTHING = ("dropout", "identity")
+POOLED = {"max_pool": "max", "avg_pool": "mean"}
+WORD = re.compile(r"\s*([^\s,()]+)\s*(?:\(([^()]*)\))?\s*(?:,|$)")
+MANY = 12
+
+
+class Word(NamedTuple):
+    name: str
+    values: tuple[float, ...]  # in brackets, without names
+    named: dict[str, float]
+
+    def __str__(self) -> str:
+        return shown(self.name)
+
+
+def parse(line: str) -> list[Word]:
+    """Return the words of a line. Raises UsageError where it is none."""
+    words, at = [], 0
+    while at < len(line):
+        match = WORD.match(line, at)
+        if not match:
+            raise UsageError(
+                f"--chain: expected names separated by commas, as in 'lstm, final, fc, softmax', got {line[at:]!r}"
+            )
+        words.append(Word(match[1], *arguments(match[1], match[2])))
+        at = match.end()
+    if not words:
+        raise UsageError("--chain: expected names of modules and functions, got none")
+    return words
+
+
+def arguments(name: str, text: str | None) -> tuple[tuple[float, ...], dict[str, float]]:
+    try:
+        call = ast.parse(f"f({text or ''})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        values = tuple(number(value) for value in call.args)
+        return values, {str(word.arg): number(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError, AssertionError) as error:
+        raise UsageError(f"--chain: {name}({text}): expected numbers, as in leaky_relu(0.01) or conv(stride=2)") from error
+
+
+def number(node: ast.expr) -> float:
+    value = ast.literal_eval(node)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(value)
+    return value
+
+
+def build(
+    line: str, tensors: Sequence[Tensor], read_lstm: Callable[[str], Model], where: str, takes_ids: bool | None
+) -> tuple[Chain, list[str], list[Tensor]]:
+    """Return the chain that a line says, what was assumed, and the tensors that it leaves out.
+
+    read_lstm: gives the LSTM whose tensors have a prefix. takes_ids: whether the input is token ids; None: not known.
+    Raises UsageError for a line that does not fit the file, DataError for tensors that make no layer.
+    """
+    builder = Builder(tensors, read_lstm, where, takes_ids)
+    for word in parse(line):
+        builder.add(word)
+    if not builder.layers:
+        raise UsageError("--chain: expected at least one layer, got none")
+    left_out = [tensor for tensor in tensors if tensor.name.rpartition(".")[0] not in builder.used]
+    return Chain(tuple(builder.layers), tuple(builder.names)), builder.assumed, left_out
+
+
+class Builder:
+    def __init__(
+        self, tensors: Sequence[Tensor], read_lstm: Callable[[str], Model], where: str, takes_ids: bool | None
+    ) -> None:
+        self.read_lstm, self.where, self.takes_ids = read_lstm, where, takes_ids
+        self.modules = modules_of(tensors)
+        self.layers: list[Layer | Model] = []
+        self.names: list[str] = []
+        self.used: set[str] = set()
+        self.assumed: list[str] = []
+
+    def add(self, word: Word) -> None:
+        if word.name in self.modules:
+            self.used.add(word.name)
+            try:
+                layer = self.module(word, self.modules[word.name])
+            except DataError as error:
+                text = str(error)
+                raise DataError(text if text.startswith(self.where) else f"{self.where}: {word}: {text}") from error
+        elif word.name in NOTHING:
+            return
+        else:
+            layer = function(word)
+            if layer is None:
+                raise UsageError(f"--chain: {word} is no module of {self.where} and no function; {self.known()}")
+        self.layers.append(layer)
+        self.names.append(word.name)
+
+    def known(self) -> str:
+        listed = ", ".join(map(shown, list(self.modules)[:MANY])) or "none"
+        more = f" and {len(self.modules) - MANY} more" if len(self.modules) > MANY else ""
+        functions = ", ".join((*POOLS, *OVER_FEATURES, *POINTWISE, *POOLED))
+        return f"modules: {listed}{more}; functions: {functions}"
+
+    def module(self, word: Word, parts: dict[str, Tensor]) -> Layer | Model:
+        if any(name.startswith("weight_ih") for name in parts):
+            return self.read_lstm(word.name)
+        weight = parts.get("weight")
+        if weight is None:
+            raise DataError(f"expected a weight, got {', '.join(map(shown, parts))}; what kind of layer is it?")
+        bias = parts["bias"].array(rank=1) if "bias" in parts else None
+        match len(weight.shape):
+            case 1:
+                return self.per_feature(word, parts, weight.array(rank=1), bias)
+            case 2 if bias is None and self.is_embedding(word, weight):
+                return Embedding(weight.array(rank=2))
+            case 2:
+                return Dense(weight.array(rank=2).T, bias)
+            case 3:
+                return self.convolution(word, weight.array(rank=3), bias)
+        raise DataError(f"{weight}: no layer that is known has a weight of this rank")
+
+    def is_embedding(self, word: Word, weight: Tensor) -> bool:
+        if self.layers:
+            return False
+        return "emb" in word.name.lower() if self.takes_ids is None else self.takes_ids
+
+    def per_feature(self, word: Word, parts: dict[str, Tensor], weight: Floats, bias: Floats | None) -> Layer:
+        epsilon = word.named.get("eps", EPSILON)
+        if "running_mean" not in parts and bias is None:
+            return Activation("prelu", slopes=weight if len(weight) > 1 else np.repeat(weight, self.width()))
+        if "eps" not in word.named:
+            self.assumed.append(f"{word}: eps {EPSILON}, PyTorch's default ({word}(eps=...) in the chain says another)")
+        if "running_mean" not in parts:
+            return LayerNorm(len(weight), weight, bias, epsilon)
+        mean, variance = (parts[name].array(rank=1).astype(np.float64) for name in ("running_mean", "running_var"))
+        scale = weight / np.sqrt(variance + epsilon)
+        return Affine(scale, (0 if bias is None else bias) - mean * scale)
+
+    def width(self) -> int:
+        return Chain(tuple(self.layers), tuple(self.names)).output_size
+
+    def convolution(self, word: Word, weight: Floats, bias: Floats | None) -> Layer:
+        told = {"stride": 1, "padding": 0, "dilation": 1} | {name: int(value) for name, value in word.named.items()}
+        if set(word.named) < set(told) and weight.shape[2] > 1:
+            self.assumed.append(
+                f"{word}: stride {told['stride']}, padding {told['padding']}, dilation {told['dilation']} "
+                f"({word}(stride=..., padding=..., dilation=...) in the chain says others)"
+            )
+        pad = told.pop("padding")
+        return Conv1D(size=weight.shape[2], padding=(pad, pad), kernel=weight.transpose(2, 1, 0), bias=bias, **told)
+
+
+def modules_of(tensors: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each module by their own names, in the order of the file."""
+    modules: dict[str, dict[str, Tensor]] = {}
+    for tensor in tensors:
+        prefix, _, own = tensor.name.rpartition(".")
+        if prefix:
+            modules.setdefault(prefix, {})[own] = tensor
+    return modules
+
+
+def function(word: Word) -> Layer | None:
+    """Return the layer of a function's name; None: it is none."""
+    if word.name in POOLS:
+        return Pool(word.name)
+    if word.name == "flip":
+        return Flip()
+    if word.name in POOLED:
+        size = int(word.values[0] if word.values else word.named.get("size", 2))
+        padding = int(word.named.get("padding", 0))
+        stride = int(word.named.get("stride", size))
+        return Pool1D(size, stride, padding=(padding, padding), function=POOLED[word.name], count_padding=True)
+    if word.name in (*POINTWISE, *OVER_FEATURES) and word.name != "prelu":
+        alpha = word.values[0] if word.values else word.named.get("alpha")
+        if alpha is not None and word.name not in ALPHAS:
+            raise UsageError(f"--chain: {word} takes no number; {' and '.join(ALPHAS)} do")
+        return Activation(word.name, alpha)
+    return None
+
+
+def proposal(tensors: Sequence[Tensor]) -> str:
+    """Return the line that the tensors' order and shapes suggest, for whoever has to write it."""
+    words: list[str] = []
+    after = False
+    for name, parts in modules_of(tensors).items():
+        if any(part.startswith("weight_ih") for part in parts):
+            words.append(name)
+            after = True
+        elif "weight" in parts and len(parts["weight"].shape) in (1, 2, 3):
+            if after and len(parts["weight"].shape) == 2:
+                words.append("final")
+                after = False
+            words.append(name)
+    return ", ".join([*words, *(["final"] if after else [])])
