@@ -5,12 +5,13 @@ at once, each for rows of its own.
 """
 
 import functools
+from enum import auto
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.kernel.layout import FromZero, Shape, auto, in_lines, tile_shape
+from lstmcli.kernel.layout import FromZero, Shape, in_lines, tile_shape
 from lstmcli.kernel.native import compiled
 from lstmcli.kernel.native.cache import Compiled
 from lstmcli.kernel.native.target import Target

@@ -7,7 +7,7 @@ open is said in brackets, `conv1(stride=2, padding=1)`, or assumed as PyTorch do
 
 import ast
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -135,7 +135,7 @@ class Builder:
         return f"modules: {listed}{more}; functions: {functions}"
 
     def module(self, word: Word, parts: dict[str, Tensor]) -> Layer | Model:
-        if any(name.startswith("weight_ih") for name in parts):
+        if is_lstm(parts):
             return self.read_lstm(word.name)
         weight = parts.get("weight")
         if weight is None:
@@ -213,16 +213,48 @@ def function(word: Word) -> Layer | None:
 
 
 def proposal(tensors: Sequence[Tensor]) -> str:
-    """Return the line that the tensors' order and shapes suggest, for whoever has to write it."""
-    words: list[str] = []
-    after = False
-    for name, parts in modules_of(tensors).items():
-        if any(part.startswith("weight_ih") for part in parts):
-            words.append(name)
-            after = True
-        elif "weight" in parts and len(parts["weight"].shape) in (1, 2, 3):
-            if after and len(parts["weight"].shape) == 2:
-                words.append("final")
-                after = False
-            words.append(name)
-    return ", ".join([*words, *(["final"] if after else [])])
+    """Return the line that names and shapes suggest, for whoever has to write it: its activations are in no file."""
+    modules = {name: parts for name, parts in modules_of(tensors).items() if widths(name, parts)}
+    fitting = next(orders(modules, [], None), None)
+    names = list(modules) if fitting is None else fitting
+    lstms = [place for place, name in enumerate(names) if is_lstm(modules[name])]
+    if lstms:
+        names.insert(lstms[-1] + 1, "final")
+    return ", ".join(names)
+
+
+def orders(modules: dict[str, dict[str, Tensor]], before: list[str], width: int | None) -> Iterator[list[str]]:
+    """Yield the orders of all modules in which each takes what the one before puts out."""
+    if len(before) == len(modules):
+        yield before
+    if len(before) >= MANY:
+        return
+    for name, parts in modules.items():
+        takes, gives = widths(name, parts) or (None, None)
+        if name not in before and (width is None or takes == width) and (takes is not None or not before):
+            yield from orders(modules, [*before, name], gives)
+
+
+def is_lstm(parts: dict[str, Tensor]) -> bool:
+    return "weight_ih_l0" in parts or "weight_ih" in parts
+
+
+def widths(name: str, parts: dict[str, Tensor]) -> tuple[int | None, int] | None:
+    """Return how many features a module takes (None: token ids) and puts out; None for what is no module of a chain."""
+    if is_lstm(parts):
+        top = max((name for name in parts if name.startswith("weight_hh")), default="")
+        if top not in parts or len(parts[top].shape) != 2:
+            return None
+        taken = parts.get("weight_ih_l0", parts.get("weight_ih"))
+        width = parts[top].shape[1] if "weight_hr_l0" not in parts else parts["weight_hr_l0"].shape[0]
+        return taken.shape[-1] if taken else None, width * (2 if any(part.endswith("_reverse") for part in parts) else 1)
+    shape = parts["weight"].shape if "weight" in parts else ()
+    match len(shape):
+        case 1:
+            return shape[0], shape[0]
+        case 2:
+            embedding = "bias" not in parts and "emb" in name.lower()
+            return (None, shape[1]) if embedding else (shape[1], shape[0])
+        case 3:
+            return shape[1], shape[0]
+    return None
