@@ -16,12 +16,12 @@ from lstmcli.blocks import Block, Floats, Lengths, State, packed_starts
 from lstmcli.engine.prepared_model import Forward
 from lstmcli.errors import DataError
 from lstmcli.kernel.heads import call as heads
-from lstmcli.model.chain import (
+from lstmcli.model.chain import Chain
+from lstmcli.model.layers import (
     ALPHAS,
     Activation,
     Affine,
     Attention,
-    Chain,
     Conv1D,
     Dense,
     Embedding,
@@ -234,7 +234,7 @@ def activate(layer: Any, passing: Passing) -> None:
         heads.apply(layer.function, rows, passing.rows, alpha)
 
 
-def softmax(rows: Floats, logarithm: bool = False) -> Floats:
+def softmax(rows: Any, logarithm: bool = False) -> Any:
     """Return exp(x - max) / their sum, or its logarithm, over the features of each row."""
     shifted = rows - rows.max(axis=1, keepdims=True)
     powers = np.empty_like(shifted)
@@ -243,9 +243,11 @@ def softmax(rows: Floats, logarithm: bool = False) -> Floats:
     for k in range(1, powers.shape[1]):
         total += powers[:, k]
     if not logarithm:
-        return np.divide(powers, total[:, None], out=powers)
+        powers /= total[:, None]
+        return powers
     heads.apply("logarithm", total, total)
-    return np.subtract(shifted, total[:, None], out=shifted)
+    shifted -= total[:, None]
+    return shifted
 
 
 def scale(layer: Any, passing: Passing) -> None:

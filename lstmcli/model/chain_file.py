@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from lstmcli.errors import DataError
-from lstmcli.files import hdf5
-from lstmcli.model.chain import LAYERS, Chain, Layer
+from lstmcli.files import hdf5, hdf5_safety
+from lstmcli.model.chain import Chain
+from lstmcli.model.layers import LAYERS, Layer
 from lstmcli.model.model_file import attribute, has, read_tree, read_weight, write_model
 from lstmcli.model.tree import Model
 
@@ -50,7 +51,7 @@ def read_chain(group: Any) -> Chain:
         raise DataError(f"{where}: expected at most {MAX_LAYERS} layers, got {count}")
     layers, names = [], []
     for number in range(count):
-        child = hdf5.find(group, str(number))
+        child = hdf5_safety.find(group, str(number))
         if child is None or not hasattr(child, "keys"):
             raise DataError(f"{where}/{number}: expected the group of a layer, got none")
         kind = attribute(child, "kind", str)
@@ -65,7 +66,7 @@ def read_chain(group: Any) -> Chain:
 def read_layer(group: Any, layer: type[Layer]) -> Layer:
     told: dict[str, Any] = {}
     for field in dataclasses.fields(layer):
-        if hdf5.find(group, field.name) is not None:
+        if hdf5_safety.find(group, field.name) is not None:
             told[field.name] = read_weight(group, field.name)
         elif has(group, field.name):
             told[field.name] = option(group, field.name)

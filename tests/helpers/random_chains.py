@@ -8,7 +8,8 @@ import numpy as np
 
 from helpers import files, naive
 from helpers.naive_chain import Layer
-from lstmcli.model.chain import LAYERS, Chain
+from lstmcli.model.chain import Chain
+from lstmcli.model.layers import LAYERS
 from lstmcli.model.tree import Bidirectional, Cell, Model, Stack
 
 FUNCTIONS = (

@@ -7,7 +7,7 @@ import llvmlite.ir as ir
 from numba import types
 from numba.extending import intrinsic
 
-from lstmcli.kernel.heads.call import DensePlace
+from lstmcli.kernel.heads.tables import DensePlace
 from lstmcli.kernel.layout import Shape
 from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma
 

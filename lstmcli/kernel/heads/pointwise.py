@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from lstmcli.kernel import activations
 from lstmcli.kernel.activations import CONSTANTS, clipped, expm1_parts
-from lstmcli.kernel.heads.call import FUNCTIONS, Place
+from lstmcli.kernel.heads.tables import FUNCTIONS, Place
 from lstmcli.kernel.layout import Shape
 from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, if_less
 

@@ -14,14 +14,14 @@ import numpy as np
 
 from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, UsageError, shown
-from lstmcli.model.chain import (
+from lstmcli.model.chain import Chain
+from lstmcli.model.layers import (
     ALPHAS,
     OVER_FEATURES,
     POINTWISE,
     POOLS,
     Activation,
     Affine,
-    Chain,
     Conv1D,
     Dense,
     Embedding,
@@ -122,9 +122,10 @@ class Builder:
         elif word.name in NOTHING:
             return
         else:
-            layer = function(word)
-            if layer is None:
+            made = function(word)
+            if made is None:
                 raise UsageError(f"--chain: {word} is no module of {self.where} and no function; {self.known()}")
+            layer = made
         self.layers.append(layer)
         self.names.append(word.name)
 

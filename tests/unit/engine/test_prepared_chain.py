@@ -8,7 +8,8 @@ from helpers import naive_chain
 from helpers.random_chains import as_chain, random_input, random_layers
 
 from lstmcli.engine.prepared_chain import PreparedChain, UnknownIdError
-from lstmcli.model.chain import Chain, Embedding, Flatten, Pool
+from lstmcli.model.chain import Chain
+from lstmcli.model.layers import Embedding, Flatten, Pool
 
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
