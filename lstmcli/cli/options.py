@@ -1,215 +1,221 @@
-"""Types and groups of options that several commands have."""
+"""The options that several commands have. `run` and `plan` hand all of theirs to job_of, which makes a Job of them."""
 
-import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from lstmcli.cli.command import option, option_group
+from lstmcli.cli.param_types import FILE_NAME, Duration, IntegerList, Names, NumberList, Size
+
 if TYPE_CHECKING:
     from lstmcli.run.job import Job
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-class IntegerList(click.ParamType):  # type: ignore[type-arg]
-    name = "N[,N...]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if not re.fullmatch(r"[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*", value):
-            self.fail(f"expected integers above 0, separated by commas, such as 64,32; got {value!r}", param, ctx)
-        return tuple(int(number) for number in value.split(","))
-
-
-class NumberList(click.ParamType):  # type: ignore[type-arg]
-    name = "X[,X...]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float | None, ...]:
-        try:
-            return tuple(None if number == "none" else float(number) for number in value.split(","))
-        except ValueError:
-            self.fail(f"expected numbers or none, separated by commas, such as 10,none; got {value!r}", param, ctx)
-
-
-class Size(click.ParamType):  # type: ignore[type-arg]
-    name = "size"
-    units: ClassVar = {
-        "": 1,
-        "K": 10**3,
-        "M": 10**6,
-        "G": 10**9,
-        "T": 10**12,
-        "KI": 2**10,
-        "MI": 2**20,
-        "GI": 2**30,
-        "TI": 2**40,
-    }
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([KMGT]?I?)B?", value.upper())
-        if not match or match[2] not in self.units or not (size := int(float(match[1]) * self.units[match[2]])):
-            self.fail(f"expected a size such as 500MB, 1.5GB or 2GiB; got {value!r}", param, ctx)
-        return size
-
-
-class Duration(click.ParamType):  # type: ignore[type-arg]
-    name = "time"
-    units: ClassVar = {"D": 86400, "H": 3600, "M": 60, "S": 1, "": 1}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        parts = re.findall(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([DHMS]?)", value.upper())
-        if not parts or "".join(number + unit for number, unit in parts) != value.upper():
-            self.fail(f"expected a time such as 90s, 55m or 1h30m; got {value!r}", param, ctx)
-        return sum(float(number) * self.units[unit] for number, unit in parts)
-
-
-class Names(click.ParamType):  # type: ignore[type-arg]
-    name = "list"
-
-    def __init__(self, *known: str) -> None:
-        self.known = known
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[str]:
-        names = value.split(",")
-        if unknown := [name for name in names if name not in self.known]:
-            self.fail(f"expected names of {', '.join(self.known)}, separated by commas; got {unknown[0]!r}", param, ctx)
-        return frozenset(names)
-
-
-def with_options(*options: Any) -> Callable[[Function], Function]:
-    """A decorator that adds these options, in this order."""
-
-    def add(command: Function) -> Function:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-# What checkpoints of TensorFlow do not hold, and new cells may have.
-about_cells = with_options(
-    click.option("--forget-bias", type=NumberList(), help="Of new cells, or of a TensorFlow 1 checkpoint.  [default: 1]"),
-    click.option("--cell-clip", type=NumberList(), help="Likewise the limit of c.  [default: none]"),
-    click.option("--projection-clip", type=NumberList(), help="Likewise the limit of the projected h.  [default: none]"),
-    click.option("--activation", metavar="NAME", help="Likewise the activation of candidate and output.  [default: tanh]"),
+input_options = option_group(
+    option(
+        "Input",
+        "-i",
+        "--input",
+        type=FILE_NAME,
+        metavar="PATH",
+        help="The sequences, an array (sequences, steps, features): an .npy or HDF5 file, or - for an NPY stream on standard "
+        "input. FILE.h5::/NAME names a dataset of an HDF5 file.",
+    ),
+    option(
+        "Input",
+        "--time-major",
+        is_flag=True,
+        help="The input is an array (steps, sequences, features). The outputs never are.",
+    ),
+    option(
+        "Input",
+        "-l",
+        "--lens",
+        type=FILE_NAME,
+        metavar="PATH",
+        show_default="the dataset lengths, lens or sequence_length beside an HDF5 input",
+        help="The length of each sequence: an .npy file, FILE.h5::/NAME, or text with an integer on each line; none: every "
+        "sequence is full. The valid steps come first in each row, and padding stands behind them.",
+    ),
+    option(
+        "Input",
+        "--initial-state",
+        type=FILE_NAME,
+        metavar="FILE",
+        show_default="zeros",
+        help="Start where an earlier run ended: its result, the NPZ file of its --states, or FILE.h5::/GROUP.",
+    ),
+    option(
+        "Input",
+        "--nonfinite",
+        type=click.Choice(["error", "warn", "pass"]),
+        default="warn",
+        help="What to do about NaN and Inf in valid steps: error refuses them, warn counts them, pass does not look.",
+    ),
+    option(
+        "Input",
+        "--follow-links",
+        is_flag=True,
+        help="Accept HDF5 inputs that are links to other files, virtual, or stored in external files.",
+    ),
 )
-residual = click.option(
+# What checkpoints of TensorFlow do not hold, and new layers may have.
+cell_options = option_group(
+    option(
+        "Model",
+        "--forget-bias",
+        type=NumberList(),
+        show_default="1",
+        help="What is added to the forget gate of new layers, or of those of a TensorFlow 1 checkpoint.",
+    ),
+    option(
+        "Model",
+        "--cell-clip",
+        type=NumberList(),
+        show_default="none",
+        help="The limit of the cell state c of new layers, or of those of a TensorFlow 1 checkpoint.",
+    ),
+    option(
+        "Model",
+        "--projection-clip",
+        type=NumberList(),
+        show_default="none",
+        help="The limit of the projected h of new layers, or of those of a TensorFlow 1 checkpoint.",
+    ),
+    option(
+        "Model",
+        "--activation",
+        metavar="NAME",
+        show_default="tanh",
+        help="The activation of candidate and output in new layers, or in weights that do not name it: tanh, relu, sigmoid, "
+        "softsign, softplus, elu or linear.",
+    ),
+)
+residual = option(
+    "Model",
     "--residual",
     is_flag=False,
     flag_value="upper",
     metavar="[LAYERS]",
-    help="Layers whose input is added to their output: all but the lowest, or of read weights also all, numbers such as 0,2, "
-    "or whole: around the whole model.",
+    help="Add the input of layers to their output; without LAYERS, of all but the lowest. For read weights LAYERS may also be "
+    "all, numbers such as 0,2, or whole, which is around the whole model.",
 )
-about_weights = with_options(
-    click.option(
+weight_options = option_group(
+    option(
+        "Model",
         "--select",
         multiple=True,
         metavar="PREFIX",
-        help="Of several LSTMs in FILE, the one whose name is or begins with this. Given again, in commas, or as 'rnns.*': "
-        "a stack from bottom to top; fw=A with bw=B: a bidirectional pair.",
+        help="Where a file holds several LSTMs, take the one whose name is PREFIX or begins with it. Several of them, given "
+        "again, with commas, or as 'rnns.*', are a stack from bottom to top; fw=A and bw=B are a bidirectional pair.",
     ),
-    about_cells,
-    click.option(
+    cell_options,
+    option(
+        "Model",
         "--recurrent-activation",
         metavar="NAME",
-        help="Of the gates of read weights: sigmoid, hard_sigmoid, or hard_sigmoid_keras2.  [default: sigmoid]",
+        show_default="sigmoid",
+        help="The activation of the gates in read weights that do not name it: sigmoid, hard_sigmoid or hard_sigmoid_keras2.",
     ),
-    click.option(
-        "--merge", metavar="NAME", help="Of the directions of read weights: concat, sum, mean or mul.  [default: concat]"
+    option(
+        "Model",
+        "--merge",
+        metavar="NAME",
+        show_default="concat",
+        help="How read weights that do not say it merge the two directions: concat, sum, mean or mul.",
     ),
 )
-about_new_cells = with_options(
-    click.option("--peepholes", is_flag=True, help="New cells have them."),
-    click.option("--projection", type=click.IntRange(min=1), metavar="N", help="Width to which new cells project h."),
-    click.option("--bidirectional", is_flag=True, help="Every new layer has a cell for each direction, side by side."),
+new_model_options = option_group(
+    option("Model", "--bidirectional", is_flag=True, help="Every new layer runs in both directions, side by side."),
+    option("Model", "--peepholes", is_flag=True, help="New layers have peephole connections."),
+    option("Model", "--projection", type=click.IntRange(min=1), metavar="N", help="New layers project h to width N."),
 )
-about_input = with_options(
-    click.option(
-        "-i",
-        "--input",
-        metavar="PATH",
-        help="Input (sequences, steps, features): .npy, HDF5, or - for an NPY stream. file.h5::/name names a dataset.",
+model_options = option_group(
+    option(
+        "Model",
+        "-u",
+        "--units",
+        type=IntegerList(),
+        help="Make a new model: the units of each layer from bottom to top, with weights from --seed.",
     ),
-    click.option("--time-major", is_flag=True, help="The input is (steps, sequences, features). The outputs never are."),
-    click.option(
-        "-l",
-        "--lens",
-        metavar="PATH",
-        help="Lengths: .npy, file.h5::/name, or text with one integer a line; none: all full. "
-        "[default: lengths, lens or sequence_length beside an HDF5 input]",
-    ),
-    click.option("-u", "--units", type=IntegerList(), help="Units of each layer, bottom to top, with new weights from --seed."),
-    click.option(
+    option(
+        "Model",
         "-w",
         "--weights",
+        type=FILE_NAME,
         metavar="FILE",
-        help="Instead of --units: model file, result of an earlier run, or weights of PyTorch, Keras, TensorFlow 1 or ONNX.",
+        help="Take the model of a file instead: a model file, a result of an earlier run, or weights of PyTorch, Keras, "
+        "TensorFlow 1 or ONNX.",
     ),
-    about_new_cells,
+    option(
+        "Model",
+        "--seed",
+        type=click.IntRange(min=0),
+        metavar="N",
+        show_default="0",
+        help="The seed of new weights. The same seed gives the same weights on any machine.",
+    ),
+    new_model_options,
     residual,
-    about_weights,
-    click.option("--seed", type=click.IntRange(min=0), help="Of the new weights: the same on any machine.  [default: 0]"),
-    click.option(
-        "--initial-state",
-        metavar="FILE",
-        help="Start where an earlier run ended: its result, the NPZ of its --states, or file.h5::/group.  [default: zeros]",
-    ),
+    weight_options,
 )
-about_result = with_options(
-    click.option(
+result_options = option_group(
+    option(
+        "Output",
         "--save",
         type=Names("outputs", "states", "cells", "layers"),
         default="outputs,states",
-        show_default=True,
-        help="What the result holds.",
+        help="What an HDF5 result holds: names of outputs, states, cells (c of the top layer at every step) and layers (the "
+        "outputs of every layer), separated by commas.",
     ),
-    click.option(
+)
+computing_options = option_group(
+    option(
+        "Computing",
         "--dtype",
         type=click.Choice(["float32", "float64"]),
         default="float32",
-        show_default=True,
-        help="What to compute in.",
+        help="The number format to compute in. The outputs have it as well.",
     ),
-    click.option(
-        "--nonfinite",
-        type=click.Choice(["error", "warn", "pass"]),
-        default="warn",
-        show_default=True,
-        help="What to do about NaN or Inf in valid steps; pass: do not look.",
+    option(
+        "Computing",
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        show_default="the CPUs that this process may use",
+        help="Compute with at most N threads. Their number changes no bit of the result.",
     ),
-    click.option("--follow-links", is_flag=True, help="Let HDF5 inputs be links, virtual, or in external files."),
-)
-about_machine = with_options(
-    click.option(
-        "--threads", type=click.IntRange(min=1), help="At most so many.  [default: the CPUs that this process may use]"
-    ),
-    click.option(
+    option(
+        "Computing",
         "--max-memory",
         type=Size(),
         default="1GB",
-        show_default=True,
-        help="Of the whole program, whatever the file's size.",
+        help="Memory for the whole program, whatever the size of the files: 500MB, 1.5GB, 2GiB.",
     ),
 )
-
-
-stop_after = click.option(
-    "--stop-after",
-    type=Duration(),
-    metavar="TIME",
-    help="Stop in order after so long, such as 55m or 1h30m; --resume goes on.",
+overwrite = option("Output", "--overwrite", is_flag=True, help="Replace an existing file, once the new one is complete.")
+stop_options = option_group(
+    option(
+        "Stop and resume",
+        "--resume",
+        is_flag=True,
+        help="Go on where an earlier run was stopped or killed. If there is none, begin.",
+    ),
+    option(
+        "Stop and resume",
+        "--stop-after",
+        type=Duration(),
+        help="Stop in good order after this time: 55m, 1h30m, 90s, or a number of seconds. --resume goes on.",
+    ),
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
-quiet = click.option("-q", "--quiet", is_flag=True, help="Print neither summary nor progress.")
-progress = click.option(
+as_json = option("Messages", "--json", is_flag=True, help="Print one JSON object instead of text.")
+quiet = option("Messages", "-q", "--quiet", is_flag=True, help="Print neither the summary nor the progress.")
+progress = option(
+    "Messages",
     "--progress",
     type=click.Choice(["auto", "bar", "log", "none"]),
     default="auto",
-    show_default=True,
-    help="On stderr; auto: a bar on a terminal, else a line now and then.",
+    help="How to show progress on standard error: a bar, or a line every ten seconds (log). auto takes the bar on a terminal.",
 )
 
 
@@ -237,6 +243,6 @@ def given(ctx: click.Context) -> dict[str, Any]:
 
 def refuse_given(ctx: click.Context, allowed: set[str], why: str) -> None:
     """UsageError for any other option."""
-    for option in ctx.command.params:
-        if option.name in given(ctx).keys() - allowed:
-            raise click.UsageError(f"{max(option.opts, key=len)}: {why}")
+    for param in ctx.command.params:
+        if param.name in given(ctx).keys() - allowed:
+            raise click.UsageError(f"{max(param.opts, key=len)}: {why}")

@@ -1,0 +1,99 @@
+"""The commands' common part: `--help` with options under headings, and the Terminal that a command prints to."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from lstmcli.cli.report.terminal import Terminal
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+HEADINGS = ("Input", "Model", "Output", "Computing", "Stop and resume", "Cluster", "Messages")
+NAMES_WIDTH = 26  # of the column of options; a longer one has a line of its own
+ABOUT_TERMINAL = ("json", "quiet", "progress")
+
+
+class Option(click.Option):
+    """An option that `--help` shows under a heading."""
+
+    def __init__(self, *names: Any, heading: str, **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        self.heading = heading
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """Leaves out the range of a number, and the brackets around a default that is told in words."""
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        if isinstance(self.show_default, str):
+            extra["default"] = self.show_default
+        return extra
+
+
+def option(heading: str, *names: str, **settings: Any) -> Callable[[Function], Function]:
+    """Does what click.option does, for an option under one of HEADINGS."""
+    return click.option(*names, cls=Option, heading=heading, **{"show_default": True} | settings)
+
+
+def option_group(*decorators: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    """Makes one decorator of several, so that commands can share a list of options. They stand in --help in this order."""
+
+    def add(function: Function) -> Function:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return add
+
+
+class Helped(click.Command):
+    """A command whose help ends with examples and the pages to read on."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), topics: Sequence[str] = (), **settings: Any) -> None:
+        """examples: command lines. topics: pages of `lstmcli help`."""
+        super().__init__(*args, **settings)
+        self.examples, self.topics = examples, topics
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """Gives the option its heading, and no environment variable: LSTMCLI_HELP must not end every command."""
+        found = super().get_help_option(ctx)
+        if found:
+            found.help, found.allow_from_autoenv = "Show this message and exit.", False
+        return found
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, lines in (("Examples", self.examples), ("Read on", [f"lstmcli help {topic}" for topic in self.topics])):
+            if lines:
+                with formatter.section(title):
+                    for line in lines:
+                        formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+class Command(Helped):
+    """A command that is given a Terminal, made of --json, --quiet and --progress, as its argument `terminal`."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options under their headings, all in the same two columns."""
+        sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record and isinstance(param, click.Option):
+                sections[getattr(param, "heading", HEADINGS[-1])].append(record)
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl([(f"{names:{NAMES_WIDTH}}", text) for names, text in records], NAMES_WIDTH)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        chosen = {name: ctx.params.pop(name) for name in ABOUT_TERMINAL if name in ctx.params}
+        ctx.params["terminal"] = Terminal(**chosen)
+        return super().invoke(ctx)
+
+
+class Group(Helped, click.Group):
+    """A group that lists its commands in the order in which they were added."""
+
+    command_class = Command
+    group_class = type
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)

@@ -1,0 +1,131 @@
+"""`lstmcli model`: making, importing, exporting and showing model files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lstmcli.cli.command import Group, option
+from lstmcli.cli.options import as_json, cell_options, new_model_options, overwrite, residual, weight_options
+from lstmcli.cli.param_types import FILE_NAME, IntegerList
+
+if TYPE_CHECKING:
+    from lstmcli.cli.report.terminal import Terminal
+
+output = option("Output", "-o", "--output", type=FILE_NAME, metavar="FILE", required=True, help="The model file to make.")
+
+
+@click.group(cls=Group, short_help="Make, convert and look at model files.")
+def model() -> None:
+    """Make model files, of new weights or of another framework's, and look at them."""
+
+
+@model.command(
+    short_help="Make a model with new weights.",
+    examples=["lstmcli model init --input-size 20 --units 64,64 --bidirectional -o model.h5"],
+)
+@option(
+    "Model", "--input-size", type=click.IntRange(min=1), metavar="N", required=True, help="The number of features of a step."
+)
+@option("Model", "-u", "--units", type=IntegerList(), required=True, help="The units of each layer, from bottom to top.")
+@option(
+    "Model",
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    help="The seed of the weights. The same seed gives the same weights on any machine.",
+)
+@new_model_options
+@option("Model", "--residual", is_flag=True, help="Every layer but the lowest adds its input to its output.")
+@cell_options
+@output
+@overwrite
+def init(
+    terminal: "Terminal",
+    input_size: int,
+    units: tuple[int, ...],
+    seed: int,
+    output: str,
+    overwrite: bool,
+    bidirectional: bool,
+    residual: bool,
+    **options: Any,
+) -> None:
+    """Make a model file with TensorFlow's initial weights: Glorot-uniform kernels, zero bias, forget_bias 1."""
+    from lstmcli.cli.report.model_report import model_facts, model_tree
+    from lstmcli.model.model_file import save_model
+    from lstmcli.model.new_weights import CellOptions, init_model
+
+    made = init_model(input_size, units, seed, CellOptions.chosen(**options), bidirectional, residual)
+    save_model(made, Path(output), overwrite)
+    terminal.print_drawing(model_facts(made), lambda: model_tree(made, output))
+
+
+@model.command(
+    "import",
+    short_help="Make a model file of weights from elsewhere.",
+    examples=[
+        "lstmcli model import checkpoint.pt -o model.h5",
+        "lstmcli model import model.ckpt.index --select encoder -o model.h5",
+    ],
+)
+@click.argument("file", type=FILE_NAME)
+@weight_options
+@residual
+@output
+@overwrite
+def import_(terminal: "Terminal", file: str, output: str, overwrite: bool, **choices: Any) -> None:
+    """Make a model file of what PyTorch (.safetensors, .pt), Keras (.keras, .h5), TensorFlow 1 (X.index) or ONNX wrote.
+
+    Prints which tensor became which field of which layer, what was left out, and what was assumed. Nothing in FILE is run.
+    """
+    from lstmcli.cli.report.model_report import import_rows
+    from lstmcli.model.model_file import save_model
+    from lstmcli.weights.load import Choices, load_weights
+
+    found = load_weights(file, Choices(**choices))
+    save_model(found.model, Path(output), overwrite)
+    terminal.print_rows({}, import_rows(found, file, output))
+
+
+@model.command(
+    short_help="Write weights as torch.nn.LSTM takes them.",
+    examples=["lstmcli model export model.h5 -o model.safetensors"],
+)
+@click.argument("file", type=FILE_NAME)
+@option("Output", "-o", "--output", type=FILE_NAME, metavar="FILE", required=True, help="The .safetensors file to make.")
+@overwrite
+def export(terminal: "Terminal", file: str, output: str, overwrite: bool) -> None:
+    """Write the weights of a model as safetensors, under the names of torch.nn.LSTM, where PyTorch can express the model.
+
+    forget_bias goes into bias_ih; bias_hh is what float32 cannot hold of a sum, mostly zeros.
+    """
+    from lstmcli.cli.report.model_report import export_rows
+    from lstmcli.weights.load import Choices, load_weights
+    from lstmcli.weights.pytorch import export as write
+
+    found = load_weights(file, Choices())
+    for warning in found.warnings():
+        terminal.warn(warning)
+    tensors = write(found.model, Path(output), overwrite)
+    terminal.print_rows({}, export_rows(tensors, output))
+
+
+@model.command(
+    short_help="Show a model's layers, shapes and parameters.",
+    examples=["lstmcli model show model.h5", "lstmcli model show result.lstm.h5 --json"],
+)
+@click.argument("file", type=FILE_NAME)
+@weight_options
+@residual
+@as_json
+def show(terminal: "Terminal", file: str, **choices: Any) -> None:
+    """Show the layers, shapes and parameter counts of a model file, of the model in a result, or of weights from elsewhere."""
+    from lstmcli.cli.report.model_report import model_facts, model_tree
+    from lstmcli.weights.load import Choices, load_weights
+
+    found = load_weights(file, Choices(**choices))
+    for note in (*found.notes, *found.warnings()):
+        terminal.note(note)
+    terminal.print_drawing(model_facts(found.model), lambda: model_tree(found.model, file))

@@ -1,0 +1,73 @@
+"""What the values of options look like: lists, sizes, durations, names of files."""
+
+import re
+from typing import Any, ClassVar
+
+import click
+
+# A name of a file, for the shell's completion: click looks at no file. `file.h5::/dataset` and - are such names as well.
+FILE_NAME = click.Path(readable=False)
+
+
+class IntegerList(click.ParamType):  # type: ignore[type-arg]
+    name = "N[,N...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if not re.fullmatch(r"[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*", value):
+            self.fail(f"expected integers above 0, separated by commas, such as 64,32; got {value!r}", param, ctx)
+        return tuple(int(number) for number in value.split(","))
+
+
+class NumberList(click.ParamType):  # type: ignore[type-arg]
+    name = "X[,X...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float | None, ...]:
+        try:
+            return tuple(None if number == "none" else float(number) for number in value.split(","))
+        except ValueError:
+            self.fail(f"expected numbers or none, separated by commas, such as 10,none; got {value!r}", param, ctx)
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]
+    name = "size"
+    units: ClassVar = {
+        "": 1,
+        "K": 10**3,
+        "M": 10**6,
+        "G": 10**9,
+        "T": 10**12,
+        "KI": 2**10,
+        "MI": 2**20,
+        "GI": 2**30,
+        "TI": 2**40,
+    }
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([KMGT]?I?)B?", value.upper())
+        if not match or match[2] not in self.units or not (size := int(float(match[1]) * self.units[match[2]])):
+            self.fail(f"expected a size such as 500MB, 1.5GB or 2GiB; got {value!r}", param, ctx)
+        return size
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    name = "time"
+    units: ClassVar = {"D": 86400, "H": 3600, "M": 60, "S": 1, "": 1}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        parts = re.findall(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([DHMS]?)", value.upper())
+        if not parts or "".join(number + unit for number, unit in parts) != value.upper():
+            self.fail(f"expected a time such as 90s, 55m or 1h30m; got {value!r}", param, ctx)
+        return sum(float(number) * self.units[unit] for number, unit in parts)
+
+
+class Names(click.ParamType):  # type: ignore[type-arg]
+    name = "list"
+
+    def __init__(self, *known: str) -> None:
+        self.known = known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[str]:
+        names = value.split(",")
+        if unknown := [name for name in names if name not in self.known]:
+            self.fail(f"expected names of {', '.join(self.known)}, separated by commas; got {unknown[0]!r}", param, ctx)
+        return frozenset(names)

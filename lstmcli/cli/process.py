@@ -1,0 +1,120 @@
+"""The process around a command: its descriptors, its environment, and how it ends."""
+
+import os
+import shlex
+import sys
+import threading
+from contextlib import suppress
+from typing import NamedTuple, NoReturn
+
+import click
+
+from lstmcli.errors import LstmcliError, StoppedError, StorageError
+
+IO_ERROR = StorageError.exit_code
+LIMITS = "is something full, or a limit too low (ulimit -a)?"
+
+
+class Ending(NamedTuple):
+    """What an error that is not of lstmcli's own kinds means for the user."""
+
+    code: int
+    message: str
+
+
+# The first kind that fits counts. Errors of files are LstmcliErrors: an OSError here is of standard output or of a library.
+ENDINGS: dict[type[BaseException], Ending] = {
+    KeyboardInterrupt: Ending(130, "interrupted"),
+    click.Abort: Ending(130, "interrupted"),
+    MemoryError: Ending(1, "out of memory; a smaller --max-memory or a smaller model takes less"),
+    ImportError: Ending(1, "{error}; the installation is incomplete: reinstall lstmcli"),
+    OSError: Ending(IO_ERROR, f"{{error}}; {LIMITS}"),
+    SystemError: Ending(1, f"{{error}}; {LIMITS}"),
+}
+NO_THREAD = Ending(1, "{error}: out of memory, or a limit is too low (ulimit -a); fewer --threads take less")
+
+
+def prepare() -> None:
+    """Opens standard descriptors that were closed, and sets what libraries read from the environment when they are loaded."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: no file of ours may take its number, and with it what is printed
+            os.open(os.devnull, os.O_RDWR)
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    # libhdf5 must not search for filter plugins, which are libraries that it would run.
+    os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy starts a thread for every CPU; only `bench` uses its products
+
+
+def discard(descriptor: int) -> None:
+    """Sends nowhere what is still written to a descriptor, so that buffered text does not fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Ends the process with the line and the exit code of an expected error; raises any other error, which is a bug.
+
+    With LSTMCLI_TRACEBACK=1 the traceback is printed above the line, with the errors that caused this one.
+    """
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        end(error.exit_code, error.format_message())
+    ending = ending_of(error)
+    if ending is None:
+        raise error
+    if os.environ.get("LSTMCLI_TRACEBACK"):
+        import traceback
+
+        with suppress(OSError):
+            traceback.print_exception(error)
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in ending.message.replace("\n", " "))
+    end(ending.code, f"lstmcli: {line}")
+
+
+def ending_of(error: BaseException) -> Ending | None:
+    """Returns the exit code and the message of an expected error, None for a bug."""
+    if isinstance(error, click.ClickException):
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f" (see {context.command_path} --help)" if context else ""
+        return Ending(error.exit_code, error.format_message() + hint)
+    if isinstance(error, StoppedError):
+        return Ending(error.exit_code, f"{error}; go on with: {resuming(sys.argv)}")
+    if isinstance(error, LstmcliError):
+        return Ending(error.exit_code, str(error))
+    found = next((ending for kind, ending in ENDINGS.items() if isinstance(error, kind)), None)
+    if found is None and starts_a_thread(error):
+        found = NO_THREAD
+    if found is None:
+        return None
+    code = 1 if isinstance(error, OSError) and not error.errno else found.code  # a library's own complaint has no number
+    return Ending(code, found.message.format(error=error))
+
+
+def starts_a_thread(error: BaseException) -> bool:
+    """Says whether the error comes from the start of a thread: the system had no memory or no number left for it."""
+    place = error.__traceback__
+    while place and place.tb_next:
+        place = place.tb_next
+    return isinstance(error, RuntimeError) and place is not None and place.tb_frame.f_code is threading.Thread.start.__code__
+
+
+def resuming(argv: list[str]) -> str:
+    """Returns the command, quoted for a shell, that goes on with the run of this one."""
+    words = [shell_word(word) for word in argv[1:] if word != "--resume"]
+    return " ".join(["lstmcli", *words, "--resume"])
+
+
+def shell_word(word: str) -> str:
+    """Quotes a word for a shell, as bash's $'...' where it holds what a terminal must not get or what breaks the line."""
+    if word.isprintable():
+        return shlex.quote(word)
+    plain = (chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}" for byte in os.fsencode(word))
+    return f"$'{''.join(plain)}'"
+
+
+def end(code: int, message: str = "") -> NoReturn:
+    """Ends the process with this code, even if the message cannot be printed."""
+    with suppress(OSError):
+        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+    # Everything is on disk. Taking LLVM and the interpreter apart in order would take longer than a small run.
+    os._exit(code)

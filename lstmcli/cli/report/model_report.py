@@ -1,0 +1,84 @@
+"""What models and weights look like: the tree of layers, which tensor became what, which were written."""
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from lstmcli.errors import shown
+from lstmcli.model.tree import CELL_OPTIONS, Cell, Model
+
+if TYPE_CHECKING:
+    from lstmcli.blocks import Floats
+    from lstmcli.weights.load import Imported
+
+SLOT = re.compile(
+    r"(^|[./])(optimizers?(_states?|_weights)?|optim)[./]|(^|[./])(max_)?exp_avg(_sq)?s?([./]|$)|[./]momentum_buffer([./]|$)"
+    r"|/(Adam|Adagrad|Adadelta|Momentum|RMSProp|Ftrl|AdamW|LAMB)(Optimizer)?(_\d+)?$|(^|/)beta[12]_power(_\d+)?$"
+    r"|/\.OPTIMIZER_SLOT/|(^|/)(training/)?(Adam|AdamW|SGD|RMSprop|Adagrad)/"
+)
+
+
+def model_facts(model: Model) -> dict[str, Any]:
+    """Returns the facts of a model for JSON."""
+    sizes = {"input_size": model.input_size, "output_size": model.output_size, "parameters": model.parameters()}
+    return sizes | {"model": model.config()}
+
+
+def model_tree(model: Model, name: str) -> Any:
+    """Draws a model as rich's tree, with shapes and numbers of parameters."""
+    from rich.tree import Tree
+
+    root = Tree(label(shown(name), model))
+    grow(root, model)
+    return root
+
+
+def label(name: str, model: Model) -> str:
+    config = model.config()
+    chosen = "".join(f", {option} {config[option]}" for option in ("merge", *CELL_OPTIONS) if option in config)
+    return f"{name}: {model.kind}, {model.input_size} to {model.output_size}, {model.parameters():,} parameters{chosen}"
+
+
+def grow(branch: Any, model: Model) -> None:
+    if isinstance(model, Cell):
+        for name, weight in model.weights().items():
+            branch.add(f"{name} {weight.shape} {weight.dtype}")
+    for name, child in model.children().items():
+        grow(branch.add(label(name, child)), child)
+
+
+def import_rows(found: "Imported", name: str, output: str) -> Iterator[tuple[str, str]]:
+    """Yields which tensor became which field, what was left out, and what was assumed."""
+    yield "weights", f"{shown(name)}  {found.kind}"
+    for k, mapped in enumerate(found.mapping):
+        text = f"{shown(mapped.name)} {mapped.shape} -> {mapped.path} {mapped.field}, {mapped.how}"
+        yield "mapping" if k == 0 else "", text
+    for k, text in enumerate(left_out(found)):
+        yield "left out" if k == 0 else "", text
+    for note in found.notes:
+        yield "note", note
+    for text in found.assumed:
+        yield "assumed", text
+    yield "output", shown(output)
+
+
+def left_out(found: "Imported") -> Iterator[str]:
+    """Yields each tensor and layer that is no part of the model; an optimizer's tensors in one line."""
+    slots = [tensor for tensor in found.left_out if is_slot(tensor.name)]
+    yield from (str(tensor) for tensor in found.left_out if tensor not in slots)
+    if slots:
+        yield f"{len(slots)} tensor{'s' * (len(slots) > 1)} of an optimizer, such as {slots[0]}"
+    for place in ("before", "after"):
+        yield from (f"{shown(name)}, {place} the LSTM" for name in getattr(found, place))
+
+
+def is_slot(name: str) -> bool:
+    """Says whether a tensor is what an optimizer of PyTorch, Keras or TensorFlow keeps beside the weights."""
+    return bool(SLOT.search(name))
+
+
+def export_rows(tensors: "dict[str, Floats]", output: str) -> Iterator[tuple[str, str]]:
+    """Yields the tensors of an exported model."""
+    for k, (name, tensor) in enumerate(tensors.items()):
+        yield "tensors" if k == 0 else "", f"{name} {tensor.shape} {tensor.dtype}"
+    yield "output", shown(output)

@@ -1,0 +1,107 @@
+"""What a run, a plan and a merge say of themselves: lines of a name and a text, out of the facts that --json prints."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lstmcli.errors import shown
+
+Rows = Iterator[tuple[str, str]]
+
+
+def run_rows(facts: dict[str, Any]) -> Rows:
+    """Yields the summary of a run, or of a dry run."""
+    yield from work_rows(facts)
+    if facts["part"]:
+        yield "part", f"sequences {facts['part'][0]:,} to {facts['part'][1] - 1:,} of the whole"
+    if facts.get("scheduler"):
+        yield "scheduler", f"{shown(facts['scheduler'])}, {facts['tasks']:,} tasks"
+    if facts["initial_state"]:
+        yield "start", f"from {shown(facts['initial_state'])}"
+    stored = "" if facts["outputs"]["stored"] else "  not stored"
+    yield "outputs", f"{shape(facts['outputs']['shape'])} {facts['outputs']['dtype']}{stored}"
+    for k, state in enumerate(facts["state"]):
+        yield "states" if k == 0 else "", f"{shape(state['shape'])} {state['dtype']}  {state['path']}"
+    threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+    if facts["dry_run"]:
+        yield "steps", f"{facts['valid_steps']:,} valid, {threads}; dry run: nothing computed or written"
+    else:
+        speed = f"{facts['seconds']:.3g} s, {facts['steps_per_second']:,} steps/s, {threads}"
+        yield "steps", f"{facts['valid_steps']:,} valid in {speed}"
+    if facts["output"] == "-":
+        yield "output", "standard output; the model is not kept, its seed or file repeats it"
+    else:
+        yield "output", shown(facts["output"])
+    yield from companion_rows(facts)
+    if after := facts["left_out"]["after"]:
+        yield "left out", f"after the LSTM: {shown(', '.join(after))}"
+    if facts["output"] == "-" and not facts["states"]:
+        yield "", "the final states are not kept: --states FILE keeps them"
+
+
+def plan_rows(facts: dict[str, Any]) -> Rows:
+    """Yields what a run is cut into; for a dry run also each part."""
+    yield from work_rows(facts)
+    steps = [part["steps"] for part in facts["parts"]]
+    yield "parts", f"{len(steps):,} of {min(steps):,} to {max(steps):,} valid steps"
+    for part in facts["parts"] if facts["dry_run"] else ():
+        first, stop = part["rows"]
+        text = f"{part['part']:4}  sequences {first:,} to {stop - 1:,}, {part['steps']:,} steps, "
+        yield "", text + f"reads {part['bytes_read']:,} bytes, stores {part['bytes_stored']:,}"
+    yield "memory", f"at most {facts['max_memory']:,} bytes each: --max-memory"
+    yield "plan", f"{shown(facts['plan'])}{'  dry run: not written' * facts['dry_run']}"
+
+
+def merge_rows(facts: dict[str, Any]) -> Rows:
+    """Yields what a merge joined."""
+    yield "parts", f"{facts['parts']:,}, all right  {shown(facts['plan'])}"
+    for k, array in enumerate(facts["arrays"]):
+        yield "" if k else "arrays", f"{shape(array['shape'])} {array['dtype']}  {array['path']}"
+    yield "output", shown(facts["output"])
+    yield from companion_rows(facts)
+
+
+def work_rows(facts: dict[str, Any]) -> Rows:
+    """Yields what goes into a run: its input, lengths and model."""
+    source, lengths, model = facts["input"], facts["lengths"], facts["model"]
+    order = ", time-major" if source["time_major"] else ""
+    yield "input", f"{shape(source['shape'])} {source['dtype']}{order}  {shown(source['path'])}"
+    origin = f"  {shown(lengths['from'])}" if lengths["from"] else "  all full: no lengths given"
+    yield (
+        "lengths",
+        f"min {lengths['min']}, mean {lengths['mean']:.1f}, max {lengths['max']}; "
+        f"{facts['padding_fraction']:.1%} padding, skipped{origin}",
+    )
+    units = ", ".join(str(n) for n in model["units"])
+    yield "model", f"LSTM of {units} units, {model['parameters']:,} parameters  {shown(model['from'])}"
+
+
+def companion_rows(facts: dict[str, Any]) -> Rows:
+    """Yields the files that are made beside the output."""
+    for name in ("states", "model_file"):
+        if facts[name]:
+            yield "", shown(facts[name])
+
+
+def weight_warnings(facts: dict[str, Any]) -> Iterator[str]:
+    """Yields what of the weights nobody should miss, whether or not they want a summary."""
+    yield from facts["assumed"]
+    if before := facts["left_out"]["before"]:
+        from lstmcli.weights.draft import left_out_before
+
+        yield left_out_before(before)
+
+
+def fact_rows(facts: dict[str, Any]) -> Rows:
+    """Yields named facts as they are."""
+    for name, value in facts.items():
+        yield name, in_words(value)
+
+
+def in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {in_words(part)}" for name, part in value.items())
+    return {"True": "yes", "False": "no", "None": "none"}.get(str(value), str(value))
+
+
+def shape(sizes: list[int]) -> str:
+    return str(tuple(sizes))

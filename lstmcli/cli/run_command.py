@@ -1,0 +1,163 @@
+"""`lstmcli run`: a model over a file."""
+
+import gc
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lstmcli.cli.command import Command, option
+from lstmcli.cli.options import (
+    as_json,
+    computing_options,
+    given,
+    input_options,
+    job_of,
+    model_options,
+    overwrite,
+    progress,
+    quiet,
+    refuse_given,
+    result_options,
+    stop_options,
+)
+from lstmcli.cli.param_types import FILE_NAME
+
+if TYPE_CHECKING:
+    from lstmcli.cli.report.terminal import Terminal
+
+OF_A_SHARD = {"threads", "max_memory", "overwrite", "resume", "dry_run"}  # fields of Job that are not for the plan to say
+
+
+@click.command(
+    cls=Command,
+    short_help="Run a model over a file of sequences.",
+    examples=[
+        "lstmcli run --input x.h5 --lens lens.npy --units 7",
+        "lstmcli run -i speech.h5::/embeddings -w model.h5 -o out.npy",
+        "make-embeddings | lstmcli run -i - -l lens.npy -w model.h5 -o - | use-outputs",
+        "lstmcli run --plan plan.json --shard 3",
+    ],
+)
+@input_options
+@model_options
+@option(
+    "Output",
+    "-o",
+    "--output",
+    type=FILE_NAME,
+    metavar="PATH",
+    show_default="INPUT.lstm.h5 in this folder",
+    help="The result: .h5 or .hdf5 holds everything, .npy the outputs alone; - writes them to standard output as NPY.",
+)
+@option(
+    "Output",
+    "--states",
+    type=FILE_NAME,
+    metavar="PATH",
+    show_default="NAME.states.npz beside NAME.npy; none with -",
+    help="An NPZ file for the final states, where the output is not HDF5.",
+)
+@result_options
+@overwrite
+@option("Output", "--dry-run", is_flag=True, help="Check everything and print the summary, but compute and write nothing.")
+@computing_options
+@stop_options
+@option("Cluster", "--plan", type=FILE_NAME, metavar="PLAN", help="Make one part of a plan that `lstmcli plan` wrote.")
+@option(
+    "Cluster",
+    "--shard",
+    metavar="K",
+    help="Which part of the plan to make, from 1 on; auto takes the task's number from the scheduler of the cluster.",
+)
+@option(
+    "Cluster",
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Let a Dask cluster compute: tcp://HOST:PORT, tls://HOST:PORT, a scheduler file, or local:N for N processes here.",
+)
+@as_json
+@quiet
+@progress
+@click.pass_context
+def run(
+    ctx: click.Context,
+    /,
+    terminal: "Terminal",
+    stop_after: float | None,
+    plan: str | None,
+    shard: str | None,
+    scheduler: str | None,
+    **options: Any,
+) -> None:
+    """Run a model over a file of padded sequences and store its outputs and final states."""
+    from lstmcli.cli.report.run_summary import run_rows, weight_warnings
+    from lstmcli.run.stop import Stop
+
+    gc.freeze()
+    gc.enable()
+
+    def on_compile() -> None:
+        terminal.note("compiling the kernel for this CPU and kind of cell, once")
+
+    if (plan is None) != (shard is None):
+        raise click.UsageError("--plan PLAN and --shard K go together")
+    if scheduler is not None and options["dry_run"]:
+        raise click.UsageError("--dry-run: nothing would be computed; leave --scheduler out")
+    stop = Stop(stop_after)
+    with stop.heed_signals(), terminal.progress() as on_progress:
+        how: dict[str, Any] = {"on_progress": on_progress, "stop": stop, "on_compile": on_compile}
+        if plan is not None and shard is not None:
+            facts = run_shard(ctx, terminal, plan, shard, how)
+        elif scheduler is not None:
+            from lstmcli.cluster.dask_client import run_on
+
+            facts = run_on(scheduler, job_of(options), on_progress, stop, terminal.warn)
+        else:
+            from lstmcli.run.run import run as run_job
+
+            if options["output"] == "-" and terminal.is_interactive():
+                raise click.UsageError("--output -: expected a pipe or a file to write binary data to, got a terminal")
+            facts = run_job(job_of(options), **how)
+    if facts is None:
+        return
+    if (found := facts["nonfinite"]) and found["steps"]:
+        terminal.warn(
+            f"{facts['input']['path']}: NaN or Inf in {found['steps']:,} of {facts['valid_steps']:,} valid steps, "
+            f"first in sequence {found['row']}, step {found['step']}"
+        )
+    for warning in weight_warnings(facts):
+        terminal.warn(warning)
+    for note in facts["notes"]:
+        terminal.note(note)
+    if not terminal.quiet:
+        terminal.print_rows(facts, run_rows(facts), to_stderr=facts["output"] == "-")
+
+
+def run_shard(
+    ctx: click.Context, terminal: "Terminal", plan: str, shard: str, how: dict[str, Callable[..., Any]]
+) -> dict[str, Any] | None:
+    """Makes a part of a plan. Returns the facts of the run, or None where the part was there already."""
+    from lstmcli.cluster.job_scripts import task_index
+    from lstmcli.cluster.parts import run_part
+    from lstmcli.cluster.plan import read_plan
+    from lstmcli.errors import UsageError, shown
+
+    refuse_given(ctx, OF_A_SHARD | {"plan", "shard", "stop_after"}, "the plan says what to run; leave it out")
+    settings = {name: value for name, value in given(ctx).items() if name in OF_A_SHARD}
+    found = read_plan(plan)
+    if shard == "auto":
+        number, variable = task_index(os.environ)
+        terminal.note(f"part {number} of {len(found)}, as {variable} says")
+    elif shard.isascii() and shard.isdecimal():
+        number = int(shard)
+    else:
+        raise UsageError(f"--shard {shard}: expected a whole number from 1 on, or auto")
+    part = found.part(found.checked(number))
+    facts = run_part(found, number, settings, **how)
+    if facts is None and not terminal.quiet:
+        path = str(found.part_path(number))
+        known = {"output": path, "part": [part.first, part.stop], "already_done": True}
+        terminal.print_rows(known, [("output", f"{shown(path)}  was there already, whole: nothing computed")])
+    return facts

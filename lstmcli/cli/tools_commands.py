@@ -1,0 +1,98 @@
+"""Commands that look at files and at the installation: verify, bench, env."""
+
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lstmcli.cli.command import Command, option
+from lstmcli.cli.options import as_json
+from lstmcli.cli.param_types import FILE_NAME
+
+if TYPE_CHECKING:
+    from lstmcli.cli.report.terminal import Terminal
+
+
+@click.command(
+    cls=Command,
+    short_help="Check that files are whole and hold what was written.",
+    examples=["lstmcli verify x.lstm.h5", "lstmcli verify --quiet results/*.h5"],
+)
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=FILE_NAME)
+@option("Messages", "-q", "--quiet", is_flag=True, help="Print nothing about files that are right.")
+def verify(terminal: "Terminal", files: tuple[str, ...]) -> None:
+    """Check results, and the model, NPY and NPZ files beside them: is each whole, and are its checksums right?"""
+    from lstmcli.errors import LstmcliError, shown
+    from lstmcli.results.verify import verify as verify_file
+
+    failed: LstmcliError | None = None
+    for file in files:
+        try:
+            found = verify_file(file)
+        except LstmcliError as error:
+            if failed:
+                terminal.warn(str(failed))
+            failed = error
+        else:
+            if not terminal.quiet:
+                terminal.print(f"{shown(file)}  {found}\n")
+    if failed:
+        raise failed
+
+
+@click.command(
+    cls=Command,
+    short_help="Compare with PyTorch, ONNX Runtime and OpenVINO on your shapes.",
+    examples=["lstmcli bench", "lstmcli bench --batch 32 --time 200 --embed 300 --units 256 --fill 0.6"],
+)
+@option("Input", "--batch", type=click.IntRange(min=1), metavar="N", show_default="64", help="The number of sequences.")
+@option("Input", "--time", type=click.IntRange(min=1), metavar="N", show_default="100", help="Steps of the longest sequence.")
+@option("Input", "--embed", type=click.IntRange(min=1), metavar="N", show_default="128", help="Features of a step.")
+@option(
+    "Input",
+    "--fill",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="X",
+    show_default="0.5",
+    help="The part of the steps that is not padding, above 0 and at most 1.",
+)
+@option("Model", "--units", type=click.IntRange(min=1), metavar="N", show_default="128", help="Units of the one layer.")
+@option("Computing", "--threads", type=click.IntRange(min=1), metavar="N", default=1, help="Threads of every contender.")
+@as_json
+def bench(terminal: "Terminal", threads: int, **shape: Any) -> None:
+    """Compare with whatever of PyTorch, ONNX Runtime and OpenVINO is installed, and with NumPy's matrix product.
+
+    From a padded array in memory to a padded array. Peers run the batch in one call, and sorted and cut into trimmed buckets.
+    With no shape given, a table of shapes from small to large.
+    """
+    # BLAS and OpenMP read these when NumPy is imported.
+    os.environ |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
+    from lstmcli.cli.report.bench_table import bench_table
+    from lstmcli.tools.bench import CASES, Case, measure
+
+    chosen = {name: value for name, value in shape.items() if value is not None}
+    cases = (Case(**chosen),) if chosen else CASES
+    measured = [(asdict(case), [asdict(one) for one in measure(case, threads)]) for case in cases]
+    found = [{"case": case, "contenders": contenders} for case, contenders in measured]
+    terminal.print_drawing({"threads": threads, "cases": found}, lambda: bench_table(measured, threads))
+
+
+@click.command(
+    cls=Command,
+    short_help="Show versions, CPU, threads and the cache of kernels.",
+    examples=["lstmcli env", "lstmcli env --warmup"],
+)
+@option(
+    "Computing", "--warmup", is_flag=True, help="Compile the kernels that are not in the cache, for images and cluster nodes."
+)
+@as_json
+def env(terminal: "Terminal", warmup: bool) -> None:
+    """Show what this installation runs on: versions, CPU, threads, and which kernels are in the cache."""
+    from lstmcli.cli.report.run_summary import fact_rows
+    from lstmcli.tools.environment import describe, warm_up
+
+    if warmup:
+        warm_up()
+    facts = describe()
+    terminal.print_rows(facts, fact_rows(facts))
