@@ -138,7 +138,7 @@ def print_missing(terminal: "Terminal", path: str, format: str | None) -> None:
 def print_script(terminal: "Terminal", plan: "Plan", format: str, numbers: Sequence[int]) -> None:
     from lstmcli.cluster.job_scripts import job_script
 
-    terminal.print(job_script(format, plan.path, numbers, plan.job.threads or 1, plan.job.max_memory))
+    terminal.print(job_script(format, plan.path, numbers, plan.job.resources.threads or 1, plan.job.resources.max_memory))
 
 
 @click.command(

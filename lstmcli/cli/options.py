@@ -220,20 +220,38 @@ progress = option(
 
 
 def job_of(options: dict[str, Any]) -> "Job":
-    """Of the options of about_input, about_result and about_machine, and others that are fields of Job."""
-    from lstmcli.run.job import Job
+    """Makes the job that the options of a command say. An option is the field of its name in one of the job's records."""
+    from lstmcli.model.new_weights import CellOptions
+    from lstmcli.run.job import Compute, Inputs, Job, NewModel, Output, Resources, Weights
 
     if options["input"] is None:
         raise click.UsageError("Missing option '-i' / '--input'.")
     if (options["units"] is None) == (options["weights"] is None):
         raise click.UsageError("expected either --units, for new weights, or --weights FILE")
-    new = options["units"] is not None
-    read, made = ("select", "recurrent_activation", "merge"), ("seed", "peepholes", "projection", "bidirectional")
-    for name in read if new else made:
-        if options[name]:
-            meant, other = ("--weights", "--units") if new else ("the new weights of --units", "--weights")
+    said = {name: value for name, value in options.items() if value is not None}
+
+    def fields(kind: Any) -> dict[str, Any]:
+        """Takes the fields of a record out of what was said."""
+        return {name: said.pop(name) for name in kind.__annotations__ if name in said}
+
+    inputs, compute = Inputs(**fields(Inputs)), Compute(**fields(Compute))
+    output, resources = Output(**fields(Output)), Resources(**fields(Resources))
+    model: NewModel | Weights
+    if "units" in said:
+        if (residual := said.pop("residual", None)) not in (None, "upper"):
+            raise click.UsageError(f"--residual {residual}: new weights have it without a value: all layers but the lowest")
+        said["residual"] = residual is not None
+        model = NewModel(**fields(NewModel), cells=CellOptions.chosen(**fields(CellOptions)))
+        meant, other = "--weights", "--units"
+    else:
+        from lstmcli.weights.load import Choices
+
+        model = Weights(**fields(Weights), choices=Choices(**fields(Choices)))
+        meant, other = "the new weights of --units", "--weights"
+    for name, value in said.items():
+        if value:
             raise click.UsageError(f"--{name.replace('_', '-')} is for {meant}, not for {other}")
-    return Job(**options | {"seed": options["seed"] or 0})
+    return Job(inputs, model, compute, output, resources)
 
 
 def given(ctx: click.Context) -> dict[str, Any]:

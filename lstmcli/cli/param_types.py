@@ -66,8 +66,8 @@ class Names(click.ParamType):  # type: ignore[type-arg]
     def __init__(self, *known: str) -> None:
         self.known = known
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[str]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         names = value.split(",")
         if unknown := [name for name in names if name not in self.known]:
             self.fail(f"expected names of {', '.join(self.known)}, separated by commas; got {unknown[0]!r}", param, ctx)
-        return frozenset(names)
+        return tuple(sorted(set(names)))

@@ -2,7 +2,6 @@
 
 import gc
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,8 +25,6 @@ from lstmcli.cli.param_types import FILE_NAME
 
 if TYPE_CHECKING:
     from lstmcli.cli.report.terminal import Terminal
-
-OF_A_SHARD = {"threads", "max_memory", "overwrite", "resume", "dry_run"}  # fields of Job that are not for the plan to say
 
 
 @click.command(
@@ -109,7 +106,7 @@ def run(
     with stop.heed_signals(), terminal.progress() as on_progress:
         how: dict[str, Any] = {"on_progress": on_progress, "stop": stop, "on_compile": on_compile}
         if plan is not None and shard is not None:
-            facts = run_shard(ctx, terminal, plan, shard, how)
+            facts = run_shard(ctx, terminal, plan, shard, options, how)
         elif scheduler is not None:
             from lstmcli.cluster.dask_client import run_on
 
@@ -136,17 +133,23 @@ def run(
 
 
 def run_shard(
-    ctx: click.Context, terminal: "Terminal", plan: str, shard: str, how: dict[str, Callable[..., Any]]
+    ctx: click.Context, terminal: "Terminal", plan: str, shard: str, options: dict[str, Any], how: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Makes a part of a plan. Returns the facts of the run, or None where the part was there already."""
+    """Makes a part of a plan. Returns the facts of the run, or None where the part was there already.
+
+    options: those of the command that a job is made of. how: as run() takes it.
+    """
     from lstmcli.cluster.job_scripts import task_index
     from lstmcli.cluster.parts import run_part
     from lstmcli.cluster.plan import read_plan
     from lstmcli.errors import UsageError, shown
+    from lstmcli.run.job import Resources
 
-    refuse_given(ctx, OF_A_SHARD | {"plan", "shard", "stop_after"}, "the plan says what to run; leave it out")
-    settings = {name: value for name, value in given(ctx).items() if name in OF_A_SHARD}
+    decided = options.keys() - set(Resources._fields)
+    refuse_given(ctx, ctx.params.keys() - decided - {"scheduler"}, "the plan says what to run; leave it out")
     found = read_plan(plan)
+    said = {name: value for name, value in given(ctx).items() if name in Resources._fields}
+    resources = found.job.resources._replace(**said)
     if shard == "auto":
         number, variable = task_index(os.environ)
         terminal.note(f"part {number} of {len(found)}, as {variable} says")
@@ -155,7 +158,7 @@ def run_shard(
     else:
         raise UsageError(f"--shard {shard}: expected a whole number from 1 on, or auto")
     part = found.part(found.checked(number))
-    facts = run_part(found, number, settings, **how)
+    facts = run_part(found, number, resources, **how)
     if facts is None and not terminal.quiet:
         path = str(found.part_path(number))
         known = {"output": path, "part": [part.first, part.stop], "already_done": True}

@@ -22,16 +22,19 @@ import numpy as np
 from lstmcli.blocks import steps_until
 from lstmcli.cluster.dask_connect import connect
 from lstmcli.cluster.dask_worker import Place, ask_to_stop, run_rows
-from lstmcli.cluster.plan import INPUTS, absolute, split
+from lstmcli.cluster.plan import split
 from lstmcli.errors import BusyError, ClusterError, LstmcliError, StoppedError, UsageError
 from lstmcli.files.partial_file import Partial, check_target
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.journal import Done, Journal, journal_name
+from lstmcli.results.paths import Paths, refuse_inputs, result_paths
 from lstmcli.results.publish import complete, open_journal, restore
-from lstmcli.results.result import Facts, Field, Paths, Result
-from lstmcli.run.job import Job, Work, attributes, describe, open_work, refuse_inputs, step_widths, stored_arrays, targets_of
+from lstmcli.results.result import Facts, Field, Result
+from lstmcli.run.job import Job
+from lstmcli.run.opened_job import OpenedJob, open_job
 from lstmcli.run.run import Progress
 from lstmcli.run.stop import Stop
+from lstmcli.run.summary import attributes, describe, step_widths, stored_arrays
 from lstmcli.version import __version__
 
 if TYPE_CHECKING:
@@ -53,14 +56,15 @@ def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Ca
 
     The same bytes, made as safely. note: is told in words what it waits for. LstmcliError.
     """
-    targets = targets_of(job)
-    if targets.main is None or job.input == "-":
+    options = job.resources
+    targets = result_paths(*job.output, job.compute.save, job.inputs.input)
+    if targets.main is None or job.inputs.input == "-":
         raise UsageError("--scheduler: the workers open the files themselves; expected files as input and output, got -")
-    if not (job.resume and journal_name(targets.main).exists()):
+    if not (options.resume and journal_name(targets.main).exists()):
         for path in targets.all():
-            check_target(path, job.overwrite)
-    refuse_inputs(targets, (job.input, job.lens, job.weights, job.initial_state))
-    with open_work(job) as work, connect(scheduler) as client:
+            check_target(path, options.overwrite)
+    refuse_inputs(targets, job.files())
+    with open_job(job) as work, connect(scheduler) as client:
         if work.source.sequential:
             raise UsageError(f"{work.source.name}: every worker opens the input, so it cannot be a pipe; give a file")
         with suppress(TimeoutError):
@@ -75,44 +79,44 @@ def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Ca
         return describe(work, targets) | {
             "scheduler": client.scheduler.address,
             "tasks": tasks.count,
-            "threads": tasks.threads * (job.threads or 1),
+            "threads": tasks.threads * (options.threads or 1),
             "resumed_steps": tasks.resumed,
-            "nonfinite": found._asdict() if found and job.nonfinite != "pass" else None,
+            "nonfinite": found._asdict() if found and job.compute.nonfinite != "pass" else None,
             "seconds": round(seconds, 6),
             "steps_per_second": round((tasks.total - tasks.resumed) / seconds),
         }
 
 
-def make(work: Work, targets: Paths, tasks: "Tasks") -> Nonfinite | None:
+def make(work: OpenedJob, targets: Paths, tasks: "Tasks") -> Nonfinite | None:
     """The result; what is not finite in it, as complete() knows it."""
     job = work.job
-    arrays = stored_arrays(job, work.model, *work.source.shape[:2])
+    arrays = stored_arrays(job.compute, work.model, *work.source.shape[:2])
 
     def about(found: Nonfinite) -> Facts:
-        return Facts(work.model, work.lengths, attributes(job, work.model, work.told.assumed, found))
+        return Facts(work.model, work.lengths, attributes(job.compute, None, work.model, work.about_weights.assumed, found))
 
     until = time.monotonic() + PATIENCE
     while True:
-        journal = open_journal(targets, work.fingerprint(), job.overwrite, job.resume)
+        journal = open_journal(targets, work.fingerprint(), job.resources.overwrite, job.resources.resume)
 
         def fill(result: Result, journal: Journal = journal) -> Nonfinite:
-            before = restore(journal, result, work.lengths, {}, np.dtype(job.dtype))
+            before = restore(journal, result, work.lengths, {}, np.dtype(job.compute.dtype))
             return tasks.fill(result, journal, before)
 
         try:
-            return complete(targets, job.overwrite, journal, arrays, about, fill)
+            return complete(targets, job.resources.overwrite, journal, arrays, about, fill)
         except BusyError:  # not by a run, which would have the journal: by workers of one whose client died
             if tasks.stop.reason() or time.monotonic() > until:
                 raise
         time.sleep(WAIT)
 
 
-def cut(work: Work, start: int, threads: int) -> list[tuple[int, int]]:
+def cut(work: OpenedJob, start: int, threads: int) -> list[tuple[int, int]]:
     """The sequences from `start` on, for tasks of about as many steps each."""
     job, lengths = work.job, work.lengths.copy()
     lengths[:start] = 0
-    width = work.source.shape[2] + sum(step_widths(work.model, job.save).values())
-    step = 2 * work.model.parameters() / FLOPS / (job.threads or 1) + 4 * width / BYTES
+    width = work.source.shape[2] + sum(step_widths(work.model, job.compute.save).values())
+    step = 2 * work.model.parameters() / FLOPS / (job.resources.threads or 1) + 4 * width / BYTES
     seconds, threads = int(lengths.sum()) * step, max(1, threads)
     count = max(threads, min(max(TASKS * threads, int(seconds / LONGEST)), int(seconds / SHORTEST)))
     cuts = [row for row in split(lengths, count, work.source.chunk[0]) if row > start]
@@ -131,14 +135,12 @@ def places(fields: dict[str, Field]) -> dict[str, Place]:
 class Tasks:
     """The sequences of a run, as tasks of a Dask cluster. Left with an error, tasks that have not begun are cancelled."""
 
-    def __init__(self, client: "Client", work: Work, stop: Stop, on_progress: Progress) -> None:
+    def __init__(self, client: "Client", work: OpenedJob, stop: Stop, on_progress: Progress) -> None:
         self.client, self.work, self.stop, self.on_progress = client, work, stop, on_progress
         self.name = uuid.uuid4().hex[:8]  # of this client: no task of another one, stopped or not, may be taken for its own
         self.total = int(work.lengths.sum())
-        job, self.run = work.job, work.fingerprint()
-        inputs = {name: absolute(getattr(job, name)) for name in INPUTS}
-        self.job = {name: value for name, value in job._asdict().items() if name != "part"} | inputs
-        self.job["threads"] = job.threads or 1
+        job, self.run = work.job.with_absolute_names(), work.fingerprint()
+        self.job = job._replace(resources=job.resources._replace(threads=job.resources.threads or 1)).content()
         self.threads = self._count_threads()
         self.count = self.ready = self.resumed = 0
         self.waiting: deque[int] = deque()

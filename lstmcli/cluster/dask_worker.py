@@ -19,7 +19,8 @@ from lstmcli.errors import BusyError, ClusterError, DataError, LstmcliError, Sto
 from lstmcli.files.partial_file import Partial, partial_name
 from lstmcli.results.journal import Done, Fingerprint, Synced, decode_line, journal_name
 from lstmcli.results.result import Field, Result
-from lstmcli.run.job import Job, Part, open_work
+from lstmcli.run.job import Job, Part
+from lstmcli.run.opened_job import open_job
 from lstmcli.run.run import compute
 from lstmcli.run.stop import SIGNALS, Stop
 from lstmcli.version import __version__
@@ -56,7 +57,7 @@ def run_rows(
     if client in stopping:
         return None
     try:
-        return store_rows(Job(**job, part=Part(*rows, run)), fields, sums)
+        return store_rows(Job.from_content(job)._replace(part=Part(*rows, run)), fields, sums)
     except StorageError:
         raise
     except (DataError, UsageError) as error:
@@ -83,8 +84,8 @@ def store_rows(job: Job, fields: dict[str, Place], sums: dict[str, Place]) -> li
         own_sums = {name: here(place) for name, place in sums.items()}
         check_run(Path(next(iter(fields.values()))[0]), run)
         result = Result(own, list(stores.values()), lambda facts: None, True, own_sums, {})
-        with open_work(job) as work:
-            forward = Forward(work.model, np.dtype(job.dtype), job.threads or 1)
+        with open_job(job) as work:
+            forward = Forward(work.model, np.dtype(job.compute.dtype), job.resources.threads or 1)
             compute(work, forward, result, noted, None, Stop(), lambda steps, total: None)
             work.source.finish()
             if work.initial:

@@ -24,13 +24,15 @@ from lstmcli.inputs.source import StoredArray
 from lstmcli.model.model_file import model_in
 from lstmcli.model.tree import Model
 from lstmcli.results.journal import Done, Journal, journal_name
+from lstmcli.results.paths import Paths, refuse_inputs, result_paths
 from lstmcli.results.publish import complete, open_journal, restore
-from lstmcli.results.result import Arrays, Facts, Paths, Result, Sums, write_facts
+from lstmcli.results.result import Arrays, Facts, Result, Sums, write_facts
 from lstmcli.results.verify import verify
 from lstmcli.run.cutting import Limits
 from lstmcli.run.cutting import plan as plan_spans
-from lstmcli.run.job import attributes, lengths_mark, refuse_inputs, stored_arrays, targets_of
+from lstmcli.run.opened_job import lengths_mark
 from lstmcli.run.stop import Stop
+from lstmcli.run.summary import attributes, stored_arrays
 from lstmcli.version import __version__
 
 Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole
@@ -63,13 +65,17 @@ class Joined:
     lengths: Lengths
 
     def arrays(self) -> Arrays:
-        return stored_arrays(self.plan.job, self.model, *self.plan.shape)
+        return stored_arrays(self.plan.job.compute, self.model, *self.plan.shape)
 
     def nonfinite(self) -> Nonfinite:
         return sum((part.nonfinite for part in self.parts), Nonfinite())
 
     def facts(self, found: Nonfinite) -> Facts:
-        return Facts(self.model, self.lengths, attributes(self.plan.job, self.model, self.plan.run.get("assumed", ()), found))
+        return Facts(
+            self.model,
+            self.lengths,
+            attributes(self.plan.job.compute, None, self.model, self.plan.run.get("assumed", ()), found),
+        )
 
 
 def merge(
@@ -92,7 +98,7 @@ def merge(
     journal = open_journal(targets, plan.run | {"merged from": plan.checksum}, overwrite, resume)
 
     def fill(result: Result) -> Nonfinite:
-        before = restore(journal, result, whole.lengths, {}, np.dtype(plan.job.dtype))
+        before = restore(journal, result, whole.lengths, {}, np.dtype(plan.job.compute.dtype))
         copy(whole, result, journal, before.span if before else None, stop, on_progress)
         return whole.nonfinite()
 
@@ -133,15 +139,14 @@ def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) 
 
 def claim_names(plan: Plan, output: str, states: str | None, overwrite: bool, resume: bool) -> Paths:
     """The files to make. UsageError, OutputError: they cannot be made, or are some of those that are read."""
-    job = plan.job
-    targets = targets_of(job._replace(output=output, states=states))
+    targets = result_paths(output, states, plan.job.compute.save, plan.job.inputs.input)
     if targets.main is None:
         raise UsageError(f"--output {output}: expected a file; a merge cannot write to a pipe")
     if not (resume and journal_name(targets.main).exists()):
         for path in targets.all():
             check_target(path, overwrite)
-    read = (job.input, job.lens, job.weights, job.initial_state, str(plan.path))
-    refuse_inputs(targets, (*read, *(str(plan.part_path(number)) for number in plan.numbers)))
+    parts = (str(plan.part_path(number)) for number in plan.numbers)
+    refuse_inputs(targets, (*plan.job.files(), str(plan.path), *parts))
     return targets
 
 
@@ -182,10 +187,10 @@ def stored(plan: Plan, number: int, model: Model | None) -> tuple[Stored, Model]
     with open_part(plan, number) as part:
         model = model or model_in(part.file)
         shapes: Arrays = {name: (item.shape, hdf5.dtype_of(item)) for name, item in part.fields.items()}
-        if shapes != stored_arrays(plan.job, model, stop - first, plan.shape[1]):
+        if shapes != stored_arrays(plan.job.compute, model, stop - first, plan.shape[1]):
             raise DataError(f"{part.data.name}: does not hold the arrays that the plan says")
         found = Nonfinite()
-        if plan.job.nonfinite != "pass":
+        if plan.job.compute.nonfinite != "pass":
             with hdf5.reading(part.data.name):
                 row, step = part.file.attrs["nonfinite_first"].tolist()
                 steps = int(part.file.attrs["nonfinite_steps"])
@@ -218,7 +223,7 @@ def copy(whole: Joined, result: Result, journal: Journal, before: Span | None, s
 
 def blocks(whole: Joined, before: Span | None) -> Generator[tuple[Span, Stored, dict[str, NDArray[Any]]], None, None]:
     """Spans of the whole, of one part each, with their packed steps and their rows, on two buffers in turn."""
-    arrays, dtype = whole.arrays(), np.dtype(whole.plan.job.dtype)
+    arrays, dtype = whole.arrays(), np.dtype(whole.plan.job.compute.dtype)
     widths = {name: shape[2] for name, (shape, _) in arrays.items() if len(shape) == 3}
     others = [shape[1] for shape, _ in arrays.values() if len(shape) == 2]
     rows, sequences = (max(1, BLOCK_BYTES // dtype.itemsize // max(1, sum(each))) for each in (widths.values(), others))

@@ -10,6 +10,7 @@ from lstmcli.errors import DataError, LstmcliError, MissingInputError, shown
 from lstmcli.model.model_file import attribute, has
 from lstmcli.results.journal import differing, journal_name
 from lstmcli.results.verify import Whole, open_result
+from lstmcli.run.job import Resources
 
 
 @contextmanager
@@ -38,16 +39,16 @@ def missing(plan: Plan) -> dict[int, LstmcliError]:
     return found
 
 
-def run_part(plan: Plan, number: int, settings: dict[str, Any], **how: Any) -> dict[str, Any] | None:
+def run_part(plan: Plan, number: int, resources: Resources, **how: Any) -> dict[str, Any] | None:
     """Makes a part, or goes on with it; the facts of run(), or None where it was there already, whole and right.
 
-    settings: fields of Job that change no bit of the result. how: as run() takes it. LstmcliError.
+    how: as run() takes it. LstmcliError.
     """
     from lstmcli.run.run import run  # loads the kernel's compiler, which a part that is there does not need
 
-    job = plan.part_job(number, **settings)
+    job = plan.part_job(number, resources)
     path = plan.part_path(number)
-    if path.exists() and not job.overwrite:
+    if path.exists() and not resources.overwrite:
         try:
             with open_part(plan, number):
                 pass
@@ -55,5 +56,6 @@ def run_part(plan: Plan, number: int, settings: dict[str, Any], **how: Any) -> d
             raise DataError(f"{error}; --overwrite makes it again") from error
         if not journal_name(path).exists():
             return None
-        job = job._replace(resume=True)  # it was killed when it had its name, but something was left to clear up
+        # It was killed when it had its name, but something was left to clear up.
+        job = job._replace(resources=resources._replace(resume=True))
     return run(job, **how)

@@ -15,15 +15,14 @@ import numpy as np
 
 from lstmcli.blocks import Lengths
 from lstmcli.errors import DataError, MissingInputError, OutputError, UsageError, shown
-from lstmcli.files.file_kind import split_spec
 from lstmcli.files.partial_file import write_whole
 from lstmcli.results.journal import Fingerprint
-from lstmcli.results.result import Paths
-from lstmcli.run.job import Job, Part, describe, open_work, stored_arrays
+from lstmcli.results.paths import Paths
+from lstmcli.run.job import Job, Output, Part, Resources
+from lstmcli.run.opened_job import open_job
+from lstmcli.run.summary import describe, stored_arrays
 
 FORMAT, FORMAT_VERSION = "lstmcli-plan", 1
-INPUTS = ("input", "lens", "weights", "initial_state")
-OF_A_PART = {"output", "states", "part", "overwrite", "resume", "dry_run"}  # what a plan does not say of its job
 
 
 @dataclass(frozen=True)
@@ -63,19 +62,13 @@ class Plan:
             raise UsageError(f"--shard {number}: {shown(str(self.path))} has the parts 1 to {len(self)}")
         return number
 
-    def part_job(self, number: int, **settings: Any) -> Job:
-        """settings: fields of Job that change no bit of the result, such as threads."""
-        return self.job._replace(part=self.part(number), output=str(self.part_path(number)), **settings)
+    def part_job(self, number: int, resources: Resources) -> Job:
+        """Returns the job of a part."""
+        return self.job._replace(output=Output(str(self.part_path(number))), resources=resources, part=self.part(number))
 
     def content(self) -> dict[str, Any]:
-        job = {name: value for name, value in self.job._asdict().items() if name not in OF_A_PART}
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "job": job | {"save": sorted(self.job.save)},
-            "run": self.run,
-            "cuts": list(self.cuts),
-        }
+        about = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        return about | {"job": self.job.content(), "run": self.run, "cuts": list(self.cuts)}
 
     @property
     def checksum(self) -> str:
@@ -86,9 +79,8 @@ def make_plan(job: Job, shards: int, path: Path) -> tuple[Plan, dict[str, Any]]:
     """The plan, not yet written, and its facts, ready for JSON. Reads all inputs as a run does, and raises the same errors."""
     if path.suffix != ".json":
         raise UsageError(f"--output {path}: expected a name that ends in .json")
-    inputs: dict[str, Any] = {name: absolute(getattr(job, name)) for name in INPUTS}
-    job = job._replace(**inputs)
-    with open_work(job) as work:
+    job = job.with_absolute_names()
+    with open_job(job) as work:
         if work.source.sequential:
             raise UsageError(f"{work.source.name}: every part opens the input, so it cannot be a pipe; give a file")
         cuts = split(work.lengths, shards, work.source.chunk[0])
@@ -98,7 +90,7 @@ def make_plan(job: Job, shards: int, path: Path) -> tuple[Plan, dict[str, Any]]:
         for number in plan.numbers:
             part = plan.part(number)
             steps = int(work.lengths[part.first : part.stop].sum())
-            arrays = stored_arrays(job, work.model, part.stop - part.first, work.source.shape[1])
+            arrays = stored_arrays(job.compute, work.model, part.stop - part.first, work.source.shape[1])
             stored = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in arrays.values())
             parts.append(
                 {
@@ -114,15 +106,7 @@ def make_plan(job: Job, shards: int, path: Path) -> tuple[Plan, dict[str, Any]]:
         name: facts[name]
         for name in ("input", "lengths", "padding_fraction", "model", "valid_steps", "notes", "assumed", "left_out")
     }
-    return plan, known | {"plan": str(path), "shards": shards, "max_memory": job.max_memory, "parts": parts}
-
-
-def absolute(spec: str | None) -> str | None:
-    if spec in (None, "-", "none"):
-        return spec
-    path, name = split_spec(spec)
-    # Not Path.resolve(): where links lead may differ between machines.
-    return str(Path(path).absolute()) + (f"::{name}" if name else "")
+    return plan, known | {"plan": str(path), "shards": shards, "max_memory": job.resources.max_memory, "parts": parts}
 
 
 def split(lengths: Lengths, shards: int, chunk: int = 1) -> tuple[int, ...]:
@@ -175,9 +159,7 @@ def read_plan(path: str) -> Plan:
     if content.pop("checksum", None) != checksum(content):
         raise DataError(f"{where}: is not what `lstmcli plan` wrote: it was edited or damaged; plan anew")
     try:
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in content["job"].items()}
-        job = Job(**values | {"save": frozenset(values["save"])})
-        return Plan(Path(path).absolute(), job, content["run"], tuple(content["cuts"]))
+        return Plan(Path(path).absolute(), Job.from_content(content["job"]), content["run"], tuple(content["cuts"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: is not a plan of this version of lstmcli; plan anew") from error
 

@@ -10,6 +10,7 @@ import os
 import time
 import zlib
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -75,13 +76,17 @@ class Done(NamedTuple):
 class Journal:
     """The journal of a run on OUT. While it is open no other run on OUT can be."""
 
-    def __init__(self, path: Path, fingerprint: Fingerprint, resume: bool) -> None:
+    def __init__(self, path: Path, fingerprint: Fingerprint, resume: bool, beside: Sequence[Path] = ()) -> None:
         """Reads what an earlier run has left, if `resume`; begin() is what changes the file.
+
+        beside: the other files of the result, which must be the same when the run is resumed.
 
         DataError: it is another run's, or damaged. OutputError: another run has it open, or it cannot be made.
         """
         self.path, self.name = path, journal_name(path)
-        self.fingerprint = FORMAT | {"run": fingerprint}
+        self.fingerprint: Fingerprint = FORMAT | {"run": fingerprint}
+        if beside:
+            self.fingerprint["files"] = [os.path.relpath(other, path.parent) for other in beside]
         self.done: list[Done] = []
         self.sealed = False
         self.size = 0  # bytes of the lines that count

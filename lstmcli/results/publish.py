@@ -11,14 +11,15 @@ from lstmcli.errors import BusyError, DataError, LstmcliError, StorageError, Usa
 from lstmcli.files.partial_file import Partial, check_left_over, check_target, partial_name
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.journal import Done, Fingerprint, Journal
-from lstmcli.results.result import Arrays, Facts, Paths, Result, create_result
+from lstmcli.results.paths import Paths
+from lstmcli.results.result import Arrays, Facts, Result, create_result
 from lstmcli.results.verify import verify
 
 
 def open_journal(targets: Paths, fingerprint: Fingerprint, overwrite: bool, resume: bool) -> Journal:
     """Claims the output for this run. DataError: what is there belongs to another run. OutputError: it may not be resumed."""
     assert targets.main
-    journal = Journal(targets.main, fingerprint, resume)
+    journal = Journal(targets.main, fingerprint, resume, targets.all()[1:])
     try:
         for path in targets.all():
             if not journal.sealed:

@@ -37,6 +37,7 @@ from lstmcli.files.zip_writer import Npz
 from lstmcli.kernel.crc32 import crc32_rows
 from lstmcli.model.model_file import RESULT_FORMAT, RESULT_VERSION, model_image, write_model
 from lstmcli.model.tree import Model
+from lstmcli.results.paths import Paths
 
 CACHE = 1 << 19  # bytes
 MUCH = 64 << 20  # bytes
@@ -45,17 +46,6 @@ CONTAINER = f"{CHECKSUMS}/container"
 
 Sums = NDArray[np.uint32]
 Arrays = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shapes and dtypes by name
-
-
-class Paths(NamedTuple):
-    """The files that a run makes; None: not this one. `main` is None for standard output."""
-
-    main: Path | None
-    states: Path | None = None
-    model: Path | None = None
-
-    def all(self) -> list[Path]:
-        return [path for path in (self.main, self.states, self.model) if path]
 
 
 class Store(Protocol):

@@ -18,21 +18,14 @@ from lstmcli.files.partial_file import check_left_over, check_target
 from lstmcli.inputs.nonfinite import Nonfinite, find_nonfinite
 from lstmcli.inputs.source import Source
 from lstmcli.results.journal import Done, Journal, Recorder, journal_name
+from lstmcli.results.paths import Paths, refuse_inputs, result_paths
 from lstmcli.results.publish import complete, open_journal, restore
-from lstmcli.results.result import Facts, Paths, Result
+from lstmcli.results.result import Facts, Result
 from lstmcli.run.cutting import Limits, plan
-from lstmcli.run.job import (
-    Job,
-    Work,
-    attributes,
-    describe,
-    open_work,
-    refuse_inputs,
-    step_widths,
-    stored_arrays,
-    targets_of,
-)
+from lstmcli.run.job import Job
+from lstmcli.run.opened_job import OpenedJob, open_job
 from lstmcli.run.stop import Stop
+from lstmcli.run.summary import attributes, describe, step_widths, stored_arrays
 
 Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole run
 
@@ -52,20 +45,22 @@ def run(
     LstmcliError.
     """
     stop = stop or Stop()
-    targets = targets_of(job)
-    if not (job.resume and targets.main and journal_name(targets.main).exists()):  # else it may be half named already
+    options = job.resources
+    targets = result_paths(*job.output, job.compute.save, job.inputs.input)
+    if not (options.resume and targets.main and journal_name(targets.main).exists()):  # else it may be half named already
         for path in targets.all():
-            check_target(path, job.overwrite)
-    refuse_inputs(targets, (job.input, job.lens, job.weights, job.initial_state))
-    with open_work(job) as work:
+            check_target(path, options.overwrite)
+    refuse_inputs(targets, job.files())
+    with open_job(job) as work:
         facts = describe(work, targets)
         journaled = is_journaled(job, targets, work.source, stop)
-        if not job.dry_run:
-            if not kernels_are_cached(work.model, np.dtype(job.dtype)):
+        if not options.dry_run:
+            dtype = np.dtype(job.compute.dtype)
+            if not kernels_are_cached(work.model, dtype):
                 on_compile()
-            forward = Forward(work.model, np.dtype(job.dtype), facts["threads"])
+            forward = Forward(work.model, dtype, facts["threads"])
             began = time.perf_counter()
-            journal = open_journal(targets, work.fingerprint(), job.overwrite, job.resume) if journaled else None
+            journal = open_journal(targets, work.fingerprint(), options.overwrite, options.resume) if journaled else None
             with stop.deferred() if journal else nullcontext():
                 facts |= make(work, targets, forward, journal, stop, on_progress)
             facts["seconds"] = round(time.perf_counter() - began, 6)
@@ -74,14 +69,14 @@ def run(
 
 
 def make(
-    work: Work, targets: Paths, forward: Forward, journal: Journal | None, stop: Stop, on_progress: Progress
+    work: OpenedJob, targets: Paths, forward: Forward, journal: Journal | None, stop: Stop, on_progress: Progress
 ) -> dict[str, Any]:
     """Makes the result, or what is missing of it. The facts that are known only then."""
     job, lengths = work.job, work.lengths
     resumed = int(lengths.sum())
 
     def about(found: Nonfinite) -> Facts:
-        return Facts(work.model, lengths, attributes(job, work.model, work.told.assumed, found))
+        return Facts(work.model, lengths, attributes(job.compute, job.part, work.model, work.about_weights.assumed, found))
 
     def fill(result: Result) -> Nonfinite:
         nonlocal resumed
@@ -93,28 +88,28 @@ def make(
             work.initial.finish()
         return found
 
-    arrays = stored_arrays(job, work.model, *work.source.shape[:2])
-    found = complete(targets, job.overwrite, journal, arrays, about, fill)
+    arrays = stored_arrays(job.compute, work.model, *work.source.shape[:2])
+    found = complete(targets, job.resources.overwrite, journal, arrays, about, fill)
     if found and found.steps:
         found = found._replace(row=work.source.first + found.row)
-    return {"resumed_steps": resumed, "nonfinite": found._asdict() if found and job.nonfinite != "pass" else None}
+    return {"resumed_steps": resumed, "nonfinite": found._asdict() if found and job.compute.nonfinite != "pass" else None}
 
 
 def is_journaled(job: Job, targets: Paths, source: Source, stop: Stop) -> bool:
     """Whether the run can be resumed. UsageError: it cannot, and an option wants that. OutputError: something is in the way."""
     if targets.main is not None and not source.sequential:
         return True
-    if not job.overwrite:
+    if not job.resources.overwrite:
         for path in targets.all():
             check_left_over(path)
-    if job.resume or stop.after is not None:
-        option = "--resume" if job.resume else "--stop-after"
+    if job.resources.resume or stop.after is not None:
+        option = "--resume" if job.resources.resume else "--stop-after"
         raise UsageError(f"{option}: a run from or to a pipe cannot be resumed; give files as input and output")
     return False
 
 
 def compute(
-    work: Work,
+    work: OpenedJob,
     forward: Forward,
     result: Result,
     journal: Recorder | None,
@@ -128,7 +123,7 @@ def compute(
     """
     job, source, lengths = work.job, work.source, work.lengths
     total, zeros = int(lengths.sum()), np.zeros_like(lengths)
-    widths = step_widths(work.model, job.save) | {"outputs": forward.output_size}
+    widths = step_widths(work.model, job.compute.save) | {"outputs": forward.output_size}
     limits = block_limits(job, source, lengths, forward, sum(widths.values()))
     inputs = [np.empty((limits.rows, forward.input_size), forward.dtype) for _ in range(2)]
     kept = [{name: np.empty((limits.rows, width), forward.dtype) for name, width in widths.items()} for _ in range(2)]
@@ -141,8 +136,8 @@ def compute(
         block = Block(buffer[: steps.sum()], packed_starts(steps), steps)
         starts = span.starts(zeros)
         source.read(span.first, starts, steps, block.rows)
-        found = find_nonfinite(block.rows, span.first, starts, steps) if job.nonfinite != "pass" else Nonfinite()
-        if found.steps and job.nonfinite == "error":
+        found = find_nonfinite(block.rows, span.first, starts, steps) if job.compute.nonfinite != "pass" else Nonfinite()
+        if found.steps and job.compute.nonfinite == "error":
             raise DataError(
                 f"{source.name}, sequence {source.first + found.row}, step {found.step}: expected finite values, got NaN or "
                 "Inf; --nonfinite warn computes with them"
@@ -203,7 +198,8 @@ def block_limits(job: Job, source: Source, lengths: Lengths, forward: Forward, k
     size, threads = forward.dtype.itemsize, forward.threads
     chunk_rows = 0 if source.chunk == (1, 1) else source.chunk[0] * source.chunk[1]
     taken = PROGRAM_BYTES + forward.weight_bytes + 2 * chunk_rows * source.shape[2] * source.dtype.itemsize
-    budget = max(job.max_memory - taken, job.max_memory // 4)
+    limit = job.resources.max_memory
+    budget = max(limit - taken, limit // 4)
     per_row = size * (2 * forward.input_size + 2 * kept + sum(forward.scratch_widths.values()))
     per_sequence = 3 * size * sum(forward.widths.values()) + SEQUENCE_BYTES
     total = int(lengths.sum())
@@ -211,12 +207,12 @@ def block_limits(job: Job, source: Source, lengths: Lengths, forward: Forward, k
     useful = max(BLOCK_BYTES // per_row, 2 * threads * MAX_LANES * mean)
     useful = max(source.chunk[0] * mean, min(useful, BLOCK_FLOPS * threads // forward.flops))
     rows = max(1, min(total, useful, budget * 9 // 10 // per_row))
-    whole = source.sequential or job.output == "-"  # sequences come and go one after the other
+    whole = source.sequential or job.output.output == "-"  # sequences come and go one after the other
     if not forward.model.causal:
         whole, longest = True, int(lengths.max(initial=0))
         if longest > budget * 9 // 10 // per_row:
             raise UsageError(
-                f"--max-memory {job.max_memory:,}: the longest sequence has {longest:,} steps, and a model that also runs "
+                f"--max-memory {limit:,}: the longest sequence has {longest:,} steps, and a model that also runs "
                 f"backward needs them all at once; expected {taken + longest * per_row * 10 // 9:,} bytes or more"
             )
         rows = max(rows, longest)

@@ -70,7 +70,8 @@ def make_parts(folder: Path, count: int) -> None:
     """In one process, for speed."""
     code = (
         "import sys; from lstmcli.cluster.parts import run_part; from lstmcli.cluster.plan import read_plan\n"
-        "for k in range(1, int(sys.argv[2]) + 1): run_part(read_plan(sys.argv[1]), k, {}, on_progress=lambda steps, total: 0)"
+        "plan = read_plan(sys.argv[1])\n"
+        "for k in range(1, int(sys.argv[2]) + 1): run_part(plan, k, plan.job.resources, on_progress=lambda steps, total: 0)"
     )
     subprocess.run([sys.executable, "-c", code, folder / "plan.json", str(count)], cwd="/", timeout=SECONDS, check=True)
 

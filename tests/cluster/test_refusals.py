@@ -119,7 +119,7 @@ def test_files_that_are_no_plans(text: str, tmp_path: Path) -> None:
 
 def test_plans_that_were_edited(left: Path) -> None:
     text = (left / "plan.json").read_text()
-    (left / "plan.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+    (left / "plan.json").write_text(text.replace('"dtype": "float32"', '"dtype": "float64"'))
     assert_one_line(lstmcli("run", "--plan", "plan.json", "--shard", 1, cwd=left), 65, "plan.json", "edited")
     content = json.loads(text) | {"cuts": 5}
     del content["checksum"]

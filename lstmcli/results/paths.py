@@ -1,0 +1,66 @@
+"""The names of the files that a run makes, known before anything is read."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from lstmcli.errors import OutputError, UsageError, shown
+from lstmcli.files.file_kind import split_spec
+from lstmcli.files.partial_file import partial_name
+from lstmcli.results.journal import journal_name
+
+
+class Paths(NamedTuple):
+    """The files that a run makes; None for those that it does not make. `main` is None for standard output."""
+
+    main: Path | None
+    states: Path | None = None
+    model: Path | None = None
+
+    def all(self) -> list[Path]:
+        return [path for path in (self.main, self.states, self.model) if path]
+
+
+def result_paths(output: str | None, states: str | None, save: tuple[str, ...], source: str) -> Paths:
+    """Returns the files that --output, --states and --save ask for; the name of the input, `source`, gives the default.
+
+    Raises UsageError for names and options that do not go together.
+    """
+    if "" in (output, states):
+        raise UsageError("expected a name after --output and --states, got an empty one")
+    output = output or f"{'stdin' if source == '-' else Path(split_spec(source)[0]).stem}.lstm.h5"
+    suffix = "-" if output == "-" else Path(output).suffix
+    if suffix in (".h5", ".hdf5"):
+        if states:
+            raise UsageError(
+                f"--states {states}: an HDF5 result holds the states itself; leave it out, or use --output NAME.npy"
+            )
+        return Paths(Path(output))
+    if suffix not in (".npy", "-"):
+        raise UsageError(f"--output {output}: expected a name that ends in .h5, .hdf5 or .npy, or -")
+    if "outputs" not in save or not set(save) <= {"outputs", "states"}:
+        raise UsageError(f"--save {','.join(save)}: {output} holds the outputs alone; use --output NAME.h5")
+    if states and "states" not in save:
+        raise UsageError(f"--states {states}: --save leaves the states out")
+    if suffix == "-":
+        return Paths(None, Path(states) if states else None)
+    path = Path(output)
+    beside = Path(states) if states else path.with_suffix(".states.npz")
+    paths = Paths(path, beside if "states" in save else None, path.with_suffix(".model.h5"))
+    if len(set(names := temporary_names(paths))) < len(names):
+        raise UsageError(f"--states {states}: is also the name of another file of this result; choose another one")
+    return paths
+
+
+def temporary_names(paths: Paths) -> list[Path]:
+    """Returns the names of all files that exist at any time of the run."""
+    names = [name for path in paths.all() for name in (path, partial_name(path))]
+    return [*names, journal_name(paths.main)] if paths.main else names
+
+
+def refuse_inputs(paths: Paths, inputs: Iterable[str | None]) -> None:
+    """Raises OutputError where a file that would be replaced is also read, under whatever name."""
+    for target in filter(Path.exists, temporary_names(paths)):
+        for path in (Path(split_spec(spec)[0]) for spec in inputs if spec):
+            if path.exists() and path.samefile(target):
+                raise OutputError(f"{shown(str(target))}: is also an input of this run; choose another --output")

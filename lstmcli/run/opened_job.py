@@ -1,0 +1,125 @@
+"""A job whose inputs and model are opened, checked and known by their content."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import NamedTuple
+
+import numpy as np
+
+from lstmcli.blocks import Lengths
+from lstmcli.errors import DataError, UsageError
+from lstmcli.inputs.initial_state import States, open_states
+from lstmcli.inputs.lengths import read_lengths
+from lstmcli.inputs.open_input import open_source
+from lstmcli.inputs.source import Source
+from lstmcli.model.new_weights import count_parameters, init_model
+from lstmcli.model.tree import Model
+from lstmcli.results.journal import Fingerprint, differing
+from lstmcli.run.job import Job, Weights
+from lstmcli.version import __version__
+
+
+class AboutWeights(NamedTuple):
+    """What the user should know of weights that were read."""
+
+    notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()  # what the file does not say itself, in sentences
+    before: tuple[str, ...] = ()  # layers before the LSTMs, which are left out
+    after: tuple[str, ...] = ()
+
+
+class OpenedJob(NamedTuple):
+    """A job with all that it reads."""
+
+    job: Job
+    source: Source
+    lengths: Lengths  # (N,) of the sequences of this run
+    lengths_from: str | None  # where the lengths were found; None: nowhere, every sequence is full
+    model: Model
+    about_weights: AboutWeights
+    initial: States | None
+
+    def fingerprint(self) -> Fingerprint:
+        """Returns what tells this run from all others whose results may differ, ready for JSON.
+
+        Files count by their content, not by their names: they may move before the run is resumed.
+        """
+        if self.job.part:
+            return self.job.part.mark()
+        weights = hashlib.sha256(json.dumps(self.model.config()).encode())
+        for _, cell in self.model.cells():
+            for weight in cell.weights().values():
+                weights.update(weight.tobytes())
+        source = self.source
+        shape = {"shape": list(source.shape), "dtype": source.dtype.str, "time_major": source.time_major}
+        found = {
+            "lstmcli": __version__,
+            "input": shape | source.identity(),
+            "lengths": lengths_mark(self.lengths),
+            "model": weights.hexdigest()[:16],
+            "options": self.job.compute._asdict(),
+        }
+        if self.about_weights.assumed:
+            found["assumed"] = self.about_weights.assumed
+        if self.initial:
+            found["initial_state"] = self.initial.data.identity()
+        normal: Fingerprint = json.loads(json.dumps(found))
+        return normal
+
+    def restricted(self) -> "OpenedJob":
+        """Returns the part of the run that the job asks for. Raises DataError if the run is not what was planned."""
+        part = self.job.part
+        if not part:
+            return self
+        if differences := differing(part.run, self._replace(job=self.job._replace(part=None)).fingerprint()):
+            raise DataError(
+                f"{self.source.name}: the run is not the one that was planned: {'; '.join(differences)}; "
+                "make it as it was, or plan anew"
+            )
+        self.source.restrict(part.first, part.stop)
+        return self._replace(lengths=self.lengths[part.first : part.stop])
+
+
+def lengths_mark(lengths: Lengths) -> str:
+    return hashlib.sha256(lengths.tobytes()).hexdigest()[:16]
+
+
+@contextmanager
+def open_job(job: Job) -> Iterator[OpenedJob]:
+    """Opens and checks all that a job reads. Raises MissingInputError, DataError, UsageError or StorageError."""
+    inputs = job.inputs
+    with ExitStack() as opened:
+        source = opened.enter_context(closing(open_source(inputs.input, inputs.time_major, inputs.follow_links)))
+        lengths, lengths_from = read_lengths(inputs.lens, source, inputs.follow_links)
+        model, about_weights = read_model(job, source)
+        initial = None
+        if inputs.initial_state is not None:
+            states = open_states(inputs.initial_state, model.state_widths(), source.shape[0], np.dtype(job.compute.dtype))
+            initial = opened.enter_context(closing(states))
+        yield OpenedJob(job, source, lengths, lengths_from, model, about_weights, initial).restricted()
+
+
+def read_model(job: Job, source: Source) -> tuple[Model, AboutWeights]:
+    """Returns the model of a job, and what there is to say about its weights."""
+    features, said = source.shape[2], job.model
+    if not isinstance(said, Weights):
+        check_memory(job, count_parameters(features, said.units, said.cells, said.bidirectional))
+        return init_model(features, said.units, said.seed, said.cells, said.bidirectional, said.residual), AboutWeights()
+    from lstmcli.weights.load import load_weights
+
+    imported = load_weights(said.weights, said.choices)
+    model = imported.model
+    check_memory(job, model.parameters())
+    if model.input_size != features:
+        raise DataError(
+            f"{said.weights}: the model takes {model.input_size} features, {source.name} {source.stored_shape} has {features}"
+        )
+    return model, AboutWeights(imported.notes, imported.assumed, imported.before, imported.after)
+
+
+def check_memory(job: Job, parameters: int) -> None:
+    size, limit = parameters * np.dtype(job.compute.dtype).itemsize, job.resources.max_memory
+    if size > limit:
+        raise UsageError(f"--max-memory {limit:,}: the weights alone take {size:,} bytes; raise it")
