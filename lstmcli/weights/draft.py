@@ -102,7 +102,8 @@ class Imported:
     """A model, where its weights came from (for a model file: from itself, and the rest is empty), and what is to be known.
 
     left_out: tensors that are no part of it. assumed: sentences about what the file does not say, and the numbers depend on.
-    before, after: the layers of the file's whole model that stand before and after the LSTMs, and are not run.
+    before, after: the layers of the file's whole model that stand before and after the LSTMs, and are not run. masked: whether
+    its framework masks the padding of what comes to the LSTMs; None: not known.
     """
 
     model: Model
@@ -113,6 +114,7 @@ class Imported:
     assumed: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    masked: bool | None = None
 
     def warnings(self) -> list[str]:
         """What nobody should miss, however little they want to be told."""
@@ -134,6 +136,7 @@ class Draft:
         self.assumed: list[str] = []
         self.before: list[str] = []
         self.after: list[str] = []
+        self.masked: bool | None = None
         self.merged = False  # whether --merge was needed below the top layer
 
     @contextmanager
@@ -243,8 +246,10 @@ class Draft:
                 f"{self.where}: {', '.join(more[:MANY])}: beside the LSTM's own weights, and no part of any LSTM that this "
                 "program knows; without it the numbers would be wrong"
             )
-        texts = map(tuple, (self.notes, self.assumed, self.before, self.after))
-        return Imported(root, self.kind, tuple(mapping), tuple(left_out), *texts)
+        return Imported(
+            root, self.kind, tuple(mapping), tuple(left_out), tuple(self.notes), tuple(self.assumed), tuple(self.before),
+            tuple(self.after), self.masked,
+        )  # fmt: skip
 
     def with_merge(self, root: Model) -> Model:
         """The directions of the top layer merged as was said."""

@@ -1,76 +1,46 @@
-"""Keras: .keras archives and .weights.h5 (Keras 3), and the older .h5 (Keras 2, and Keras 3 where that is asked for).
+"""Keras: .keras and .weights.h5 (Keras 3), the older .h5 (Keras 1 and 2, and 3 where that is asked for), and TensorFlow 2.
 
-A layer has kernel (E, 4U), recurrent_kernel (U, 4U) and mostly bias (4U,), gates i, f, c, o (c is the candidate, our g);
-keras_weights.py finds them. What else there is to know stands in a configuration, which files of weights alone lack, and is
-read here. In a CuDNNLSTM the kernels are transposed gate by gate, and the two halves of the bias (8U,) are summed
-(_convert_rnn_weights in Keras 2).
+A layer has kernel (E, 4U), recurrent_kernel (U, 4U) and mostly bias (4U,), gates i, f, c, o (c is the candidate, our g). What
+else there is to know stands in a configuration, which files of weights alone lack.
 """
 
-import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
-
+from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
-from lstmcli.model.tree import Bidirectional, Cell, Model, Reverse
-from lstmcli.weights.containers.tensor import Tensor
+from lstmcli.model.model_file import read_weight
+from lstmcli.weights.containers.tensor import DTYPES, Tensor
 from lstmcli.weights.containers.zip_archive import Archive
-from lstmcli.weights.draft import CLIPS, Choices, Draft, Imported, Origin, chains, summed
-from lstmcli.weights.keras_weights import (
-    CONTAINERS,
-    Directions,
-    Found,
+from lstmcli.weights.draft import CLIPS, Choices, Draft, Imported, chains
+from lstmcli.weights.keras_format.configuration import (
+    Graph,
+    Json,
+    LayerRecord,
     Path,
-    as_text,
-    is_legacy,
-    legacy_layers,
-    read_tensors,
-    walked_layers,
+    config_of,
+    layers_of,
+    parse,
+    refuse_code,
 )
+from lstmcli.weights.keras_format.keras2_weights import is_legacy, listed_layers
+from lstmcli.weights.keras_format.keras3_weights import CONTAINERS, group_names, placed_layers
+from lstmcli.weights.keras_format.layer_order import guess_below
+from lstmcli.weights.keras_format.stored_layers import Found, Stored, as_text
+from lstmcli.weights.keras_layers import Layer, Reader, recurrent
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
-MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "ave": "mean"}
-PASSING = (  # layers that change nothing when a model is run
-    "InputLayer", "Masking", "Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "AlphaDropout",
-    "ActivityRegularization",
-)  # fmt: skip
-MAX_DEPTH = 32
-
-Json = Any
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """An LSTM or Bidirectional layer, with its configuration where the file has one."""
-
-    path: Path
-    directions: Directions
-    config: Json = None
-
-    @property
-    def name(self) -> str:
-        return "/".join(self.path)
-
-    @property
-    def input_size(self) -> int:
-        return self.directions["forward"][0].shape[0]
-
-    @property
-    def output_size(self) -> int:
-        return sum(tensors[1].shape[0] for tensors in self.directions.values())
-
-    def described(self) -> str:
-        return f"{shown(self.name)} {self.directions['forward'][0].shape}{', bidirectional' * (len(self.directions) > 1)}"
+UNSAID = ("activation", "recurrent_activation", "merge")  # in a file of weights alone
+OF_LSTM = {"lstm", "cu_dnnlstm", "rnn", "bidirectional"}  # classes as Keras 3 calls their groups
 
 
 def looks_like(file: Any) -> bool:
-    """Whether an h5py.File may be one of Keras's."""
+    """Whether an h5py.File may be one of Keras's: a subclassed model has but `vars` of its own beside its attributes."""
     with hdf5.reading(hdf5.label(file)):
-        return is_legacy(file) or any(name in file for name in CONTAINERS)
+        return is_legacy(file) or any(name in file for name in (*CONTAINERS, "vars"))
 
 
 def import_archive(archive: Archive, choices: Choices) -> Imported:
@@ -81,7 +51,7 @@ def import_archive(archive: Archive, choices: Choices) -> Imported:
     image = archive.read(WEIGHTS)
     hdf5_safety.check_heaps(lambda offset, count: image[offset : offset + count], len(image), f"{where}::{WEIGHTS}")
     with hdf5.open_image(image, f"{where}::{WEIGHTS}") as file:
-        return import_layers(file, where, config, metadata.get("keras_version"), choices)
+        return import_hdf5(file, where, config, metadata.get("keras_version"), choices)
 
 
 def import_file(file: Any, where: str, choices: Choices) -> Imported:
@@ -89,249 +59,140 @@ def import_file(file: Any, where: str, choices: Choices) -> Imported:
     with hdf5.reading(where):
         config, version = (as_text(file.attrs.get(name)) for name in ("model_config", "keras_version"))
     parsed = None if config is None else parse(config, f"{where}, attribute model_config")
-    return import_layers(file, where, parsed, version, choices)
+    return import_hdf5(file, where, parsed, version, choices)
 
 
-def import_layers(file: Any, where: str, config: Json, version: Json, choices: Choices) -> Imported:
-    said = ("select", *CLIPS, "residual")
-    choices.allow(where, *said, *(["activation", "recurrent_activation", "merge"] if config is None else []))
+def import_hdf5(file: Any, where: str, config: Json, version: Json, choices: Choices) -> Imported:
     hdf5_safety.refuse_links(file)
     draft = Draft("Keras", where, read_tensors(file), choices)
-    held = {tensor.name: tensor for tensor in draft.tensors}
-    with hdf5.reading(where):
-        found = legacy_layers(file, held) if is_legacy(file) else walked_layers(file, held)
-    if config is None:
-        below = guessed(found)
-        unsaid = {"activation": "tanh", "recurrent_activation": "sigmoid", "merge": "concat"}
-        assumed = [f"{name} {value}" for name, value in unsaid.items() if getattr(choices, name) is None]
-        draft.assume(
-            f"assumed: {', '.join([*assumed, 'no go_backwards'])}, and the order of the layers; "
-            "a file of weights alone does not hold them"
+    version = version if isinstance(version, str) else None
+    with hdf5.reading(where), draft.building("weights"):
+        legacy = is_legacy(file)
+        if legacy:
+            found = listed_layers(file, {tensor.name: tensor for tensor in draft.tensors})
+        else:
+            found = placed_layers(draft.tensors, group_names(file))
+    return import_layers(draft, found, config, version, (lambda _: default_gates(version)) if legacy else (lambda _: "sigmoid"))
+
+
+def read_tensors(file: Any) -> list[Tensor]:
+    names: dict[Any, str] = {dtype.newbyteorder("="): name for name, dtype in DTYPES.items() if dtype.kind == "f"}
+    return [
+        Tensor(
+            entry.name[1:], entry.shape or (), names.get(entry.dtype and entry.dtype.newbyteorder("="), str(entry.dtype)),
+            partial(read_values, file, entry.name[1:]),
         )
-    else:
+        for entry in hdf5.entries(file)
+    ]  # fmt: skip
+
+
+def read_values(file: Any, name: str) -> Floats:
+    item = hdf5_safety.dataset(file, name)
+    with hdf5.reading(hdf5.label(item)):
+        size, limit = item.size * item.dtype.itemsize, file.id.get_filesize()
+    if size > limit * (hdf5_safety.MAX_DEFLATE if item.chunks else 1):
+        raise DataError(f"{hdf5.label(item)}: claims {size} bytes, the whole file has {limit}")
+    values: Floats = read_weight(file, name)
+    return values
+
+
+def default_gates(version: str | None) -> str | None:
+    """recurrent_activation of an LSTM of Keras 2 that does not say it. None: this version had two.
+
+    Keras had hard_sigmoid till 2.3; so had TensorFlow 1, whose 1.13 to 1.15 call their Keras 2.2.4-tf as TensorFlow 2.0 and 2.1
+    do, which have sigmoid.
+    """
+    match = re.match(r"(\d{1,4})\.(\d{1,4})", version or "")
+    if not match or (match[0] == "2.2" and version and version.endswith("-tf")):
+        return None
+    return "hard_sigmoid_keras2" if (int(match[1]), int(match[2])) < (2, 3) else "sigmoid"
+
+
+# From what a file holds to its LSTMs.
+
+
+def import_layers(
+    draft: Draft, found: Found, config: Json, version: str | None, gates: Callable[[Stored], str | None]
+) -> Imported:
+    """gates: recurrent_activation of a layer that the configuration says nothing of; None: not known."""
+    if config is not None:
         with draft.building("configuration"):
             refuse_code(config)
-            below = dict(configured(config, found))
+    graph = Graph(config) if config is not None and layers_of(config) is not None else None
+    draft.choices.allow(draft.where, "select", *CLIPS, "residual", *(() if graph else UNSAID))
+    if graph:
+        with draft.building("configuration"):
+            below = configured(graph, found, draft)
+    else:
+        below = alone(found, draft)
     stacks = {stack[0].name: stack for stack in chains(below)}
+    reader = Reader(draft, graph, version, gates)
     return draft.assemble(
-        {name: ", ".join(layer.described() for layer in stack) for name, stack in stacks.items()},
-        lambda name: draft.stack(build(stacks[name], version, draft)),
+        {name: ", ".join(map(str, stack)) for name, stack in stacks.items()},
+        lambda name: draft.stack(reader.read(stacks[name])),
     )
 
 
-def parse(data: bytes | str, where: str) -> dict[str, Json]:
-    try:
-        parsed = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: damaged JSON: {shown(str(error))[:200]}") from error
-    if not isinstance(parsed, dict):
-        raise DataError(f"{where}: expected a JSON object, got {type(parsed).__name__}")
-    return parsed
-
-
-def refuse_code(config: Json) -> None:
-    """A Lambda layer holds code, and what it does to the sequences only that code says."""
-    waiting = [config]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            if value.get("class_name") in ("Lambda", "__lambda__"):
-                raise DataError(f"refused: the layer {shown(layer_name(value))!r} is a Lambda, and nothing in a file is run")
-            waiting.extend(value.values())
-        elif isinstance(value, list):
-            waiting.extend(value)
-
-
-def settings(entry: Json) -> dict[str, Json]:
-    """The config of a serialized layer."""
-    found = entry.get("config") if isinstance(entry, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def layer_name(entry: Json) -> str:
-    return str(settings(entry).get("name") or entry.get("name") or "")
-
-
-def configured(model: Json, found: Found, path: Path = (), classes: Path = ()) -> Iterator[tuple[Layer, Layer | None]]:
+def configured(graph: Graph, found: Found, draft: Draft) -> dict[Layer, Layer | None]:
     """The LSTM layers of a model's configuration, each with the one whose outputs it takes."""
-    config = model.get("config")
-    entries = config if isinstance(config, list) else settings(model).get("layers")
-    if not isinstance(entries, list) or len(path) > MAX_DEPTH:
-        return
-    entries = [entry for entry in entries if isinstance(entry, dict)]
-    sequential = model.get("class_name") == "Sequential"
-    below = [layer_name(entry) for entry in [{}, *entries]] if sequential else [feeding(entry) for entry in entries]
-    sources = {layer_name(entry): source for entry, source in zip(entries, below, strict=False)}
-    kinds = {layer_name(entry): str(entry.get("class_name")) for entry in entries}
-    made: dict[str, Layer] = {}
-    counts: dict[str, int] = {}
-    for entry in entries:
-        name, kind = layer_name(entry), str(entry.get("class_name"))
-        counts[kind] = counts.get(kind, -1) + 1
-        place, called = (*path, name), (*classes, snake_case(kind) + (f"_{counts[kind]}" if counts[kind] else ""))
-        inner = inner_lstm(entry)
-        if inner is None:
-            yield from configured(entry, found, place, called)
-            continue
-        directions = found.get(place, called)
-        if directions is None:
-            raise DataError(f"layer {shown(name)!r} is an LSTM, but the file holds no weights of it; was it cut or edited?")
-        made[name] = Layer(place, directions, entry)
-    for name, layer in made.items():
-        source, steps = sources[name], len(entries)
-        while kinds.get(source) in PASSING and steps:
-            source, steps = sources[source], steps - 1
-        lower = made.get(source)
-        yield layer, lower if lower and settings(inner_lstm(lower.config)).get("return_sequences") is True else None
-
-
-def inner_lstm(entry: Json) -> Json:
-    """The LSTM that a serialized layer is or wraps; None if it is another layer."""
-    if entry.get("class_name") == "Bidirectional":
-        entry = settings(entry).get("layer")
-    return entry if isinstance(entry, dict) and entry.get("class_name") in ("LSTM", "CuDNNLSTM") else None
-
-
-def feeding(entry: Json) -> str:
-    """The layer whose first output is the first input of this one; "" where there is none, or several calls."""
-    match entry.get("inbound_nodes"):
-        case [{"args": [{"config": {"keras_history": [str(name), _, 0]}}, *_]}]:  # Keras 3
-            return name
-        case [[[str(name), _, 0, *_], *_]]:  # Keras 2
-            return name
-        case [[str(name), _, 0, *_]]:
-            return name
-    return ""
-
-
-def is_seeded(entry: Json) -> bool:
-    """Whether a layer is given an initial state by the graph."""
-    match entry.get("inbound_nodes"):
-        case [{"args": [list(), *_]}] | [{"args": [_, dict() | list(), *_]}]:  # Keras 3
-            return True
-        case [{"kwargs": {"initial_state": state}}] | [[[str(), _, _, {"initial_state": state}], *_]]:
-            return bool(state)
-        case [[[str(), *_], [str(), *_], *_]]:  # Keras 2
-            return True
-    return False
-
-
-def snake_case(name: str) -> str:
-    """As Keras has it (to_snake_case in keras/src/utils/naming.py)."""
-    name = re.sub(r"\W+", "", name)
-    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
-
-
-def guessed(found: Found) -> dict[Layer, Layer | None]:
-    """Without a configuration: which layer feeds which, by their widths; a file of Keras 2 has them in order.
-
-    Keras 3 counts the layers of each class, so the order between classes is not in the file. It is taken where only one fits.
-    """
-    layers = {path: Layer(path, directions) for path, directions in found.by_path.items()}
-    below: dict[Layer, Layer | None] = dict.fromkeys(layers.values())
-    if not found.by_class:
-        pairs = zip([None, *below], below, strict=False)
-        return {layer: lower if lower and lower.output_size == layer.input_size else None for lower, layer in pairs}
-    models: dict[Path, dict[str, list[tuple[int, Layer]]]] = {}
-    for classes, path in found.by_class.items():
-        if path in layers:
-            name, _, number = classes[-1].rpartition("_")
-            kind, count = (name, int(number)) if re.fullmatch("[0-9]{1,9}", number) else (classes[-1], 0)
-            models.setdefault(classes[:-1], {}).setdefault(kind, []).append((count, layers[path]))
-    for kinds in models.values():
-        ordered = [[layer for _, layer in sorted(each, key=lambda pair: pair[0])] for each in kinds.values()]
-        orders = [order for each in ordered if (order := one_order(ordered, each[0]))]
-        if len(orders) == 1:
-            below |= dict(zip(orders[0][1:], orders[0], strict=False))
+    made: dict[Path, Layer] = {}
+    for path, record in graph.layers.items():
+        if recurrent(record.entry):
+            stored = found.get(path, record.group)
+            if stored is None:
+                raise DataError(
+                    f"layer {shown(record.name)!r} is an LSTM, but the file holds no weights of it; was it cut or edited?"
+                )
+            if other := next((layer for layer in made.values() if layer.stored is stored), None):
+                raise DataError(f"the weights of layers {shown(record.name)!r} and {shown(other.name)!r} cannot be told apart")
+            made[path] = Layer(path, stored, record)
+    below: dict[Layer, Layer | None] = {}
+    for layer in made.values():
+        assert layer.record
+        source = graph.source(layer.record)
+        lower = made.get(source.layer) if source and source.number == 0 else None
+        gives_steps = lower and lower.record and config_of(recurrent(lower.record.entry)).get("return_sequences") is True
+        below[layer] = lower if gives_steps else None
+    claimed = [layer.stored for layer in made.values()]
+    foreign = {path: stored for path, stored in found.by_path.items() if stored not in claimed}
+    if draft.choices.select:
+        below |= {Layer(path, stored, owner(graph, found, path)): None for path, stored in foreign.items()}
+    elif not made:
+        for path, stored in foreign.items():
+            raise DataError(foreign_class(Layer(path, stored, owner(graph, found, path))))
+        held = ", ".join(map(str, list(graph.layers.values())[:20])) or "none"
+        raise DataError(f"expected an LSTM; the layers are {held}")
     return below
 
 
-def one_order(classes: list[list[Layer]], first: Layer) -> list[Layer] | None:
-    """All layers in the one order that begins with `first`, keeps each class in order, and fits; None: there is none such."""
-    order, left = [first], [[layer for layer in each if layer is not first] for each in classes]
-    while any(left):
-        fitting = [each for each in left if each and each[0].input_size == order[-1].output_size]
-        if len(fitting) != 1:
-            return None
-        order.append(fitting[0].pop(0))
-    return order
+def owner(graph: Graph, found: Found, path: Path) -> LayerRecord | None:
+    """The layer of the configuration that holds the weights at a path."""
+    groups = [group for group, its_path in found.by_class.items() if its_path == path]
+    for record in graph.layers.values():
+        if record.path == path[: len(record.path)] or any(record.group == group[: len(record.group)] for group in groups):
+            return record
+    return None
 
 
-# From layers to a tree.
+def foreign_class(layer: Layer) -> str:
+    name, kind = (layer.record.name, layer.record.class_name) if layer.record else (layer.name, "class that it does not name")
+    return (
+        f"layer {shown(name)!r} is a {shown(kind)}, and what that computes the file does not say; "
+        f"if it is what an LSTM does, choose it with --select {shown(layer.name)}"
+    )
 
 
-def build(layers: list[Layer], version: Json, draft: Draft) -> Iterator[Model]:
-    """go_backwards gives a layer's outputs last step first, so that the layers above run the other way, too."""
-    backwards = False
-    for layer in layers:
-        with draft.building(f"layer {layer.name!r}"):
-            entry, inner = layer.config, inner_lstm(layer.config) if layer.config else None
-            cells = {
-                direction: read_cell(tensors, inner_config(entry, direction), version, draft)
-                for direction, tensors in layer.directions.items()
-            }
-            if entry is not None and is_seeded(entry):
-                draft.note(f"layer {shown(layer.name)!r} gets its initial state from the graph, which is not imported")
-            backwards ^= settings(inner).get("go_backwards") is True
-            made: Model = cells["forward"]
-            if entry is not None and ("backward" in cells) != (entry.get("class_name") == "Bidirectional"):
-                raise DataError("the configuration and the weights do not agree on whether it is bidirectional")
-            if "backward" in cells:
-                merge = settings(entry).get("merge_mode", "concat")
-                if not isinstance(merge, str) or merge not in MERGES:
-                    raise DataError(f"merge_mode: expected one of {', '.join(MERGES)}, got {shown(str(merge))}")
-                made = Bidirectional(made, cells["backward"], MERGES[merge])
-            yield Reverse(made) if backwards else made
-    if backwards:
-        draft.note("go_backwards: outputs stand at the steps that they belong to, where Keras gives the last step first")
-
-
-def inner_config(entry: Json, direction: str) -> dict[str, Json]:
-    """The config of the LSTM of one direction; {} without one."""
-    if entry is None:
-        return {}
-    other = settings(entry).get("backward_layer") if direction == "backward" else None
-    return settings(other if isinstance(other, dict) else inner_lstm(entry))
-
-
-def read_cell(tensors: list[Tensor], config: dict[str, Json], version: Json, draft: Draft) -> Cell:
-    origins = [
-        Origin(tensor, name, "as it is")
-        for tensor, name in zip(tensors, ("input_kernel", "recurrent_kernel", "bias"), strict=False)
-    ]
-    kernel, recurrent = tensors[0].array(rank=2), tensors[1].array(rank=2)
-    bias = tensors[2].array(rank=1) if len(tensors) > 2 else None
-    units = len(recurrent)
-    if config.get("units", units) != units or config.get("use_bias", bias is not None) is not (bias is not None):
-        raise DataError(
-            f"{tensors[1]} does not agree with the configuration: {shown(str(config.get('units')))} units, "
-            f"use_bias {shown(str(config.get('use_bias')))}"
-        )
-    if bias is not None and len(bias) == 8 * units:
-        kernel = np.hstack([gate.T.reshape(gate.shape, order="F") for gate in np.hsplit(kernel, 4)])
-        recurrent = np.hstack([gate.T for gate in np.hsplit(recurrent, 4)])
-        bias = summed(*np.split(bias, 2))
-        hows = ("gates of CuDNNLSTM, transposed", "gates of CuDNNLSTM, transposed", "the two halves summed")
-        origins = [Origin(origin.tensor, origin.field, how) for origin, how in zip(origins, hows, strict=True)]
-    recurrent_activation = activation(config, "recurrent_activation", "sigmoid")
-    if recurrent_activation == "hard_sigmoid":
-        match re.match(r"[0-9]{1,4}", version if isinstance(version, str) else ""):
-            case None:
-                raise DataError("hard_sigmoid is one function in Keras 2 and another in Keras 3; the file does not say which")
-            case major if int(major[0]) < 3:
-                recurrent_activation = "hard_sigmoid_keras2"
-    return draft.cell(
-        origins, kernel, recurrent, bias=bias,
-        activation=activation(config, "activation", "tanh"), recurrent_activation=recurrent_activation,
-    )  # fmt: skip
-
-
-def activation(config: dict[str, Json], name: str, default: str) -> str:
-    """By name; a file may hold a serialized function instead, of which the registered ones have a name, too."""
-    value = config.get(name, default)
-    if isinstance(value, dict):
-        value = value.get("config")
-    if not isinstance(value, str | None):
-        raise DataError(f"{name}: expected the name of a function, got {type(value).__name__}")
-    return "linear" if value is None else value
+def alone(found: Found, draft: Draft) -> dict[Layer, Layer | None]:
+    """The layers of a file of weights alone, each with the one that feeds it as far as that is known."""
+    layers = {path: Layer(path, stored) for path, stored in found.by_path.items()}
+    for path, layer in layers.items():
+        kind = found.classes.get(path, "lstm")
+        strange = [name for name in layer.stored.cell_names if not re.fullmatch(r"lstm_cell(_\d+)?", name)]
+        if (strange or kind not in OF_LSTM) and not layer.stored.extra and not draft.choices.select:
+            what = f"cell is called {shown(strange[0])!r}" if strange else f"class is called {shown(kind)!r}"
+            raise DataError(
+                f"{draft.where}: layer {shown(layer.name)!r}: its {what}, which may be no LSTM, and a file of weights alone "
+                f"does not say what it computes; if it is what an LSTM does, choose it with --select {shown(layer.name)}"
+            )
+    below = guess_below(found, draft.choices.merge)
+    return {layers[path]: layers[lower] if lower else None for path, lower in below.items()}

@@ -9,6 +9,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
@@ -20,7 +24,7 @@ from lstmcli.weights.containers.tensor import DTYPES, Tensor, decode
 FOOTER = 48
 TRAILER = 5  # bytes after a block: its compression and its checksum
 BLOCK_LIMIT = 1 << 28
-TYPES = {1: "F32", 2: "F64", 14: "BF16", 19: "F16"}  # core/framework/types.proto
+TYPES = {1: "F32", 2: "F64", 7: "text", 14: "BF16", 19: "F16"}  # core/framework/types.proto
 
 
 def read_tensors(index: FileBytes, prefix: str, files: ExitStack) -> list[Tensor]:
@@ -49,15 +53,12 @@ def read_tensors(index: FileBytes, prefix: str, files: ExitStack) -> list[Tensor
     tensors = []
     for key, value in table.items():
         name, entry = key.decode("utf-8", "backslashreplace"), Message(value, where)
-        if name.endswith("/.ATTRIBUTES/VARIABLE_VALUE"):
-            raise DataError(
-                f"{where}: a TensorFlow 2 checkpoint of objects ({shown(name)}); save the model as .keras or .weights.h5"
-            )
         shape = tuple(size.integer(1) for size in entry.message(2).messages(2))
         if any(not 0 <= size < 1 << 48 for size in shape):
             raise DataError(f"{where}: damaged: {shown(name)} has shape {shape}")
         dtype = TYPES.get(entry.integer(1), f"type {entry.integer(1)}")
-        tensors.append(Tensor(name, shape, dtype, partial(values, entry, name, shape, dtype, shard)))
+        read = partial(text, entry, name, shard) if dtype == "text" else partial(values, entry, name, shape, dtype, shard)
+        tensors.append(Tensor(name, shape, dtype, read))
     return tensors
 
 
@@ -65,16 +66,34 @@ def values(entry: Message, name: str, shape: tuple[int, ...], dtype: str, shard:
     where = f"{entry.where}: {shown(name)}"
     if 7 in entry:
         raise DataError(f"{where}: is partitioned into slices, which are not read; save it again without a partitioner")
+    if (size := entry.integer(5)) != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise DataError(f"{where}: {dtype} of shape {shape} does not take {size} bytes")
+    file, data = stored(entry, name, shard)
+    check(data, entry, name, file)
+    return decode(data, dtype).reshape(shape)
+
+
+def text(entry: Message, name: str, shard: Callable[[int], FileBytes]) -> NDArray[Any]:
+    """The bytes of a lone text: after its length as a varint, and a checksum of the length as 4 bytes."""
+    file, data = stored(entry, name, shard)
+    length, at = varint(memoryview(data), 0, file.name)
+    if at + 4 + length != len(data):
+        raise DataError(f"{file.name}: {shown(name)}: damaged: a text of {length} bytes in {len(data)}")
+    check(length.to_bytes(4 if length < 1 << 32 else 8, "little") + data[at:], entry, name, file)
+    return np.frombuffer(data, np.uint8)[at + 4 :]
+
+
+def stored(entry: Message, name: str, shard: Callable[[int], FileBytes]) -> tuple[FileBytes, bytes]:
     offset, size = entry.integer(4), entry.integer(5)
     file = shard(entry.integer(3))
-    if size != math.prod(shape) * DTYPES[dtype].itemsize:
-        raise DataError(f"{where}: {dtype} of shape {shape} does not take {size} bytes")
-    if offset < 0 or offset + size > file.opened.st_size:
+    if offset < 0 or size < 0 or offset + size > file.opened.st_size:
         raise DataError(f"{file.name}: ends at byte {file.opened.st_size}, but {shown(name)} at {offset + size}; it was cut")
-    data = file.take(offset, size)
+    return file, file.take(offset, size)
+
+
+def check(data: bytes, entry: Message, name: str, file: FileBytes) -> None:
     if crc32c(data) != unmasked(entry.fixed32(6)):
         raise DataError(f"{file.name}: {shown(name)}: wrong checksum, it is damaged; copy the checkpoint again")
-    return decode(data, dtype).reshape(shape)
 
 
 def read_table(file: FileBytes) -> Iterator[tuple[bytes, memoryview]]:

@@ -184,10 +184,10 @@ def test_an_initial_state_from_the_graph_is_said(tmp_path: Path) -> None:
     config = functional((INPUT, None), (wf.keras_lstm("a", 4), "x"))
     assert load(archive(tmp_path / "a", config, {"layers/lstm": A})).notes == ()
     config["config"]["layers"][1]["inbound_nodes"][0]["kwargs"]["initial_state"] = [{}, {}]
-    assert "initial state" in load(archive(tmp_path / "b", config, {"layers/lstm": A})).notes[0]
+    assert "initial state" in load(archive(tmp_path / "b", config, {"layers/lstm": A})).assumed[0]
     config = functional((INPUT, None), (wf.keras_lstm("a", 4), "x"), keras=2)
     config["config"]["layers"][1]["inbound_nodes"][0] += [["h", 0, 1, {}], ["c", 0, 2, {}]]
-    assert "initial state" in load(archive(tmp_path / "c", config, {"layers/lstm": A})).notes[0]
+    assert "initial state" in load(archive(tmp_path / "c", config, {"layers/lstm": A})).assumed[0]
 
 
 def test_models_in_a_model(tmp_path: Path) -> None:
