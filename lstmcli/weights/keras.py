@@ -5,7 +5,7 @@ else there is to know stands in a configuration, which files of weights alone la
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.model.model_file import read_weight
 from lstmcli.weights.containers.tensor import DTYPES, Tensor
+from lstmcli.weights.containers.tf_objects import Objects
 from lstmcli.weights.containers.zip_archive import Archive
 from lstmcli.weights.draft import CLIPS, Choices, Draft, Imported, chains
 from lstmcli.weights.keras_format.configuration import (
@@ -22,11 +23,13 @@ from lstmcli.weights.keras_format.configuration import (
     LayerRecord,
     Path,
     config_of,
+    layer_name,
     layers_of,
+    lone_record,
     parse,
     refuse_code,
 )
-from lstmcli.weights.keras_format.keras2_weights import is_legacy, listed_layers
+from lstmcli.weights.keras_format.keras2_weights import address, is_legacy, listed_layers, named_layers
 from lstmcli.weights.keras_format.keras3_weights import CONTAINERS, group_names, placed_layers
 from lstmcli.weights.keras_format.layer_order import guess_below
 from lstmcli.weights.keras_format.stored_layers import Found, Stored, as_text
@@ -75,6 +78,30 @@ def import_hdf5(file: Any, where: str, config: Json, version: Json, choices: Cho
     return import_layers(draft, found, config, version, (lambda _: default_gates(version)) if legacy else (lambda _: "sigmoid"))
 
 
+def import_objects(objects: Objects, where: str, metadata: dict[str, str], choices: Choices) -> Imported:
+    """The LSTMs among the objects of a TensorFlow 2 checkpoint. metadata: what a SavedModel says of them, by their places."""
+    draft = Draft("TensorFlow 2", where, objects.tensors, choices)
+    said = {place: parse(text, f"{where}, what it says of {shown(place) or 'the model'}") for place, text in metadata.items()}
+    config = said.pop("", None)
+    with draft.building("objects"):
+        found = placed_layers(objects.tensors, {place: layer_name(entry) for place, entry in said.items()}, objects.models)
+        if not found.by_path:  # Keras 3 exports a list of variables with their names
+            named = named_layers((tensor.name, tensor) for tensor in objects.tensors)
+            found = Found({scope: stored for scope, cells in named.items() if (stored := cells.stored())})
+
+    for stored in found.by_path.values():
+        program = objects.programs.get(stored.kernel_name, "")
+        stored.called = "/".join(address(program, None)[0]) if program else ""
+
+    def gates(stored: Stored) -> str | None:
+        """Since TensorFlow 2.2, with sigmoid, the names of variables have the cell's; before that either may be meant."""
+        program = objects.programs.get(stored.kernel_name, stored.kernel_name)
+        return "sigmoid" if re.search(r"lstm_cell[^/]*/kernel$", program) else None
+
+    version = config.get("keras_version") if config else None
+    return import_layers(draft, found, config, version if isinstance(version, str) else None, gates, said)
+
+
 def read_tensors(file: Any) -> list[Tensor]:
     names: dict[Any, str] = {dtype.newbyteorder("="): name for name, dtype in DTYPES.items() if dtype.kind == "f"}
     return [
@@ -112,19 +139,25 @@ def default_gates(version: str | None) -> str | None:
 
 
 def import_layers(
-    draft: Draft, found: Found, config: Json, version: str | None, gates: Callable[[Stored], str | None]
+    draft: Draft,
+    found: Found,
+    config: Json,
+    version: str | None,
+    gates: Callable[[Stored], str | None],
+    said: Mapping[str, dict[str, Json]] = {},
 ) -> Imported:
-    """gates: recurrent_activation of a layer that the configuration says nothing of; None: not known."""
+    """gates: recurrent_activation of a layer that the configuration says nothing of; None: not known. said: what is said of
+    layers alone, by their places."""
     if config is not None:
         with draft.building("configuration"):
             refuse_code(config)
     graph = Graph(config) if config is not None and layers_of(config) is not None else None
-    draft.choices.allow(draft.where, "select", *CLIPS, "residual", *(() if graph else UNSAID))
+    draft.choices.allow(draft.where, "select", *CLIPS, "residual", *(() if graph or said else UNSAID))
     if graph:
         with draft.building("configuration"):
             below = configured(graph, found, draft)
     else:
-        below = alone(found, draft)
+        below = alone(found, {found.places[place]: entry for place, entry in said.items() if place in found.places}, draft)
     stacks = {stack[0].name: stack for stack in chains(below)}
     reader = Reader(draft, graph, version, gates)
     return draft.assemble(
@@ -175,17 +208,31 @@ def owner(graph: Graph, found: Found, path: Path) -> LayerRecord | None:
 
 
 def foreign_class(layer: Layer) -> str:
-    name, kind = (layer.record.name, layer.record.class_name) if layer.record else (layer.name, "class that it does not name")
-    return (
-        f"layer {shown(name)!r} is a {shown(kind)}, and what that computes the file does not say; "
-        f"if it is what an LSTM does, choose it with --select {shown(layer.name)}"
-    )
+    record = layer.record
+    name, kind = (record.name, kind_of(record.entry)) if record else (layer.name, "a class that it does not name")
+    text = f"layer {shown(name)!r} is of {shown(kind)}, and what that computes the file does not say"
+    if layer.stored.extra:
+        return f"{text}; it has weights that no LSTM has: {', '.join(map(str, layer.stored.extra[:12]))}"
+    return f"{text}; if it is what an LSTM does, choose it with --select {shown(layer.name)}"
 
 
-def alone(found: Found, draft: Draft) -> dict[Layer, Layer | None]:
-    """The layers of a file of weights alone, each with the one that feeds it as far as that is known."""
-    layers = {path: Layer(path, stored) for path, stored in found.by_path.items()}
+def kind_of(entry: dict[str, Json]) -> str:
+    """The class of a serialized layer, and of what is in it."""
+    config = config_of(entry)
+    inside = [part for name in ("layer", "cell") if isinstance(part := config.get(name), dict)]
+    inside += [part for part in config.get("cells") or [] if isinstance(part, dict)]
+    return " of ".join([str(entry.get("class_name")), *([", ".join(map(kind_of, inside))] if inside else [])])
+
+
+def alone(found: Found, said: dict[Path, dict[str, Json]], draft: Draft) -> dict[Layer, Layer | None]:
+    """The layers of a file without a graph of them, each with the one that feeds it as far as that is known."""
+    records = {path: lone_record(path, entry) for path, entry in said.items()}
+    layers = {path: Layer(path, stored, records.get(path)) for path, stored in found.by_path.items()}
     for path, layer in layers.items():
+        if layer.record:
+            if not recurrent(layer.record.entry) and not draft.choices.select:
+                raise DataError(f"{draft.where}: {foreign_class(layer)}")
+            continue
         kind = found.classes.get(path, "lstm")
         strange = [name for name in layer.stored.cell_names if not re.fullmatch(r"lstm_cell(_\d+)?", name)]
         if (strange or kind not in OF_LSTM) and not layer.stored.extra and not draft.choices.select:

@@ -34,7 +34,7 @@ class Layer:
         return "/".join(self.path)
 
     def __str__(self) -> str:
-        return f"{shown(self.name)} {self.stored}"
+        return f"{shown(self.stored.called or self.name)} {self.stored}"
 
 
 def recurrent(entry: Json) -> dict[str, Json] | None:
@@ -109,14 +109,17 @@ class Reader:
         self.draft.masked = graph.masked(records[0]) if records else None
 
     def assume(self, layers: list[Layer]) -> None:
+        """Tells what of these layers the file does not say, where it has no graph of them."""
         said = self.draft.choices
-        unsaid = [] if said.activation else ["activation tanh"]
-        if any("backward" in layer.stored.cells for layer in layers) and not said.merge:
-            unsaid.append("merge concat")
-        order = ", and the order of the layers" * (len(layers) > 1)
-        self.draft.assume(
-            f"assumed: {', '.join([*unsaid, 'no go_backwards'])}{order}; a file of weights alone does not hold them"
-        )
+        unsaid: list[str] = []
+        if unknown := [layer for layer in layers if layer.record is None]:
+            unsaid = ["activation tanh"] * (said.activation is None) + ["no go_backwards"]
+            if any("backward" in layer.stored.cells for layer in unknown) and said.merge is None:
+                unsaid.append("merge concat")
+        if len(layers) > 1:
+            unsaid.append("the order of the layers")
+        if unsaid:
+            self.draft.assume(f"assumed: {', '.join(unsaid)}; the file does not hold them")
 
     def read_layer(self, layer: Layer) -> list[Model]:
         """The cells of a layer from the bottom to the top, or one that runs both ways."""
@@ -129,9 +132,7 @@ class Reader:
         entry = layer.record.entry if layer.record else None
         inner = recurrent(entry) if entry else None
         if entry and not inner:
-            self.draft.assume(
-                f"layer {shown(layer.name)!r}, {shown(str(layer.record))}, is read as if it were an LSTM of Keras"
-            )
+            self.draft.assume(f"layer {layer.record} is read as if it were an LSTM of Keras")
         if inner and ("backward" in stored.cells) != (entry is not None and entry.get("class_name") == "Bidirectional"):
             raise DataError("the configuration and the weights do not agree on whether it is bidirectional")
         if layer.record and is_seeded(layer.record):

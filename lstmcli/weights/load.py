@@ -21,10 +21,13 @@ from lstmcli.weights.draft import Choices, Imported
 
 __all__ = ["Choices", "Imported", "load_model", "load_weights"]
 
-KNOWN = "a model file, a result of a run, safetensors, .pt, .keras, .h5 of Keras, a TensorFlow 1 checkpoint (X.index), or ONNX"
+KNOWN = (
+    "a model file, a result of a run, safetensors, .pt, .keras, .h5 of Keras, a TensorFlow checkpoint or SavedModel, or ONNX"
+)
 SMALLEST = 16  # bytes; nothing that holds weights is smaller
 TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # a checkpoint's index ends with it
 PICKLES = [bytes([0x80, protocol]) for protocol in range(2, 6)]
+FOLDER_FILES = ("checkpoint", "saved_model.pb", "keras_metadata.pb", "fingerprint.pb")  # that stand for their folder
 IR_VERSION = b"\x08"  # the key of the field that comes first in an ONNX model
 
 
@@ -77,10 +80,16 @@ def load_weights(path: str, choices: Choices) -> Imported:
 
 
 def index_path(path: str) -> str:
-    """The X.index of a checkpoint that is named as X, as TensorFlow does, or as one of its X.data-*; else `path`."""
-    prefix = re.sub(r"\.data-\d{5}-of-\d{5}$", "", path)
+    """The X.index of a checkpoint that is named as X, as TensorFlow does, by its other files or by its folder; else `path`."""
+    prefix = re.sub(r"\.(data-\d{5}-of-\d{5}|meta)$", "", path)
     index = f"{prefix}.index"
-    return index if Path(index).is_file() and (prefix != path or not os.path.lexists(path)) else path
+    if Path(index).is_file() and (prefix != path or not os.path.lexists(path)):
+        return index
+    if Path(path).is_dir() or Path(path).name in FOLDER_FILES:
+        from lstmcli.weights.containers.tf_folder import index_of
+
+        return index_of(path)
+    return path
 
 
 def load_hdf5(data: FileBytes, path: str, choices: Choices) -> Imported:

@@ -163,6 +163,11 @@ class Reader:
         return LayerRecord(**{**vars(record), "inputs": tuple(found)})
 
 
+def lone_record(path: Path, entry: dict[str, Json]) -> LayerRecord:
+    """Of a layer that is described alone, without the model around it."""
+    return LayerRecord(path, str(entry.get("class_name")), config_of(entry), (), known=is_own(entry), entry=entry)
+
+
 def tensors(node: Json) -> Iterator[Output]:
     """What a layer takes in a call, as its configuration says it, with the names of the layers as paths of one part."""
     if isinstance(node, dict):  # Keras 3

@@ -37,12 +37,12 @@ def placed_layers(tensors: list[Tensor], names: dict[str, str], models: list[lis
                 called = names.get(name.rpartition("/vars/")[0] or name.rpartition("/")[0]) or match["cell"]
                 cells.names += [called] if called and not called.isdigit() else []
     ranks = counted_anew([*names, *held])
-    found, lstms = Found({}), {}
+    found = Found({})
     for place, cells in layers.items():
         cells.extra = [tensor for tensor in weights_below(place, held) if tensor not in cells.tensors()]
         if stored := cells.stored():
             path, group = path_of(place, names, ranks)
-            found.by_path[path], found.by_class[group], lstms[place] = stored, path, path
+            found.by_path[path], found.by_class[group], found.places[place] = stored, path, path
             if place.split("/")[-2:-1] in ([name] for name in CONTAINERS):
                 found.classes[path] = kind_and_count(group[-1])[0]
     if models is None:
@@ -50,12 +50,13 @@ def placed_layers(tensors: list[Tensor], names: dict[str, str], models: list[lis
             if container.rpartition("/")[2] in CONTAINERS:
                 places = [f"{container}/{child}" for child in children]
                 found.by_kind.append([
-                    Member(lstms.get(place), ranks.get(place, place.rpartition("/")[2]), weights_below(place, held))
+                    Member(found.places.get(place), ranks.get(place, place.rpartition("/")[2]), weights_below(place, held))
                     for place in places
                 ])  # fmt: skip
     else:
         found.models = [
-            [Member(lstms.get(each.path), each.kind, weights_below(each.path, held)) for each in model] for model in models
+            [Member(found.places.get(each.path), each.kind, weights_below(each.path, held)) for each in model]
+            for model in models
         ]
     return found
 

@@ -21,7 +21,7 @@ class Stored:
 
     cells: the tensors of each by direction ("forward", "backward"), from the bottom to the top. extra: weights beside them.
     cell_names: what the file calls the cells, where it does. stacked: whether it says that each cell takes what the one before
-    it gives. old: whether it is of Keras 1.
+    it gives. old: whether it is of Keras 1. called: how the program called the layer that the file calls otherwise.
     """
 
     cells: dict[str, list[CellTensors]]
@@ -29,10 +29,15 @@ class Stored:
     cell_names: list[str] = field(default_factory=list)
     stacked: bool = False
     old: bool = False
+    called: str = ""
 
     @property
     def input_size(self) -> int:
         return self.cells["forward"][0]["kernel"][0].shape[0]
+
+    @property
+    def kernel_name(self) -> str:
+        return self.cells["forward"][0]["kernel"][0].name
 
     def output_size(self, merge: str | None) -> int:
         """merge: how the directions are, if not side by side."""
@@ -44,6 +49,9 @@ class Stored:
         """Its bias has eight parts."""
         cell = self.cells["forward"][0]
         return "bias" in cell and cell["bias"][0].shape[0] == 2 * cell["recurrent_kernel"][0].shape[-1]
+
+    def tensors(self) -> list[Tensor]:
+        return [tensor for cells in self.cells.values() for cell in cells for tensors in cell.values() for tensor in tensors]
 
     def __str__(self) -> str:
         kernels = [cell["kernel"][0] for cell in self.cells["forward"]]
@@ -68,13 +76,15 @@ class Found:
     """The layers with LSTM cells in a file.
 
     by_path: by their own names as far as the file has them. by_class: of which of them each of Keras 3's groups is, which are
-    called after the classes of the layers. classes: what its group says of the class of a layer. models: the layers of each
+    called after the classes of the layers. classes: what its group says of the class of a layer. places: which layer is at a
+    place. models: the layers of each
     model, in their order; by_kind: where only the order within each class is known.
     """
 
     by_path: dict[Path, Stored]
     by_class: dict[Path, Path] = field(default_factory=dict)
     classes: dict[Path, str] = field(default_factory=dict)
+    places: dict[str, Path] = field(default_factory=dict)
     models: list[list[Member]] = field(default_factory=list)
     by_kind: list[list[Member]] = field(default_factory=list)
 
