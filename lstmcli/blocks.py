@@ -12,10 +12,6 @@ Lengths = NDArray[np.int64]  # of sequences, in steps; also where they start
 
 FLOATS = "float16, float32 or float64"
 
-FEW = 64  # values that Python adds up faster than NumPy
-TOGETHER = 6  # sequences that begin at once whatever their order: those of one tile
-IN_TURN: Lengths = np.arange(TOGETHER, dtype=np.int64)
-
 
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Says whether values of this dtype are floats that this program converts: FLOATS, of either byte order."""
@@ -46,25 +42,6 @@ def packed_starts(lengths: Lengths) -> Lengths:
     starts = np.zeros(len(lengths), np.int64)
     np.cumsum(lengths[:-1], out=starts[1:])
     return starts
-
-
-class Schedule(NamedTuple):
-    """In which order sequences are run: those of length > 0, longest first, so that the lanes end together."""
-
-    order: Lengths
-    steps: int  # in all
-    longest: int
-
-    @classmethod
-    def of(cls, lengths: Lengths) -> "Schedule":
-        if len(lengths) <= FEW:
-            values = lengths.tolist()
-            if len(values) <= TOGETHER and 0 not in values:
-                return cls(IN_TURN[: len(values)], sum(values), max(values, default=0))
-            steps, longest, count = sum(values), max(values, default=0), len(values) - values.count(0)
-        else:
-            steps, longest, count = int(lengths.sum()), int(lengths.max()), int(np.count_nonzero(lengths))
-        return cls((-lengths).argsort(kind="stable")[:count], steps, longest)
 
 
 @dataclass(frozen=True)

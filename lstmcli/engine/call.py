@@ -12,9 +12,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstmcli.blocks import FEW, FLOATS, Block, Floats, Lengths, State, is_float
+from lstmcli.blocks import FLOATS, Block, Floats, Lengths, State, is_float
 from lstmcli.engine.cpus import available_threads
 from lstmcli.engine.prepared_model import Forward
+from lstmcli.engine.work_split import FEW
 from lstmcli.errors import DataError, UsageError
 from lstmcli.model.tree import Model
 

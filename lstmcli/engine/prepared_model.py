@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lstmcli.blocks import Block, Floats, Schedule, State
+from lstmcli.blocks import Block, Floats, State
 from lstmcli.engine.packed_cell import Layer, kernel_options
+from lstmcli.engine.work_split import Schedule
 from lstmcli.kernel import lstm
 from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack
 

@@ -12,23 +12,16 @@ from typing import Any
 import llvmlite.ir as ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from lstmcli.kernel import tile
-from lstmcli.kernel.layout import GATES, Column, Job, Options, Shape
+from lstmcli.kernel.layout import GATES, Argument, Column, Options, Shape
 from lstmcli.kernel.simd import I64, POINTER
 
 ADDRESSES = types.CPointer(types.int64)
 SPINS = 2000  # some microseconds; a thread that waits longer lets others run, perhaps just the one it waits for
 
-# Numba takes global integers for constants.
-X, H, C, NEW_C, HIDDEN, Y, BIAS, SUMS, HOME, FINAL_H, FINAL_C, LEFT, READY = (int(column) for column in Column)
 COLUMNS = len(Column)
-(
-    X_AT, X_STARTS_AT, X_STEP, Y_AT, Y_STARTS_AT, Y_STEP, H_AT, C_AT, CELLS_AT, CELLS_STEP, LENGTHS_AT, ORDER_AT, COUNT,
-    PANELS_AT, BIASES_AT, PEEPHOLES_AT, PROJECTION_AT, INPUTS, UNITS, OUTPUTS, CELL_CLIP, PROJECTION_CLIP, GATE_CLIP, LANES,
-    AHEAD, THREADS, SHARERS, SYNC_AT, SCRATCH_AT, SCRATCH_STEP, HIDDEN_AT, HIDDEN_STEP,
-) = (int(field) for field in Job)  # fmt: skip
 
 
 @intrinsic
@@ -137,10 +130,10 @@ def tile_call(shape: Shape, options: Options) -> Callable[..., None]:
     """
 
     @intrinsic
-    def call(context, rows, job, weights, table, lanes, first, unit, half_unit, resume, pause):  # type: ignore[no-untyped-def]
+    def call(context, rows, call, weights, table, lanes, first, unit, half_unit, resume, pause):  # type: ignore[no-untyped-def]
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            rows, job, weights, table, lanes, first, unit, half_unit, *flags = args
-            values = [job, builder.inttoptr(weights, POINTER), builder.gep(table, [first], source_etype=I64), lanes, unit]
+            rows, call, weights, table, lanes, first, unit, half_unit, *flags = args
+            values = [call, builder.inttoptr(weights, POINTER), builder.gep(table, [first], source_etype=I64), lanes, unit]
             values += [builder.icmp_signed("!=", flag, ir.Constant(I64, 0)) for flag in flags]
             with builder.if_else(builder.icmp_signed("==", unit, half_unit)) as branches:
                 for half, branch in zip((True, False), branches, strict=True):
@@ -159,10 +152,10 @@ def projection_call(shape: Shape, options: Options) -> Callable[..., None]:
     """The call of the projection of `rows` lanes from lane `first` on, with the arguments of tile.define_projection."""
 
     @intrinsic
-    def call(context, rows, job, weights, table, lanes, first, column):  # type: ignore[no-untyped-def]
+    def call(context, rows, call, weights, table, lanes, first, column):  # type: ignore[no-untyped-def]
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            rows, job, weights, table, lanes, first, column = args
-            values = [job, builder.inttoptr(weights, POINTER), builder.gep(table, [first], source_etype=I64), lanes, column]
+            rows, call, weights, table, lanes, first, column = args
+            values = [call, builder.inttoptr(weights, POINTER), builder.gep(table, [first], source_etype=I64), lanes, column]
             switch_rows(
                 builder, shape, rows, values, lambda count: tile.define_projection(builder.module, shape, options, count)
             )
@@ -188,25 +181,68 @@ def switch_rows(
     builder.position_at_end(after)
 
 
+@register_jitable(inline="always")
+def start_lane(call, table, lanes, lane, sequence, float_bytes):  # type: ignore[no-untyped-def]
+    """The first step of a sequence into an empty lane."""
+    h = get(call, Argument.H_AT) + sequence * get(call, Argument.OUTPUTS) * float_bytes
+    c = get(call, Argument.C_AT) + sequence * get(call, Argument.UNITS) * float_bytes
+    x_row, y_row = get(at(get(call, Argument.X_STARTS_AT)), sequence), get(at(get(call, Argument.Y_STARTS_AT)), sequence)
+    cells_step = get(call, Argument.CELLS_STEP)
+    put(table, Column.X * lanes + lane, get(call, Argument.X_AT) + x_row * get(call, Argument.X_STEP))
+    put(table, Column.H * lanes + lane, h)
+    put(table, Column.C * lanes + lane, c)
+    put(table, Column.NEW_C * lanes + lane, get(call, Argument.CELLS_AT) + y_row * cells_step if cells_step != 0 else c)
+    put(table, Column.Y * lanes + lane, get(call, Argument.Y_AT) + y_row * get(call, Argument.Y_STEP))
+    put(table, Column.BIAS * lanes + lane, get(call, Argument.BIASES_AT))
+    put(table, Column.SUMS * lanes + lane, get(table, Column.HOME * lanes + lane))
+    put(table, Column.FINAL_H * lanes + lane, h)
+    put(table, Column.FINAL_C * lanes + lane, c)
+    put(table, Column.LEFT * lanes + lane, get(at(get(call, Argument.LENGTHS_AT)), sequence))
+    put(table, Column.READY * lanes + lane, 0)
+
+
+@register_jitable(inline="always")
+def advance_lane(call, table, lanes, lane, sums_step):  # type: ignore[no-untyped-def]
+    """From a step to the next one of the same sequence."""
+    y, c = get(table, Column.Y * lanes + lane), get(table, Column.NEW_C * lanes + lane)
+    put(table, Column.X * lanes + lane, get(table, Column.X * lanes + lane) + get(call, Argument.X_STEP))
+    put(table, Column.H * lanes + lane, y)
+    put(table, Column.C * lanes + lane, c)
+    put(table, Column.NEW_C * lanes + lane, c + get(call, Argument.CELLS_STEP))
+    put(table, Column.Y * lanes + lane, y + get(call, Argument.Y_STEP))
+    put(table, Column.LEFT * lanes + lane, get(table, Column.LEFT * lanes + lane) - 1)
+    put(table, Column.READY * lanes + lane, get(table, Column.READY * lanes + lane) - 1)
+    put(table, Column.SUMS * lanes + lane, get(table, Column.SUMS * lanes + lane) + sums_step)
+
+
+@register_jitable(inline="always")
+def retire_lane(table, lanes, lane, last):  # type: ignore[no-untyped-def]
+    """Empties a lane: the sequence of lane `last` moves into it. What is the lanes' own memory changes places."""
+    home, hidden = get(table, Column.HOME * lanes + lane), get(table, Column.HIDDEN * lanes + lane)
+    for column in range(COLUMNS):
+        put(table, column * lanes + lane, get(table, column * lanes + last))
+    put(table, Column.HOME * lanes + last, home)
+    put(table, Column.HIDDEN * lanes + last, hidden)
+
+
 def define(shape: Shape, options: Options) -> Callable[..., None]:
     """The kernel for one tile shape and one kind of cell, to be compiled with compiled.SIGNATURE."""
     tile_of, projection_of = tile_call(shape, options), projection_call(shape, options)
     width, half, rows, size, projected = shape.width, shape.half, shape.rows, shape.bits // 8, options.projection
     row_bytes = GATES * width * size  # of a panel
 
-    def lstm(job, thread):  # type: ignore[no-untyped-def]
-        """One LSTM layer over the sequences of `job` (see layout.Job), as thread number `thread` of those that call it.
+    def lstm(call, thread):  # type: ignore[no-untyped-def]
+        """Run one cell over the sequences that the table `call` names (see layout.Argument), as thread number `thread`.
 
         Threads take whole sequences, or, where SHARERS > 1, they run all sequences together, each for its part of the units.
         """
-        inputs, units, outputs = get(job, INPUTS), get(job, UNITS), get(job, OUTPUTS)
-        lanes, ahead, count = get(job, LANES), get(job, AHEAD), get(job, COUNT)
-        threads, sharers = get(job, THREADS), get(job, SHARERS)
-        order, lengths = at(get(job, ORDER_AT)), at(get(job, LENGTHS_AT))
-        x_starts, y_starts = at(get(job, X_STARTS_AT)), at(get(job, Y_STARTS_AT))
-        x_step, y_step, cells_step = get(job, X_STEP), get(job, Y_STEP), get(job, CELLS_STEP)
-        biases = get(job, BIASES_AT)
-        scratch = get(job, SCRATCH_AT) + thread * get(job, SCRATCH_STEP)
+        inputs, units, outputs = get(call, Argument.INPUTS), get(call, Argument.UNITS), get(call, Argument.OUTPUTS)
+        lanes, ahead, count = get(call, Argument.LANES), get(call, Argument.AHEAD), get(call, Argument.COUNT)
+        threads, sharers = get(call, Argument.THREADS), get(call, Argument.SHARERS)
+        order = at(get(call, Argument.ORDER_AT))
+        x_step, cells_step = get(call, Argument.X_STEP), get(call, Argument.CELLS_STEP)
+        biases = get(call, Argument.BIASES_AT)
+        scratch = get(call, Argument.SCRATCH_AT) + thread * get(call, Argument.SCRATCH_STEP)
         table = at(scratch)
         slots = lanes * ahead
         coming = at(scratch + 8 * COLUMNS * lanes)  # a table as well, for the steps whose input products are computed now
@@ -222,11 +258,11 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
         own_h, end_h = own_c, end_c
         if projected:
             own_h, end_h = first_column * row_bytes, min_of(end_column * GATES * width, outputs) * size
-        step_sums = panels * row_bytes
-        hidden = get(job, HIDDEN_AT) + thread * get(job, HIDDEN_STEP)
+        sums_step = panels * row_bytes
+        hidden = get(call, Argument.HIDDEN_AT) + thread * get(call, Argument.HIDDEN_STEP)
         for lane in range(lanes):
-            put(table, HOME * lanes + lane, sums + lane * ahead * step_sums)
-            put(table, HIDDEN * lanes + lane, hidden + lane * units * size)
+            put(table, Column.HOME * lanes + lane, sums + lane * ahead * sums_step)
+            put(table, Column.HIDDEN * lanes + lane, hidden + lane * units * size)
 
         active, room, taken, steps, met = 0, lanes, 0, 0, 0
         while True:
@@ -234,25 +270,14 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
             while active < room:
                 turn = taken
                 if sharers == 1:  # the first ones are dealt out, or the first thread to come would have all the longest ones
-                    turn = taken * threads + thread if taken < lanes else lanes * threads + take_next(at(get(job, SYNC_AT)))
+                    turn = taken * threads + thread
+                    if taken >= lanes:
+                        turn = lanes * threads + take_next(at(get(call, Argument.SYNC_AT)))
                 taken += 1
                 if turn >= count:
                     room = 0
                     break
-                sequence = get(order, turn)
-                h, c = get(job, H_AT) + sequence * outputs * size, get(job, C_AT) + sequence * units * size
-                place = get(y_starts, sequence)
-                put(table, X * lanes + active, get(job, X_AT) + get(x_starts, sequence) * x_step)
-                put(table, H * lanes + active, h)
-                put(table, C * lanes + active, c)
-                put(table, NEW_C * lanes + active, get(job, CELLS_AT) + place * cells_step if cells_step != 0 else c)
-                put(table, Y * lanes + active, get(job, Y_AT) + place * y_step)
-                put(table, BIAS * lanes + active, biases)
-                put(table, SUMS * lanes + active, get(table, HOME * lanes + active))
-                put(table, FINAL_H * lanes + active, h)
-                put(table, FINAL_C * lanes + active, c)
-                put(table, LEFT * lanes + active, get(lengths, sequence))
-                put(table, READY * lanes + active, 0)
+                start_lane(call, table, lanes, active, get(order, turn), size)
                 active += 1
             if active == 0:
                 break
@@ -260,70 +285,59 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
             # The input products of some steps at once: rows of one tile are then not only lanes, but also steps of a lane.
             coming_rows = 0
             for lane in range(active if ahead > 0 else 0):
-                if get(table, READY * lanes + lane) > 0:
+                if get(table, Column.READY * lanes + lane) > 0:
                     continue
                 # Up to the next multiple of `ahead`, so that all lanes come to their end together.
-                home, ready = get(table, HOME * lanes + lane), get(table, LEFT * lanes + lane)
+                home, ready = get(table, Column.HOME * lanes + lane), get(table, Column.LEFT * lanes + lane)
                 ready = min_of(ready, ahead - steps % ahead)
                 for k in range(ready):
-                    put(coming, X * slots + coming_rows, get(table, X * lanes + lane) + k * x_step)
-                    put(coming, BIAS * slots + coming_rows, biases)
-                    put(coming, SUMS * slots + coming_rows, home + k * step_sums)
+                    put(coming, Column.X * slots + coming_rows, get(table, Column.X * lanes + lane) + k * x_step)
+                    put(coming, Column.BIAS * slots + coming_rows, biases)
+                    put(coming, Column.SUMS * slots + coming_rows, home + k * sums_step)
                     coming_rows += 1
-                put(table, SUMS * lanes + lane, home)
-                put(table, READY * lanes + lane, ready)
+                put(table, Column.SUMS * lanes + lane, home)
+                put(table, Column.READY * lanes + lane, ready)
             for panel in range(first_panel, end_panel if coming_rows > 0 else 0):
-                weights = get(job, PANELS_AT) + panel * panel_bytes
+                weights = get(call, Argument.PANELS_AT) + panel * panel_bytes
                 for first in range(0, coming_rows, rows):
                     tile_rows = min_of(rows, coming_rows - first)
-                    tile_of(tile_rows, job, weights, coming, slots, first, panel * width, half_unit, 0, 1)
+                    tile_of(tile_rows, call, weights, coming, slots, first, panel * width, half_unit, 0, 1)
 
             # One step of all lanes.
             for panel in range(first_panel, end_panel):
-                weights = get(job, PANELS_AT) + panel * panel_bytes
+                weights = get(call, Argument.PANELS_AT) + panel * panel_bytes
                 for first in range(0, active, rows):
                     tile_rows = min_of(rows, active - first)
-                    tile_of(tile_rows, job, weights, table, lanes, first, panel * width, half_unit, ahead, 0)
+                    tile_of(tile_rows, call, weights, table, lanes, first, panel * width, half_unit, ahead, 0)
             if projected:
                 if sharers > 1:
                     met += sharers
-                    meet(at(get(job, SYNC_AT) + 64), met)
+                    meet(at(get(call, Argument.SYNC_AT) + 64), met)
                 for panel in range(first_column, end_column):
-                    weights, column = get(job, PROJECTION_AT) + panel * projection_bytes, panel * GATES * width
+                    weights, column = get(call, Argument.PROJECTION_AT) + panel * projection_bytes, panel * GATES * width
                     for first in range(0, active, rows):
-                        projection_of(min_of(rows, active - first), job, weights, table, lanes, first, column)
+                        projection_of(min_of(rows, active - first), call, weights, table, lanes, first, column)
 
             # The step is over.
             steps += 1
             if sharers > 1:
                 met += sharers
-                meet(at(get(job, SYNC_AT) + 64), met)
+                meet(at(get(call, Argument.SYNC_AT) + 64), met)
             lane = 0
             while lane < active:
-                y, c, left = get(table, Y * lanes + lane), get(table, NEW_C * lanes + lane), get(table, LEFT * lanes + lane) - 1
-                if left > 0:
-                    put(table, X * lanes + lane, get(table, X * lanes + lane) + x_step)
-                    put(table, H * lanes + lane, y)
-                    put(table, C * lanes + lane, c)
-                    put(table, NEW_C * lanes + lane, c + cells_step)
-                    put(table, Y * lanes + lane, y + y_step)
-                    put(table, LEFT * lanes + lane, left)
-                    put(table, READY * lanes + lane, get(table, READY * lanes + lane) - 1)
-                    put(table, SUMS * lanes + lane, get(table, SUMS * lanes + lane) + step_sums)
+                if get(table, Column.LEFT * lanes + lane) > 1:
+                    advance_lane(call, table, lanes, lane, sums_step)
                     lane += 1
                     continue
-                copy(get(table, FINAL_H * lanes + lane) + own_h, y + own_h, end_h - own_h)
+                y, c = get(table, Column.Y * lanes + lane), get(table, Column.NEW_C * lanes + lane)
+                copy(get(table, Column.FINAL_H * lanes + lane) + own_h, y + own_h, end_h - own_h)
                 if cells_step != 0:
-                    copy(get(table, FINAL_C * lanes + lane) + own_c, c + own_c, end_c - own_c)
+                    copy(get(table, Column.FINAL_C * lanes + lane) + own_c, c + own_c, end_c - own_c)
                 active -= 1
-                home, hidden = get(table, HOME * lanes + lane), get(table, HIDDEN * lanes + lane)
-                for column in range(COLUMNS):
-                    put(table, column * lanes + lane, get(table, column * lanes + active))
-                put(table, HOME * lanes + active, home)
-                put(table, HIDDEN * lanes + active, hidden)
+                retire_lane(table, lanes, lane, active)
 
         # Thread 0, whose caller owns all the memory, is the last to go.
-        if get(job, THREADS) > 1:
-            meet(at(get(job, SYNC_AT) + 128), get(job, THREADS) if thread == 0 else 0)
+        if get(call, Argument.THREADS) > 1:
+            meet(at(get(call, Argument.SYNC_AT) + 128), get(call, Argument.THREADS) if thread == 0 else 0)
 
     return lstm

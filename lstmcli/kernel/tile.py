@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import llvmlite.ir as ir
 
 from lstmcli.kernel.activations import ACTIVATIONS, clipped
-from lstmcli.kernel.layout import GATES, Column, Job, Options, Shape
+from lstmcli.kernel.layout import GATES, Argument, Column, Options, Shape
 from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, join, split
 
 BOOLEAN = ir.IntType(1)
@@ -51,19 +51,19 @@ class Tile:
     simd: Simd
     shape: Shape
     rows: int
-    job: ir.Value
+    call: ir.Value
     table: ir.Value
     lanes: ir.Value
 
-    def number(self, field: Job) -> ir.Value:
-        """A number of the job."""
-        pointer = self.simd.builder.gep(self.job, [ir.Constant(I64, field)], source_etype=I64)
+    def number(self, field: Argument) -> ir.Value:
+        """An argument of the kernel call."""
+        pointer = self.simd.builder.gep(self.call, [ir.Constant(I64, field)], source_etype=I64)
         return self.simd.builder.load(pointer, typ=I64)
 
-    def pointer(self, field: Job) -> ir.Value:
+    def pointer(self, field: Argument) -> ir.Value:
         return self.simd.builder.inttoptr(self.number(field), POINTER)
 
-    def limit(self, field: Job, simd: Simd) -> Vector:
+    def limit(self, field: Argument, simd: Simd) -> Vector:
         value = simd.builder.bitcast(self.number(field), ir.DoubleType())
         return simd.broadcast_value(value if self.shape.bits == 64 else simd.builder.fptrunc(value, ir.FloatType()))
 
@@ -84,7 +84,7 @@ class Tile:
         sums: list[list[Vector]],
         weights: ir.Value,
         depth: ir.Value,
-        terms: list[tuple[list[ir.Value], ir.Value, ir.Value]],
+        terms: list[Term],
     ) -> list[list[Vector]]:
         """sums[row][gate] += row[k] * weights[gate, first + k] for k in range(count), for each (rows, first, count) of terms.
 
@@ -172,9 +172,9 @@ def internal(module: ir.Module, name: str, kinds: list[ir.Type]) -> ir.Function:
 def define(module: ir.Module, shape: Shape, options: Options, rows: int, half: bool) -> ir.Function:
     """The function in `module` that is the tile of `rows` lanes, rows <= shape.rows, with two gates in a vector where `half`:
 
-    tile(job, weights, table, lanes, unit, resume, pause)
+    tile(call, weights, table, lanes, unit, resume, pause)
 
-    job              see layout.Job                      in
+    call             see layout.Argument                 in
     weights          (groups, E + P, together, width)    in      of the units unit .. unit + width
     table            (COLUMNS, lanes) addresses          in      from the tile's first lane on; they point to
         BIAS         (panels, GATES, width)              in      where a chain begins
@@ -190,22 +190,18 @@ def define(module: ir.Module, shape: Shape, options: Options, rows: int, half: b
     name = f"lstm_tile_{rows}{'_half' if half else ''}"
     if name in module.globals:
         return module.globals[name]
-    function = ir.Function(
-        module, ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, I64, I64, BOOLEAN, BOOLEAN]), name
-    )
-    function.linkage = "internal"
-    function.attributes.add("noinline")
-    job, weights, table, lanes, unit, resume, pause = function.args
+    function = internal(module, name, [POINTER, POINTER, POINTER, I64, I64, BOOLEAN, BOOLEAN])
+    call, weights, table, lanes, unit, resume, pause = function.args
     builder = ir.IRBuilder(function.append_basic_block())
     simd = Simd(builder, shape.bits, shape.width)
-    tile = Tile(simd, shape, rows, job, table, lanes)
+    tile = Tile(simd, shape, rows, call, table, lanes)
     zero = ir.Constant(I64, 0)
 
     panel = builder.mul(unit, ir.Constant(I64, GATES))
     paused, biases = tile.addresses(Column.SUMS, panel), tile.addresses(Column.BIAS, panel)
     begin = [builder.select(resume, *pair) for pair in zip(paused, biases, strict=True)]
     sums = [[simd.load(tile.vector(row, number)) for number in range(GATES // 2 if half else GATES)] for row in begin]
-    inputs, outputs = tile.number(Job.INPUTS), tile.number(Job.OUTPUTS)
+    inputs, outputs = tile.number(Argument.INPUTS), tile.number(Argument.OUTPUTS)
     x = (tile.addresses(Column.X), zero, builder.select(resume, zero, inputs))
     h = (tile.addresses(Column.H), inputs, builder.select(pause, zero, outputs))
     sums = tile.products(sums, weights, builder.add(inputs, outputs), [x, h])
@@ -222,16 +218,16 @@ def define(module: ir.Module, shape: Shape, options: Options, rows: int, half: b
             limits = {
                 name: tile.limit(field, simd)
                 for name, field, there in [
-                    ("cell", Job.CELL_CLIP, options.cell_clip),
-                    ("gate", Job.GATE_CLIP, options.gate_clip),
+                    ("cell", Argument.CELL_CLIP, options.cell_clip),
+                    ("gate", Argument.GATE_CLIP, options.gate_clip),
                 ]
                 if there
             }
             peephole = []
             if options.peephole:
-                rows_at = simd.at(tile.pointer(Job.PEEPHOLES_AT), builder.mul(unit, ir.Constant(I64, 3)))
+                rows_at = simd.at(tile.pointer(Argument.PEEPHOLES_AT), builder.mul(unit, ir.Constant(I64, 3)))
                 peephole = [simd.load(tile.vector(rows_at, number)) for number in range(3)]
-            part = simd.part(builder.sub(tile.number(Job.UNITS), unit))
+            part = simd.part(builder.sub(tile.number(Argument.UNITS), unit))
             h_column = Column.HIDDEN if options.projection else Column.Y
             columns = [tile.addresses(column, unit) for column in (Column.C, Column.NEW_C, h_column)]
             for first in range(0, rows, 2):
@@ -251,7 +247,7 @@ def define(module: ir.Module, shape: Shape, options: Options, rows: int, half: b
 def define_projection(module: ir.Module, shape: Shape, options: Options, rows: int) -> ir.Function:
     """The function in `module` that projects h of `rows` lanes to one panel of GATES * width columns:
 
-    project(job, weights, table, lanes, first)
+    project(call, weights, table, lanes, first)
 
     weights      (groups, units, together, width)  in   of the columns first .. first + GATES * width
     table        as for define(); its addresses point to
@@ -262,18 +258,18 @@ def define_projection(module: ir.Module, shape: Shape, options: Options, rows: i
     if name in module.globals:
         return module.globals[name]
     function = internal(module, name, [POINTER, POINTER, POINTER, I64, I64])
-    job, weights, table, lanes, first = function.args
+    call, weights, table, lanes, first = function.args
     builder = ir.IRBuilder(function.append_basic_block())
     simd = Simd(builder, shape.bits, shape.width)
-    tile = Tile(simd, shape, rows, job, table, lanes)
+    tile = Tile(simd, shape, rows, call, table, lanes)
 
-    units = tile.number(Job.UNITS)
+    units = tile.number(Argument.UNITS)
     sums = [[simd.constant(0.0)] * GATES for _ in range(rows)]
     sums = tile.products(sums, weights, units, [(tile.addresses(Column.HIDDEN), ir.Constant(I64, 0), units)])
-    limits = {"projection": tile.limit(Job.PROJECTION_CLIP, simd)} if options.projection_clip else {}
+    limits = {"projection": tile.limit(Argument.PROJECTION_CLIP, simd)} if options.projection_clip else {}
     for number in range(GATES):
         column = builder.add(first, ir.Constant(I64, number * shape.width))
-        part = simd.part(builder.sub(tile.number(Job.OUTPUTS), column))
+        part = simd.part(builder.sub(tile.number(Argument.OUTPUTS), column))
         with builder.if_then(part.some):
             values = [clip(row[number], limits, "projection") for row in sums]
             simd.store_part(zip(values, tile.addresses(Column.Y, column), strict=True), part)

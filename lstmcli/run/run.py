@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from lstmcli.blocks import Block, Floats, Lengths, Span, State, packed_starts, steps_until
-from lstmcli.engine.packed_cell import MAX_LANES
 from lstmcli.engine.prepared_model import Forward, kernels_are_cached
+from lstmcli.engine.work_split import MAX_LANES
 from lstmcli.errors import DataError, StoppedError, UsageError
 from lstmcli.files.partial_file import check_left_over, check_target
 from lstmcli.inputs.nonfinite import Nonfinite, find_nonfinite

@@ -7,7 +7,9 @@ import pytest
 
 import lstmcli
 from lstmcli.blocks import Block, packed_starts
+from lstmcli.engine import packed_cell
 from lstmcli.engine.prepared_model import Forward
+from lstmcli.engine.work_split import Schedule, WorkSplit, split_work
 from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack
 
 LENGTHS = np.array([9, 1, 4, 0, 9, 7, 2, 9, 5, 3, 8, 1, 6, 0, 9, 2, 7, 4, 1, 5, 3], np.int64)
@@ -35,13 +37,10 @@ def everything() -> Model:
 MODELS = {"plain": lstmcli.init_model(21, [35, 18], seed=4), "everything": everything()}
 
 
-def run(kind, threads=1, rows=slice(None), schedule=None):
-    """Outputs, c at each step and states of the chosen rows, computed as `schedule` (threads, share, lanes, ahead) says."""
+def run(kind, threads=1, rows=slice(None), split=None):
+    """Outputs, c at each step and states of the chosen rows, computed as `split` (threads, share_steps, lanes, ahead) says."""
     model, dtype = kind
     forward = ready(model, dtype, threads)
-    if schedule:
-        for layer in forward.layers.values():
-            layer.shares = lambda *_: schedule
     lengths = LENGTHS[rows]
     x = X[rows][np.arange(9) < lengths[:, None]].astype(dtype)
     state = {name: np.full((len(lengths), width), 0.25, dtype) for name, width in forward.widths.items()}
@@ -49,7 +48,10 @@ def run(kind, threads=1, rows=slice(None), schedule=None):
     outputs, cells = (
         block.like(np.empty((len(x), width), dtype)) for width in (forward.output_size, forward.model.cells_width)
     )
-    forward(block, outputs, state, {"cells": cells})
+    with pytest.MonkeyPatch.context() as patch:
+        if split:
+            patch.setattr(packed_cell, "split_work", lambda *_: WorkSplit(*split))
+        forward(block, outputs, state, {"cells": cells})
     return by_row(outputs), by_row(cells), state
 
 
@@ -76,14 +78,14 @@ def assert_same(got, want, rows=slice(None)):
 @pytest.mark.parametrize("lanes", [*range(1, 14), 21, 48, 50])
 @pytest.mark.parametrize("ahead", [0, 1, 5, 24])
 def test_lanes_and_input_products_in_advance(want, lanes, ahead):
-    assert_same(run(want[0], schedule=(1, False, lanes, ahead)), want)
+    assert_same(run(want[0], split=(1, False, lanes, ahead)), want)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize(("lanes", "ahead"), [(1, 0), (7, 0), (21, 0), (1, 24), (4, 3)])
 def test_threads_that_take_sequences_or_share_steps(want, threads, share, lanes, ahead):
-    assert_same(run(want[0], threads, schedule=(threads, share, lanes, ahead)), want)
+    assert_same(run(want[0], threads, split=(threads, share, lanes, ahead)), want)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
@@ -102,11 +104,11 @@ def test_packed_rows_are_the_same_as_padded_ones(want):
     assert all(after[name].tobytes() == state[name].tobytes() for name in state)
 
 
-def test_the_schedule_fits_what_it_is_for():
+def test_the_split_fits_what_it_is_for():
     """Small work stays in one thread; large weights and few sequences are shared; many sequences are not."""
     for units, count, length, shared in [(7, 5, 10, None), (1024, 8, 50, True), (128, 64, 100, False)]:
         forward = Forward(lstmcli.init_model(units, [units]), np.dtype(np.float32), 2)
-        threads, share, lanes, ahead = forward.layers["0"].shares(2, count, count * length, length)
+        threads, share, lanes, ahead = split_work(forward.layers["0"].size, Schedule.of(np.full(count, length)), 2)
         assert (threads, share) == ((1, False) if shared is None else (2, shared))
         assert 1 <= lanes <= count
         assert ahead >= 0
