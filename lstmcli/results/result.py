@@ -34,13 +34,12 @@ from lstmcli.files.partial_file import Partial
 from lstmcli.files.positioned_file import Data, as_bytes, storing
 from lstmcli.files.standard_output import StandardOutput
 from lstmcli.files.zip_writer import Npz
-from lstmcli.kernel.crc32 import crc32_rows
 from lstmcli.model.model_file import RESULT_FORMAT, RESULT_VERSION, model_image, write_model
 from lstmcli.model.tree import Model
 from lstmcli.results.paths import Paths
+from lstmcli.results.row_checksums import crc32_rows
 
 CACHE = 1 << 19  # bytes
-MUCH = 64 << 20  # bytes
 CHECKSUMS = "checksums"
 CONTAINER = f"{CHECKSUMS}/container"
 
@@ -206,7 +205,7 @@ class Result:
     def _sum(self, name: str, field: Field, rows: NDArray[Any], lengths: Lengths, group: slice) -> None:
         if self.checked:
             ends = np.cumsum(lengths) if field.has_steps else np.arange(1, len(lengths) + 1)
-            crc32_rows(rows, ends, self.running[name][group], field.extent().size > MUCH)
+            crc32_rows(rows, ends, self.running[name][group])
 
     def _end(self, span: Span) -> int:
         whole = 0
