@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lstmcli.kernel.layout import Options, Shape, tile_shape
 from lstmcli.kernel.native import compiled
@@ -13,12 +13,10 @@ PLAIN = Options()
 
 
 class Kernel(NamedTuple):
-    """The function of lanes.define for one tile shape: its address, and its call, which releases the GIL."""
+    """The function of lanes.define for one tile shape, called with the address of its table and the number of the thread."""
 
     shape: Shape
-    address: int
-    call: Callable[..., None]
-    keep_alive: Any
+    call: Callable[[int, int], None]
 
 
 def recipe(bits: int, options: Options = PLAIN) -> compiled.Recipe:
@@ -36,8 +34,8 @@ def recipe(bits: int, options: Options = PLAIN) -> compiled.Recipe:
 @functools.cache
 def load(bits: int, options: Options = PLAIN) -> Kernel:
     """Load that kernel for this CPU."""
-    (address,), shape, keep_alive = compiled.load(recipe(bits, options))
-    return Kernel(Shape(*shape), address, compiled.PROTOTYPE(address), keep_alive)
+    call, shape = compiled.load(recipe(bits, options))
+    return Kernel(Shape(*shape), call)
 
 
 def is_cached(bits: int, options: Options = PLAIN) -> bool:

@@ -36,7 +36,7 @@ def load_pointwise(bits: int) -> Any:
         shape = tile_shape(here, bits)
         return compiled.compile_function(here, shape, pointwise.define(shape))
 
-    return callable_of(compiled.load(compiled.Recipe(f"pointwise-f{bits}", None, compile_kernel)))[0]
+    return compiled.load(compiled.Recipe(f"pointwise-f{bits}", None, compile_kernel)).call
 
 
 @functools.cache
@@ -49,13 +49,7 @@ def load_dense(bits: int, vectors: int) -> tuple[Any, Shape]:
         shape = tile_shape(here, bits)
         return compiled.compile_function(here, shape, dense.define(shape, vectors))
 
-    return callable_of(compiled.load(compiled.Recipe(f"dense-f{bits}", vectors, compile_kernel)))
-
-
-def callable_of(loaded: compiled.Loaded) -> tuple[Any, Shape]:
-    (address,), shape, keep_alive = loaded
-    call = compiled.PROTOTYPE(address)
-    call.keep_alive = keep_alive  # type: ignore[attr-defined]
+    call, shape = compiled.load(compiled.Recipe(f"dense-f{bits}", vectors, compile_kernel))
     return call, Shape(*shape)
 
 

@@ -24,16 +24,16 @@ PREFIX, SUFFIX = "lstmcli-", ".kernel"
 
 
 class Compiled(NamedTuple):
-    """Functions as the cache holds them."""
+    """A function as the cache holds it."""
 
-    symbols: list[str]
-    shape: list[int]  # what their caller must know of how they were made
+    symbol: str
+    shape: list[int]  # what its caller must know of how it was made
     code: bytes  # an object file
     library: bytes = b""  # a shared library of it; empty: there was no linker
 
 
 def cache_path(name: str, options: Any) -> Path | None:
-    """Name the file for the functions `name` made with `options` (told apart by their repr); None: no cache can be used."""
+    """Name the file for the function `name` made with `options` (told apart by their repr); None: no cache can be used."""
     folder = cache_folder()
     return folder and folder / f"{PREFIX}{name}-{digest_of(common_key(), options)[:32]}{SUFFIX}"
 
@@ -84,9 +84,9 @@ def read(path: Path) -> Compiled:
             raise ValueError(f"{path}: not the user's own")
         head, content = file.readline(), file.read()
     match json.loads(head):
-        case {"symbols": [*symbols], "shape": [*shape], "object": int(size), "sha256": digest}:
-            if digest == digest_of(symbols, shape, size, content):
-                return Compiled(symbols, shape, content[:size], content[size:])
+        case {"symbol": str(symbol), "shape": [*shape], "object": int(size), "sha256": digest}:
+            if digest == digest_of(symbol, shape, size, content):
+                return Compiled(symbol, shape, content[:size], content[size:])
     raise ValueError(f"{path}: damaged")
 
 
@@ -94,9 +94,9 @@ def write(path: Path, made: Compiled) -> None:
     """Put a file into the cache, whole or not at all, and remove old ones. Raises OSError."""
     import tempfile
 
-    symbols, shape, code, library = made
-    digest = digest_of(symbols, shape, len(code), code + library)
-    head = {"symbols": symbols, "shape": shape, "object": len(code), "sha256": digest}
+    symbol, shape, code, library = made
+    digest = digest_of(symbol, shape, len(code), code + library)
+    head = {"symbol": symbol, "shape": shape, "object": len(code), "sha256": digest}
     remove_old(path.parent)
     # Named like a kernel, so that what a killed process leaves is removed one day.
     descriptor, temporary = tempfile.mkstemp(prefix=PREFIX, suffix=SUFFIX, dir=path.parent)

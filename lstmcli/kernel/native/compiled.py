@@ -31,15 +31,18 @@ class Recipe(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """Functions in this process: their addresses, the `shape` that compile() gave, and what keeps them in memory."""
+    """A function in this process.
 
-    addresses: list[int]
+    call   call(address of its table, number of the thread), without the GIL
+    shape  what compile() said of it
+    """
+
+    call: Callable[[int, int], None]
     shape: list[int]
-    keep_alive: Any
 
 
 def load(recipe: Recipe) -> Loaded:
-    """Take functions from the cache, or compile them now and put them there."""
+    """Take a function from the cache, or compile it now and put it there."""
     path = cache.cache_path(recipe.name, recipe.options)
     if path is not None:
         with suppress(OSError, ValueError, RuntimeError):
@@ -53,8 +56,10 @@ def load(recipe: Recipe) -> Loaded:
 
 
 def loaded(made: Compiled) -> Loaded:
-    addresses, keep_alive = link(made.symbols, made.code, made.library)
-    return Loaded(addresses, made.shape, keep_alive)
+    address, keep_alive = link(made.symbol, made.code, made.library)
+    call = PROTOTYPE(address)
+    call.keep_alive = keep_alive  # type: ignore[attr-defined]
+    return Loaded(call, made.shape)
 
 
 def is_cached(recipe: Recipe) -> bool:
@@ -74,11 +79,4 @@ def compile_function(here: Target, shape: Sequence[int], function: Callable[...,
 
     made = cfunc(SIGNATURE, nopython=True, error_model="numpy")(function)
     module = llvm.parse_assembly(made._library.get_llvm_str())
-    return Compiled([made.native_name], list(shape), here.machine().emit_object(module))
-
-
-def compile_text(here: Target, text: str, *symbols: str) -> Compiled:
-    """Compile functions written in LLVM's language."""
-    import llvmlite.binding as llvm
-
-    return Compiled(list(symbols), [], here.machine().emit_object(llvm.parse_assembly(text)))
+    return Compiled(made.native_name, list(shape), here.machine().emit_object(module))

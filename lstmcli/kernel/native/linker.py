@@ -7,7 +7,6 @@ whose kernel is cached then needs nothing of LLVM. Elsewhere llvmlite links the 
 import ctypes
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,28 +34,26 @@ def shared_library(code: bytes) -> bytes:
     return b""
 
 
-def link(symbols: Sequence[str], code: bytes, library: bytes) -> tuple[list[int], Any]:
+def link(symbol: str, code: bytes, library: bytes) -> tuple[int, Any]:
     """Put an object file, or the shared library of it, into this process.
 
-    Returns the addresses of `symbols`, and what keeps them valid for as long as it lives.
+    Returns the address of the function `symbol`, and what keeps it valid for as long as it lives.
     """
     if library:
         with suppress(OSError, AttributeError):
-            return load_library(symbols, library)
+            return load_library(symbol, library)
     import llvmlite.binding as llvm
 
     jit = llvm.create_lljit_compiler(target().machine(jit=True))
-    builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
-    for symbol in symbols:
-        builder.export_symbol(symbol)
-    linked = builder.link(jit, symbols[0])
-    return [linked[symbol] for symbol in symbols], (linked, jit)
+    builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process().export_symbol(symbol)
+    linked = builder.link(jit, symbol)
+    return linked[symbol], (linked, jit)
 
 
-def load_library(symbols: Sequence[str], library: bytes) -> tuple[list[int], Any]:
+def load_library(symbol: str, library: bytes) -> tuple[int, Any]:
     """Load a shared library from memory: these bytes were checked, and a folder may forbid execution."""
     memory = os.memfd_create("lstmcli")  # stays open: its name must be new to the system's loader
     with open(memory, "wb", closefd=False) as file:
         file.write(library)
     loaded = ctypes.CDLL(f"/proc/self/fd/{memory}")
-    return [ctypes.cast(loaded[symbol], ctypes.c_void_p).value or 0 for symbol in symbols], loaded
+    return ctypes.cast(loaded[symbol], ctypes.c_void_p).value or 0, loaded
