@@ -16,7 +16,7 @@ from lstmcli.cli.options import (
     overwrite,
     progress,
     quiet,
-    refuse_given,
+    refuse_typed,
     result_options,
     stop_options,
 )
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         "lstmcli plan --missing plan.json",
         "lstmcli merge plan.json -o result.h5",
     ],
+    topics=["cluster", "inputs", "models"],
 )
 @input_options
 @model_options
@@ -90,7 +91,7 @@ def plan(
     if format and terminal.json:
         raise click.UsageError("--format and --json both say what to print; choose one")
     if missing is not None:
-        refuse_given(ctx, {"missing", "format"}, "not with --missing, which makes no plan; leave it out")
+        refuse_typed(ctx, {"missing", "format"}, "not with --missing, which makes no plan; leave it out")
         print_missing(terminal, missing, format)
         return
     if shards is None or output is None:
@@ -145,6 +146,7 @@ def print_script(terminal: "Terminal", plan: "Plan", format: str, numbers: Seque
     cls=Command,
     short_help="Join the parts of a plan.",
     examples=["lstmcli merge plan.json -o result.h5", "lstmcli merge plan.json -o result.h5 --virtual"],
+    topics=["cluster", "results"],
 )
 @click.argument("plan", type=FILE_NAME)
 @option(

@@ -61,11 +61,16 @@ class Helped(click.Command):
         return found
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, lines in (("Examples", self.examples), ("Read on", [f"lstmcli help {topic}" for topic in self.topics])):
-            if lines:
-                with formatter.section(title):
-                    for line in lines:
-                        formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+        self.write_lines(formatter, "Examples", self.examples)
+        self.write_lines(formatter, "Read on", [f"lstmcli help {topic}" for topic in self.topics])
+
+    @staticmethod
+    def write_lines(formatter: click.HelpFormatter, heading: str, lines: Sequence[str]) -> None:
+        """Writes lines as they are: a command must not be wrapped."""
+        if lines:
+            with formatter.section(heading):
+                for line in lines:
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
 
 
 class Command(Helped):
@@ -82,6 +87,14 @@ class Command(Helped):
             if records:
                 with formatter.section(heading):
                     formatter.write_dl([(f"{names:{NAMES_WIDTH}}", text) for names, text in records], NAMES_WIDTH)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_epilog(ctx, formatter)
+        names = [max(param.opts, key=len) for param in self.params if isinstance(param, click.Option)]
+        if names:
+            variable = f"{ctx.auto_envvar_prefix}_{names[0][2:].upper().replace('-', '_')}"
+            formatter.write_paragraph()
+            formatter.write_text(f"Each option can be set by an environment variable as well, {names[0]} by {variable}.")
 
     def invoke(self, ctx: click.Context) -> Any:
         chosen = {name: ctx.params.pop(name) for name in ABOUT_TERMINAL if name in ctx.params}

@@ -10,7 +10,7 @@ from lstmcli.cli.cluster_commands import merge, plan
 from lstmcli.cli.command import Group
 from lstmcli.cli.model_commands import model
 from lstmcli.cli.run_command import run
-from lstmcli.cli.tools_commands import bench, env, verify
+from lstmcli.cli.tools_commands import bench, completion, env, help_, verify
 from lstmcli.version import __version__
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "auto_envvar_prefix": "LSTMCLI"}
@@ -29,14 +29,17 @@ class Commands(Group):
 @click.group(
     cls=Commands,
     context_settings=SETTINGS,
-    examples=["lstmcli run --input x.h5 --lens lens.npy --units 7", "lstmcli run --help"],
+    examples=["lstmcli run --input x.h5 --lens lens.npy --units 7", "lstmcli run --help", "lstmcli help inputs"],
 )
 @click.version_option(__version__, message="%(prog)s %(version)s", allow_from_autoenv=False)
 def lstmcli() -> None:
-    """Run LSTMs over padded sequence files. Padding is never read, computed or written."""
+    """Run LSTMs over padded sequence files. Padding is never read, computed or written.
+
+    `lstmcli COMMAND --help` lists the options of a command, `lstmcli help` the topics of the documentation.
+    """
 
 
-for command in (run, verify, plan, merge, model, bench, env):
+for command in (run, verify, plan, merge, model, bench, env, help_, completion):
     lstmcli.add_command(command)
 
 

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 output = option("Output", "-o", "--output", type=FILE_NAME, metavar="FILE", required=True, help="The model file to make.")
 
 
-@click.group(cls=Group, short_help="Make, convert and look at model files.")
+@click.group(
+    cls=Group,
+    short_help="Make, import, export and show model files.",
+    examples=["lstmcli model import checkpoint.pt -o model.h5", "lstmcli model show model.h5"],
+    topics=["models"],
+)
 def model() -> None:
     """Make model files, of new weights or of another framework's, and look at them."""
 
@@ -23,6 +28,7 @@ def model() -> None:
 @model.command(
     short_help="Make a model with new weights.",
     examples=["lstmcli model init --input-size 20 --units 64,64 --bidirectional -o model.h5"],
+    topics=["models"],
 )
 @option(
     "Model", "--input-size", type=click.IntRange(min=1), metavar="N", required=True, help="The number of features of a step."
@@ -69,6 +75,7 @@ def init(
         "lstmcli model import checkpoint.pt -o model.h5",
         "lstmcli model import model.ckpt.index --select encoder -o model.h5",
     ],
+    topics=["weights", "model-file"],
 )
 @click.argument("file", type=FILE_NAME)
 @weight_options
@@ -92,6 +99,7 @@ def import_(terminal: "Terminal", file: str, output: str, overwrite: bool, **cho
 @model.command(
     short_help="Write weights as torch.nn.LSTM takes them.",
     examples=["lstmcli model export model.h5 -o model.safetensors"],
+    topics=["weights"],
 )
 @click.argument("file", type=FILE_NAME)
 @option("Output", "-o", "--output", type=FILE_NAME, metavar="FILE", required=True, help="The .safetensors file to make.")
@@ -115,6 +123,7 @@ def export(terminal: "Terminal", file: str, output: str, overwrite: bool) -> Non
 @model.command(
     short_help="Show a model's layers, shapes and parameters.",
     examples=["lstmcli model show model.h5", "lstmcli model show result.lstm.h5 --json"],
+    topics=["models"],
 )
 @click.argument("file", type=FILE_NAME)
 @weight_options

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from lstmcli.cli.command import option, option_group
+from lstmcli.cli.command import ABOUT_TERMINAL, option, option_group
 from lstmcli.cli.param_types import FILE_NAME, Duration, IntegerList, Names, NumberList, Size
 
 if TYPE_CHECKING:
@@ -254,13 +254,15 @@ def job_of(options: dict[str, Any]) -> "Job":
     return Job(inputs, model, compute, output, resources)
 
 
-def given(ctx: click.Context) -> dict[str, Any]:
-    """The options of the command line, without those that have their default."""
-    return {name: value for name, value in ctx.params.items() if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+def given(ctx: click.Context, names: set[str]) -> dict[str, Any]:
+    """Returns those of the named options that the command line or the environment gives."""
+    sources = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    return {name: ctx.params[name] for name in names if ctx.get_parameter_source(name) in sources}
 
 
-def refuse_given(ctx: click.Context, allowed: set[str], why: str) -> None:
-    """UsageError for any other option."""
+def refuse_typed(ctx: click.Context, allowed: set[str], why: str) -> None:
+    """Raises UsageError for any other option on the command line, but not for variables, which are there for all commands."""
     for param in ctx.command.params:
-        if param.name in given(ctx).keys() - allowed:
+        typed = ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+        if typed and param.name not in allowed | set(ABOUT_TERMINAL):
             raise click.UsageError(f"{max(param.opts, key=len)}: {why}")

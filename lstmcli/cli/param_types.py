@@ -1,9 +1,12 @@
 """What the values of options look like: lists, sizes, durations, names of files."""
 
 import re
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # A name of a file, for the shell's completion: click looks at no file. `file.h5::/dataset` and - are such names as well.
 FILE_NAME = click.Path(readable=False)
@@ -71,3 +74,16 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         if unknown := [name for name in names if name not in self.known]:
             self.fail(f"expected names of {', '.join(self.known)}, separated by commas; got {unknown[0]!r}", param, ctx)
         return tuple(sorted(set(names)))
+
+
+class TopicName(click.ParamType):  # type: ignore[type-arg]
+    """A topic of `lstmcli help`. The shell completes it; the command itself looks whether there is such a page."""
+
+    name = "topic"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
+        from click.shell_completion import CompletionItem
+
+        from lstmcli.cli.report.documentation import topics
+
+        return [CompletionItem(name, help=answers) for name, answers in topics().items() if name.startswith(incomplete)]

@@ -93,9 +93,9 @@ def ending_of(error: BaseException) -> Ending | None:
 def starts_a_thread(error: BaseException) -> bool:
     """Says whether the error comes from the start of a thread: the system had no memory or no number left for it."""
     place = error.__traceback__
-    while place and place.tb_next:
+    while place and place.tb_frame.f_code is not threading.Thread.start.__code__:
         place = place.tb_next
-    return isinstance(error, RuntimeError) and place is not None and place.tb_frame.f_code is threading.Thread.start.__code__
+    return isinstance(error, RuntimeError) and place is not None
 
 
 def resuming(argv: list[str]) -> str:

@@ -17,7 +17,7 @@ from lstmcli.cli.options import (
     overwrite,
     progress,
     quiet,
-    refuse_given,
+    refuse_typed,
     result_options,
     stop_options,
 )
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         "make-embeddings | lstmcli run -i - -l lens.npy -w model.h5 -o - | use-outputs",
         "lstmcli run --plan plan.json --shard 3",
     ],
+    topics=["inputs", "models", "weights", "results", "reliability", "pipelines"],
 )
 @input_options
 @model_options
@@ -146,10 +147,9 @@ def run_shard(
     from lstmcli.run.job import Resources
 
     decided = options.keys() - set(Resources._fields)
-    refuse_given(ctx, ctx.params.keys() - decided - {"scheduler"}, "the plan says what to run; leave it out")
+    refuse_typed(ctx, ctx.params.keys() - decided - {"scheduler"}, "the plan says what to run; leave it out")
     found = read_plan(plan)
-    said = {name: value for name, value in given(ctx).items() if name in Resources._fields}
-    resources = found.job.resources._replace(**said)
+    resources = found.job.resources._replace(**given(ctx, set(Resources._fields)))
     if shard == "auto":
         number, variable = task_index(os.environ)
         terminal.note(f"part {number} of {len(found)}, as {variable} says")

@@ -1,4 +1,4 @@
-"""Commands that look at files and at the installation: verify, bench, env."""
+"""Commands that look at files and at the installation (verify, bench, env), and those that help (help, completion)."""
 
 import os
 from dataclasses import asdict
@@ -8,7 +8,7 @@ import click
 
 from lstmcli.cli.command import Command, option
 from lstmcli.cli.options import as_json
-from lstmcli.cli.param_types import FILE_NAME
+from lstmcli.cli.param_types import FILE_NAME, TopicName
 
 if TYPE_CHECKING:
     from lstmcli.cli.report.terminal import Terminal
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     cls=Command,
     short_help="Check that files are whole and hold what was written.",
     examples=["lstmcli verify x.lstm.h5", "lstmcli verify --quiet results/*.h5"],
+    topics=["reliability"],
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=FILE_NAME)
 @option("Messages", "-q", "--quiet", is_flag=True, help="Print nothing about files that are right.")
@@ -45,6 +46,7 @@ def verify(terminal: "Terminal", files: tuple[str, ...]) -> None:
     cls=Command,
     short_help="Compare with PyTorch, ONNX Runtime and OpenVINO on your shapes.",
     examples=["lstmcli bench", "lstmcli bench --batch 32 --time 200 --embed 300 --units 256 --fill 0.6"],
+    topics=["architecture"],
 )
 @option("Input", "--batch", type=click.IntRange(min=1), metavar="N", show_default="64", help="The number of sequences.")
 @option("Input", "--time", type=click.IntRange(min=1), metavar="N", show_default="100", help="Steps of the longest sequence.")
@@ -82,6 +84,7 @@ def bench(terminal: "Terminal", threads: int, **shape: Any) -> None:
     cls=Command,
     short_help="Show versions, CPU, threads and the cache of kernels.",
     examples=["lstmcli env", "lstmcli env --warmup"],
+    topics=["memory"],
 )
 @option(
     "Computing", "--warmup", is_flag=True, help="Compile the kernels that are not in the cache, for images and cluster nodes."
@@ -96,3 +99,53 @@ def env(terminal: "Terminal", warmup: bool) -> None:
         warm_up()
     facts = describe()
     terminal.print_rows(facts, fact_rows(facts))
+
+
+@click.command(
+    "help",
+    cls=Command,
+    short_help="Show the documentation, a page for each topic.",
+    examples=["lstmcli help", "lstmcli help inputs", "lstmcli help reliability | less"],
+)
+@click.argument("topic", required=False, type=TopicName())
+@click.pass_context
+def help_(ctx: click.Context, terminal: "Terminal", topic: str | None) -> None:
+    """Show the page about TOPIC, or the list of all topics. In a pipe the page is plain Markdown.
+
+    `lstmcli help COMMAND` shows what `lstmcli COMMAND --help` does.
+    """
+    from lstmcli.cli.report import documentation
+
+    topics, root = documentation.topics(), ctx.find_root()
+    assert isinstance(root.command, click.Group)
+    commands = root.command.commands
+    if topic is None:
+        width = max(map(len, topics))
+        terminal.print("".join(f"{name:{width}}  {answers}\n" for name, answers in topics.items()))
+    elif topic in topics:
+        terminal.print_page(documentation.read_page(topic))
+    elif topic in commands:
+        terminal.print(commands[topic].get_help(click.Context(commands[topic], root, topic)) + "\n")
+    else:
+        raise click.UsageError(f"help {topic}: expected one of {', '.join(topics)}")
+
+
+@click.command(
+    cls=Command,
+    short_help="Print the script for a shell's completion.",
+    examples=[
+        "echo 'source <(lstmcli completion bash)' >> ~/.bashrc",
+        "echo 'source <(lstmcli completion zsh)' >> ~/.zshrc",
+        "lstmcli completion fish > ~/.config/fish/completions/lstmcli.fish",
+    ],
+    topics=["pipelines"],
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, terminal: "Terminal", shell: str) -> None:
+    """Print the script with which bash, zsh or fish completes commands, options, choices and names of files."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found
+    terminal.print(found(ctx.find_root().command, {}, "lstmcli", "_LSTMCLI_COMPLETE").source())

@@ -57,6 +57,15 @@ class Terminal:
         elif self.out:
             self._draw(self.out, draw())
 
+    def print_page(self, page: str) -> None:
+        """Writes a page of Markdown, rendered on a terminal and plain elsewhere."""
+        if self.out is None or not self.out.isatty():
+            self.print(page)
+            return
+        from lstmcli.cli.report.documentation import rendered
+
+        self._draw(self.out, rendered(page, console(self.out).width), wrap=True)
+
     def note(self, text: str) -> None:
         """Prints a line to standard error, unless the command is to be quiet."""
         if not self.quiet:
@@ -89,11 +98,11 @@ class Terminal:
         else:
             yield lambda steps, total: None
 
-    def _draw(self, stream: TextIO, *renderables: Any) -> None:
+    def _draw(self, stream: TextIO, *renderables: Any, wrap: bool = False) -> None:
         screen = console(stream)
         with screen.capture() as captured:
             for renderable in renderables:
-                screen.print(renderable, soft_wrap=True)
+                screen.print(renderable, soft_wrap=not wrap)
         self._write(stream, captured.get())
 
     def _write(self, stream: TextIO | None, text: str) -> None:
@@ -120,6 +129,8 @@ class Terminal:
 def console(stream: TextIO | None) -> Any:
     """Makes rich's console for a stream."""
     from rich.console import Console
+    from rich.theme import Theme
 
     width = None if stream and stream.isatty() else WIDE
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    theme = Theme({"markdown.code": "bold"})
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False, theme=theme)
