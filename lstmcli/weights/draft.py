@@ -137,6 +137,9 @@ class Draft:
         self.before: list[str] = []
         self.after: list[str] = []
         self.masked: bool | None = None
+        self.explained: set[str] = set()  # tensors beside an LSTM's weights that it does not need, and that are known
+        self.others: dict[str, str] = {}  # what stands where an LSTM could, by its name: "a GRU", which is not run
+        self.hint = ""  # why there may be no LSTM
         self.merged = False  # whether --merge was needed below the top layer
 
     @contextmanager
@@ -241,6 +244,7 @@ class Draft:
         used = {mapped.name for mapped in mapping}
         left_out = [tensor for tensor in self.tensors if tensor.name not in used]
         left_over = set(owned)
+        left_over -= self.explained
         if more := [str(tensor) for tensor in left_out if tensor.name in left_over and looks_like_weight(tensor)]:
             raise DataError(
                 f"{self.where}: {', '.join(more[:MANY])}: beside the LSTM's own weights, and no part of any LSTM that this "

@@ -69,9 +69,10 @@ def load_weights(path: str, choices: Choices) -> Imported:
 
             return pytorch.import_tensors("PyTorch (safetensors)", where, safetensors.read_tensors(file), choices)
         if begin[:2] in PICKLES:
-            from lstmcli.weights.containers.pickle_tensors import ADVICE
+            from lstmcli.weights import pytorch
+            from lstmcli.weights.torch_format import saved_files
 
-            raise DataError(f"{where}: is a bare pickle, of PyTorch before 1.6 perhaps, which is not read; {ADVICE}")
+            return pytorch.import_contents(saved_files.read_stream(file.take(0, size), where), where, choices)
         if begin.startswith(IR_VERSION):
             from lstmcli.weights import onnx
 
@@ -109,13 +110,13 @@ def load_hdf5(data: FileBytes, path: str, choices: Choices) -> Imported:
 
 def load_archive(fd: int, where: str, choices: Choices) -> Imported:
     from lstmcli.weights import keras, pytorch
-    from lstmcli.weights.containers import pickle_tensors
     from lstmcli.weights.containers.zip_archive import Archive
+    from lstmcli.weights.torch_format import saved_files
 
     with closing(Archive(fd, where)) as archive:
         if keras.CONFIG in archive.members and keras.WEIGHTS in archive.members:
             return keras.import_archive(archive, choices)
-        if any(map(pickle_tensors.is_pickle, archive.members)):
-            return pytorch.import_tensors("PyTorch (.pt)", where, pickle_tensors.read_tensors(archive), choices)
+        if saved_files.is_torch(archive):
+            return pytorch.import_contents(saved_files.read_archive(archive), where, choices)
     held = ", ".join(map(shown, list(archive.members)[:5])) or "nothing"
     raise DataError(f"{where}: a ZIP archive, but neither PyTorch's nor Keras's: it holds {held}")

@@ -5,90 +5,134 @@ gates i, f, g, o. https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.h
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
 
 from lstmcli.blocks import Floats
-from lstmcli.errors import DataError, UsageError
+from lstmcli.errors import DataError, UsageError, shown
 from lstmcli.model.tree import Bidirectional, Cell, Model, Stack, as_root
 from lstmcli.weights.containers import safetensors
 from lstmcli.weights.containers.tensor import Tensor
-from lstmcli.weights.draft import ABOUT_USE, Choices, Draft, Imported, Origin, summed
+from lstmcli.weights.draft import ABOUT_USE, MANY, Choices, Draft, Imported, Origin, summed
+from lstmcli.weights.torch_format.parameters import Computed, Layers, Parameters, first_states, used_parameters
+from lstmcli.weights.torch_format.pickle_machine import ADVICE
+from lstmcli.weights.torch_format.saved_files import Contents
 
-NAME = re.compile(
-    r"(?:(?P<prefix>.*)\.)?(?P<field>weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)"
-    r"(?:_l(?P<layer>0|[1-9]\d{0,3})(?P<reverse>_reverse)?)?",
-    re.DOTALL,
-)
-
-Parameters = dict[str, Tensor]  # by field, of one layer and direction
-Layers = dict[str, Parameters]  # by suffix: "_l0", "_l0_reverse", ...; "" of an LSTMCell
+PLAIN_CLASS = re.compile(r"(__torch__\.)?torch\.nn\.modules\.rnn\.(___torch_mangle_\d+\.)?LSTM(Cell)?")
+NORM = re.compile(r"(^|[._])(ln|norm|layer_?norm|batch_?norm|bn|rms)", re.IGNORECASE)
 
 
-def import_tensors(kind: str, where: str, tensors: list[Tensor], choices: Choices) -> Imported:
-    """The LSTM whose parameters are among `tensors`, under any prefix. DataError: none, several, or incomplete."""
+def import_contents(contents: Contents, where: str, choices: Choices) -> Imported:
+    """Likewise of a file whose pickle also names classes."""
+    hint = ""
+    if contents.quantized:
+        hint = "; its weights are quantized to int8, which is not read: save the state_dict of the float model"
+    elif contents.named:
+        hint = f"; its pickle names {shown(', '.join(contents.named[:MANY]))}, of which nothing is run; {ADVICE}"
+    elif not contents.tensors:
+        hint = f"; {ADVICE}"
+    return import_tensors(contents.kind, where, contents.tensors, choices, contents.classes, hint)
+
+
+def import_tensors(
+    kind: str,
+    where: str,
+    tensors: list[Tensor],
+    choices: Choices,
+    classes: Mapping[str, str] = MappingProxyType({}),
+    hint: str = "",
+) -> Imported:
+    """The LSTM whose parameters are among `tensors`, under any prefix. DataError: none, several, or incomplete.
+
+    classes: of the modules, by prefix, where the file says them. hint: what to say where there is none.
+    """
     choices.allow(f"{where}: a PyTorch LSTM", *ABOUT_USE)
     draft = Draft(kind, where, tensors, choices)
-    found: dict[str, Layers] = {}
-    for tensor in tensors:
-        if match := NAME.fullmatch(tensor.name):
-            suffix = tensor.name[match.end("field") :]
-            found.setdefault(match["prefix"] or "", {}).setdefault(suffix, {})[match["field"]] = tensor
-    lstms = {prefix: layers for prefix, layers in found.items() if is_lstm(layers)}
-    found_lstms = {name: described(layers) for name, layers in lstms.items()}
-    return draft.assemble(found_lstms, lambda name: draft.stack(read_layers(lstms[name], draft)))
+    draft.hint = hint
+    found = used_parameters(draft)
+    draft.others = {prefix: what for prefix, layers in found.items() if (what := other_kind(layers))}
+    lstms = {prefix: layers for prefix, layers in found.items() if prefix not in draft.others}
+
+    def build(prefix: str) -> Model:
+        if (made := classes.get(prefix)) and not PLAIN_CLASS.fullmatch(made):
+            draft.assume(f"{shown(prefix) or 'the LSTM'} is a {shown(made)}, and is run as torch.nn.LSTM computes")
+        return draft.stack(read_layers(lstms[prefix], first_states(prefix, lstms[prefix], draft), draft))
+
+    return draft.assemble({name: described(layers) for name, layers in lstms.items()}, build, lambda name: owned(name, draft))
 
 
-def is_lstm(layers: Layers) -> bool:
-    """A GRU and an RNN have the same names, but three gates or one."""
-    shapes = [(len(p), p["weight_hh"].shape) for p in layers.values() if "weight_hh" in p]
-    projected = any("weight_hr" in parameters for parameters in layers.values())
-    return projected or not shapes or any(len(shape) == 2 and shape[0] == 4 * shape[1] for _, shape in shapes)
+def other_kind(layers: Layers) -> str:
+    """What has the same names as an LSTM, but three gates or one; "" for an LSTM."""
+    shapes = [tensor.shape for fields in layers.values() for field, tensor in fields.items() if field == "weight_hh"]
+    if not shapes or any("weight_hr" in parameters for parameters in layers.values()):
+        return ""
+    gates = {shape[0] // shape[1] for shape in shapes if len(shape) == 2 and shape[1] and not shape[0] % shape[1]}
+    if 4 in gates:
+        return ""
+    what = {3: "a GRU", 1: "an RNN without gates"}.get(min(gates, default=0), "no LSTM by its shapes")
+    return f"{what} ({described(layers)})"
 
 
 def described(layers: Layers) -> str:
     return ", ".join(str(tensor) for parameters in layers.values() for tensor in parameters.values())[:200]
 
 
-def read_layers(layers: Layers, draft: Draft) -> Iterator[Model]:
+def owned(prefix: str, draft: Draft) -> Iterator[Tensor]:
+    """The tensors that bear an LSTM's name. Where it has none: those without another module's, and norms."""
+    for tensor in draft.tensors:
+        inner = tensor.name.removeprefix(f"{prefix}." if prefix else "")
+        if (prefix and inner != tensor.name) or (not prefix and ("." not in inner or NORM.search(inner))):
+            yield tensor
+
+
+def read_layers(layers: Layers, starts: list[dict[str, Floats]], draft: Draft) -> Iterator[Model]:
+    """starts: options of each cell, in the order of the layers, forward first; [] for none."""
     if "" in layers:
         if len(layers) > 1:
             raise DataError("expected one LSTMCell or one LSTM, got parameters of both")
-        yield read_cell(layers[""], "", draft)
+        yield read_cell(layers[""], "", starts, draft)
         return
     both = any(suffix.endswith("_reverse") for suffix in layers)
     count = len(layers) // (2 if both else 1)
-    for k in range(max(1, count)):
-        forward = read_cell(layers.get(f"_l{k}", {}), f"_l{k}", draft)
+    first = 0
+    if not any(suffix in layers for suffix in ("_l0", "_l0_reverse")) and "_l1" in layers:
+        first = 1
+        draft.assume("layers are counted from 1, as torch in R does: there is no layer 0")
+    for k in range(first, first + max(1, count)):
+        forward = read_cell(layers.get(f"_l{k}", {}), f"_l{k}", starts, draft)
         if both:
             suffix = f"_l{k}_reverse"
-            yield Bidirectional(forward, read_cell(layers.get(suffix, {}), suffix, draft))
+            yield Bidirectional(forward, read_cell(layers.get(suffix, {}), suffix, starts, draft))
         else:
             yield forward
-    if extra := set(layers) - {f"_l{k}{end}" for k in range(count) for end in ("", "_reverse")}:
-        raise DataError(f"expected layers 0 to {count - 1}, got {', '.join(sorted(extra))} as well")
+    if extra := set(layers) - {f"_l{k}{end}" for k in range(first, first + count) for end in ("", "_reverse")}:
+        raise DataError(f"expected layers {first} to {first + count - 1}, got {', '.join(sorted(extra))} as well")
 
 
-def read_cell(parameters: Parameters, suffix: str, draft: Draft) -> Cell:
+def read_cell(parameters: Parameters, suffix: str, starts: list[dict[str, Floats]], draft: Draft) -> Cell:
     needed = {"weight_ih", "weight_hh"} | ({"bias_ih", "bias_hh"} if {"bias_ih", "bias_hh"} & set(parameters) else set())
     if missing := sorted(needed - set(parameters)):
         raise DataError(f"expected {missing[0]}{suffix}, got none; was the file cut or edited?")
-    origins = [
-        Origin(parameters["weight_ih"], "input_kernel", "transposed"),
-        Origin(parameters["weight_hh"], "recurrent_kernel", "transposed"),
-    ]
-    bias = projection = None
+    origins: list[Origin] = []
+
+    def read(name: str, rank: int, field: str, how: str) -> Floats:
+        tensor = parameters[name]
+        parts = tensor.parts if isinstance(tensor, Computed) else ((tensor, how),)
+        origins.extend(Origin(part, field, what) for part, what in parts)
+        return tensor.array(rank)
+
+    input_kernel = read("weight_ih", 2, "input_kernel", "transposed").T
+    recurrent_kernel = read("weight_hh", 2, "recurrent_kernel", "transposed").T
+    options: dict[str, Floats] = starts.pop(0) if starts else {}
     if "bias_ih" in parameters:
-        bias = summed(*(parameters[name].array(rank=1) for name in ("bias_ih", "bias_hh")))
-        origins += [Origin(parameters[name], "bias", "the two summed") for name in ("bias_ih", "bias_hh")]
+        options["bias"] = summed(*(read(name, 1, "bias", "the two summed") for name in ("bias_ih", "bias_hh")))
     if "weight_hr" in parameters:
-        projection = parameters["weight_hr"].array(rank=2).T
-        origins.append(Origin(parameters["weight_hr"], "projection", "transposed"))
-    kernels = [parameters[name].array(rank=2).T for name in ("weight_ih", "weight_hh")]
-    return draft.cell(origins, kernels[0], kernels[1], bias=bias, projection=projection)
+        options["projection"] = read("weight_hr", 2, "projection", "transposed").T
+    return draft.cell(origins, input_kernel, recurrent_kernel, **options)
 
 
 def export(model: Model, path: Path, overwrite: bool) -> dict[str, Floats]:

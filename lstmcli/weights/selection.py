@@ -82,6 +82,7 @@ def fitting(word: str, found: Mapping[str, str], draft: "Draft") -> list[str]:
     """The one LSTM that a word means, or all that a pattern does, in the order of the numbers in their names."""
     if word not in found and "*" in word:
         matching = [name for name in found if fnmatch.fnmatchcase(name, word)]
+        matching = matching or [name for name in found if fnmatch.fnmatchcase(name, f"*.{word}")]
         if not matching:
             raise DataError(f"{draft.where}: no LSTM's name is like {shown(word)!r}; there is {listed(found, found)}")
         return sorted(matching, key=numbered)
@@ -101,14 +102,22 @@ def fitting_one(word: str | None, found: Mapping[str, str], draft: "Draft") -> s
             lambda name: name == word,
             lambda name: name.startswith((f"{word}.", f"{word}/")),
             lambda name: name.startswith(word),
+            lambda name: f".{word}." in f".{name}.",  # below a wrapper, or a key of a checkpoint
         ]
         names = next((fits for way in ways if (fits := [name for name in found if way(name)])), [])
+        if not names and word in draft.others:
+            raise DataError(f"{draft.where}: {shown(word)} is {draft.others[word]}, which this program does not run")
     if len(names) == 1:
         return names[0]
     if not found:
         more = f" and {len(draft.tensors) - MANY} more" if len(draft.tensors) > MANY else ""
         held = ", ".join(map(str, draft.tensors[:MANY])) + more or "nothing"
-        raise DataError(f"{draft.where}: expected the weights of an LSTM as {draft.kind} names them; it holds {held}")
+        if draft.others:
+            listing = "; ".join(f"{shown(name) or repr(name)} is {what}" for name, what in list(draft.others.items())[:MANY])
+            raise DataError(f"{draft.where}: expected an LSTM; {listing}, which this program does not run{draft.hint}")
+        raise DataError(
+            f"{draft.where}: expected the weights of an LSTM as {draft.kind} names them; it holds {held}{draft.hint}"
+        )
     if not names:
         raise DataError(f"{draft.where}: no LSTM's name begins with {shown(word or '')!r}; there is {listed(found, found)}")
     raise DataError(

@@ -15,16 +15,8 @@ PACKAGE = Path(__file__).parents[2] / "lstmcli"
 # From the top to the bottom, in the order of docs/architecture.md: a room imports from those after it alone.
 ROOMS = (
     *("__main__", "cli", "cli/report", "cluster", "tools", "run", "results", "__init__", "api", "engine"),
-    *(
-        "weights/chains",
-        "weights",
-        "weights/keras_format",
-        "weights/onnx_graph",
-        "weights/containers",
-        "inputs",
-        "model",
-        "files",
-    ),
+    *("weights/chains", "weights", "weights/keras_format", "weights/onnx_graph", "weights/torch_format"),
+    *("weights/containers", "inputs", "model", "files"),
     *("kernel/heads", "kernel", "kernel/native", "blocks", "errors", "version"),
 )
 FILES_OF_A_ROOM = 10

@@ -267,7 +267,7 @@ PICKLES = {
     "a class of a model": (b"c__main__\nNet\n)\x81", "__main__.Net"),
     "TorchScript": (b"c__torch__\nNet\n", "__torch__.Net"),
     "an extension": (b"\x82\x01", "EXT1"),
-    "an instance": (b"(i__main__\nNet\n", "INST"),
+    "an instance": (b"(i__main__\nNet\n", "__main__.Net"),
     "a stack that is empty": (b"0", ""),
     "a tuple of nothing": (b"t", ""),
     "a memo that is empty": (b"h\x05", ""),

@@ -54,7 +54,8 @@ import sys
 import lstmcli
 lstmcli.load_model({str(path)!r})
 from lstmcli.weights import keras, onnx, pytorch, tensorflow
-from lstmcli.weights.containers import pickle_tensors, safetensors
+from lstmcli.weights.containers import safetensors
+from lstmcli.weights.torch_format import saved_files
 print(sorted({{"torch", "tensorflow", "keras", "onnx", "onnxruntime", "safetensors", "google"}} & set(sys.modules)))
 """
     ran = shell(f'"{sys.executable}" -c "$1"', tmp_path, code)
