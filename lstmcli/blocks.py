@@ -38,6 +38,23 @@ class Block(NamedTuple):
         return Block(self.rows[:, first : first + count], self.starts, self.lengths)
 
 
+class Valid(NamedTuple):
+    """The valid steps of padded sequences: starts[s] .. starts[s] + lengths[s] of sequence s. (n,) int64; 0, 0 for none."""
+
+    starts: Lengths
+    lengths: Lengths
+
+    @classmethod
+    def of_lengths(cls, lengths: Lengths, steps: int, padding: str) -> "Valid":
+        """Returns the first `lengths` of so many steps, or with padding "pre" the last ones."""
+        starts = np.where(lengths > 0, steps - lengths, 0) if padding == "pre" else np.zeros(len(lengths), np.int64)
+        return cls(starts, lengths)
+
+    def part(self, first: int, stop: int) -> "Valid":
+        """Returns those of some of the sequences."""
+        return Valid(self.starts[first:stop], self.lengths[first:stop])
+
+
 def packed_starts(lengths: Lengths) -> Lengths:
     starts = np.zeros(len(lengths), np.int64)
     np.cumsum(lengths[:-1], out=starts[1:])
@@ -54,9 +71,9 @@ class Span:
     stop: int
     last: bool  # no later span has steps of these sequences
 
-    def starts(self, starts: Lengths) -> Lengths:
-        """Returns the step of the padded array where each of its sequences goes on; starts: the first valid ones of all."""
-        return starts[self.first : self.first + self.count] + self.start
+    def valid(self, valid: Valid) -> Valid:
+        """Returns which steps are in it, as they lie in the padded array; valid: those of all sequences."""
+        return Valid(valid.starts[self.first : self.first + self.count] + self.start, self.lengths(valid.lengths))
 
     def lengths(self, lengths: Lengths) -> Lengths:
         """Returns how many steps of each of its sequences are in it; lengths: those of all."""

@@ -33,9 +33,17 @@ input_options = option_group(
         "--lens",
         type=FILE_NAME,
         metavar="PATH",
-        show_default="the dataset lengths, lens or sequence_length beside an HDF5 input",
-        help="The length of each sequence: an .npy file, FILE.h5::/NAME, or text with an integer on each line; none: every "
-        "sequence is full. The valid steps come first in each row, and padding stands behind them.",
+        show_default="the dataset lengths, lens, seq_len, mask, ... beside an HDF5 input",
+        help="The length of each sequence: an .npy file, FILE.h5::/NAME, or text with an integer on each line; or a mask "
+        "(sequences, steps) of 0 and 1; none: every sequence is full.",
+    ),
+    option(
+        "Input",
+        "--padding",
+        type=click.Choice(["post", "pre"]),
+        show_default="post",
+        help="Where padding stands in each row: behind the valid steps (post), or in front of them (pre), as Keras' "
+        "pad_sequences puts it.",
     ),
     option(
         "Input",

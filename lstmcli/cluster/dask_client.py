@@ -93,14 +93,14 @@ def make(work: OpenedJob, targets: Paths, tasks: "Tasks") -> Nonfinite | None:
     arrays = stored_arrays(job.compute, work.model, *work.source.shape[:2])
 
     def about(found: Nonfinite) -> Facts:
-        return Facts(work.model, work.lengths, attributes(job.compute, None, work.model, work.about_weights.assumed, found))
+        return Facts(work.model, work.valid, attributes(job.compute, None, work.model, work.about_weights.assumed, found))
 
     until = time.monotonic() + PATIENCE
     while True:
         journal = open_journal(targets, work.fingerprint(), job.resources.overwrite, job.resources.resume)
 
         def fill(result: Result, journal: Journal = journal) -> Nonfinite:
-            before = restore(journal, result, work.lengths, {}, np.dtype(job.compute.dtype))
+            before = restore(journal, result, work.valid, {}, np.dtype(job.compute.dtype))
             return tasks.fill(result, journal, before)
 
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import Lengths, Span, steps_until
+from lstmcli.blocks import Span, Valid, steps_until
 from lstmcli.cluster.job_scripts import array_expression
 from lstmcli.cluster.parts import open_part
 from lstmcli.cluster.plan import Plan
@@ -26,11 +26,11 @@ from lstmcli.model.tree import Model
 from lstmcli.results.journal import Done, Journal, journal_name
 from lstmcli.results.paths import Paths, refuse_inputs, result_paths
 from lstmcli.results.publish import complete, open_journal, restore
-from lstmcli.results.result import Arrays, Facts, Result, Sums, write_facts
+from lstmcli.results.result import Arrays, Facts, Result, Sums, stored_steps, write_facts
 from lstmcli.results.verify import verify
 from lstmcli.run.cutting import Limits
 from lstmcli.run.cutting import plan as plan_spans
-from lstmcli.run.opened_job import lengths_mark
+from lstmcli.run.opened_job import mark_of_steps
 from lstmcli.run.stop import Stop
 from lstmcli.run.summary import attributes, stored_arrays
 from lstmcli.version import __version__
@@ -48,11 +48,16 @@ class Stored:
     number: int
     path: str
     first: int  # of its sequences in the whole
-    lengths: Lengths
+    valid: Valid
     shapes: Arrays
     offsets: dict[str, int]
     sums: dict[str, Sums]
     nonfinite: Nonfinite  # row: in the whole
+
+    @property
+    def count(self) -> int:
+        """Its sequences."""
+        return len(self.valid.lengths)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Joined:
     plan: Plan
     parts: list[Stored]
     model: Model
-    lengths: Lengths
+    valid: Valid
 
     def arrays(self) -> Arrays:
         return stored_arrays(self.plan.job.compute, self.model, *self.plan.shape)
@@ -73,7 +78,7 @@ class Joined:
     def facts(self, found: Nonfinite) -> Facts:
         return Facts(
             self.model,
-            self.lengths,
+            self.valid,
             attributes(self.plan.job.compute, None, self.model, self.plan.run.get("assumed", ()), found),
         )
 
@@ -98,7 +103,7 @@ def merge(
     journal = open_journal(targets, plan.run | {"merged from": plan.checksum}, overwrite, resume)
 
     def fill(result: Result) -> Nonfinite:
-        before = restore(journal, result, whole.lengths, {}, np.dtype(plan.job.compute.dtype))
+        before = restore(journal, result, whole.valid, {}, np.dtype(plan.job.compute.dtype))
         copy(whole, result, journal, before.span if before else None, stop, on_progress)
         return whole.nonfinite()
 
@@ -123,13 +128,14 @@ def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) 
     folder = os.path.realpath(targets.main.parent)
     with h5py.File("merged", "w", driver="core", backing_store=False) as file:
         write_facts(file, whole.facts(whole.nonfinite()))
-        file["lengths"] = whole.lengths
+        for name, values in stored_steps(whole.valid).items():
+            file[name] = values
         for name, (shape, dtype) in whole.arrays().items():
             layout = h5py.VirtualLayout(shape, dtype)
             for part in whole.parts:
                 if part.shapes[name][0][0]:
                     source = os.path.relpath(os.path.realpath(part.path), folder)
-                    layout[part.first : part.first + len(part.lengths)] = h5py.VirtualSource(source, name, *part.shapes[name])
+                    layout[part.first : part.first + part.count] = h5py.VirtualSource(source, name, *part.shapes[name])
             file.create_virtual_dataset(name, layout, fillvalue=np.nan)
         file.flush()
         image = bytes(file.id.get_file_image())
@@ -175,10 +181,11 @@ def check_parts(plan: Plan) -> Joined:
             f"{shown(str(plan.path))}: not all parts can be merged: {'; '.join(wrong[:NAMED])}{more}; "
             "lstmcli plan --missing prints which to make"
         )
-    lengths = np.concatenate([part.lengths for part in parts])
-    if lengths_mark(lengths) != plan.run["lengths"]:
+    starts, lengths = (np.concatenate(arrays) for arrays in zip(*(part.valid for part in parts), strict=True))
+    valid = Valid(starts, lengths)
+    if mark_of_steps(valid) != plan.run["lengths"]:
         raise DataError(f"{shown(str(plan.path))}: the lengths in the parts are not those that were planned")
-    return Joined(plan, parts, model, lengths)
+    return Joined(plan, parts, model, valid)
 
 
 def stored(plan: Plan, number: int, model: Model | None) -> tuple[Stored, Model]:
@@ -196,12 +203,12 @@ def stored(plan: Plan, number: int, model: Model | None) -> tuple[Stored, Model]
                 steps = int(part.file.attrs["nonfinite_steps"])
             found = Nonfinite(steps, row + first, step) if steps else found
         path = str(plan.part_path(number))
-        return Stored(number, path, first, part.lengths, shapes, part.offsets, part.sums, found), model
+        return Stored(number, path, first, part.valid, shapes, part.offsets, part.sums, found), model
 
 
 def copy(whole: Joined, result: Result, journal: Journal, before: Span | None, stop: Stop, on_progress: Progress) -> None:
     """Reads span k + 1 while span k is stored. StoppedError; DataError: a row is not what its checksum says."""
-    lengths, total = whole.lengths, int(whole.lengths.sum())
+    lengths, total = whole.valid.lengths, int(whole.valid.lengths.sum())
     ready = steps_until(before, lengths) if before else 0
     on_progress(ready, total)
     with closing(blocks(whole, before)) as reading, ThreadPoolExecutor(1) as reader:
@@ -209,7 +216,7 @@ def copy(whole: Joined, result: Result, journal: Journal, before: Span | None, s
         while (block := coming.result()) and not stop.reason():
             span, part, rows = block
             coming = reader.submit(next, reading, None)
-            checksum = result.put(span, span.lengths(lengths), rows)
+            checksum = result.put(span, whole.valid, rows)
             if span.last:
                 compare(part, span, result.running)
             journal.record(Done(span, checksum, Nonfinite(), None), result)
@@ -233,7 +240,7 @@ def blocks(whole: Joined, before: Span | None) -> Generator[tuple[Span, Stored, 
     turn = 0
     for part in whole.parts:
         done = max(0, start - part.first)
-        if done >= len(part.lengths):
+        if done >= part.count:
             continue
         after = Span(0, done, 0, 0, last=True) if done else None
         fd = open_readable(part.path)
@@ -243,11 +250,11 @@ def blocks(whole: Joined, before: Span | None) -> Generator[tuple[Span, Stored, 
                 name: ContiguousArray(StoredArray(data, f"{data.name}::/{name}", with_steps(shape), kind, part.offsets[name]))
                 for name, (shape, kind) in part.shapes.items()
             }
-            for span in plan_spans(part.lengths, limits, (1, 1), after):
-                steps = span.lengths(part.lengths)
+            for span in plan_spans(part.valid.lengths, limits, (1, 1), after):
+                starts, steps = span.valid(part.valid)
                 packed = {name: buffer[: steps.sum()] for name, buffer in buffers[turn].items()}
                 for name, target in packed.items():
-                    sources[name].read(span.first, span.starts(np.zeros_like(part.lengths)), steps, target)
+                    sources[name].read(span.first, starts, steps, target)
                 if span.last:
                     for name in sources.keys() - widths.keys():
                         packed[name] = np.empty((span.count, sources[name].shape[2]), dtype)
@@ -282,7 +289,7 @@ def describe(whole: Joined, targets: Paths) -> dict[str, Any]:
         "plan": str(whole.plan.path),
         "parts": len(whole.parts),
         "arrays": [{"path": f"/{name}", "shape": list(shape), "dtype": kind.name} for name, (shape, kind) in arrays.items()],
-        "valid_steps": int(whole.lengths.sum()),
+        "valid_steps": int(whole.valid.lengths.sum()),
         "output": str(targets.main),
         "states": str(targets.states) if targets.states else None,
         "model_file": str(targets.model) if targets.model else None,

@@ -12,11 +12,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstmcli.blocks import FLOATS, Block, Floats, Lengths, State, is_float
+from lstmcli.blocks import FLOATS, Block, Floats, Lengths, State, Valid, is_float
 from lstmcli.engine.cpus import available_threads
 from lstmcli.engine.prepared_model import Forward
 from lstmcli.engine.work_split import FEW
 from lstmcli.errors import DataError, UsageError
+from lstmcli.inputs.masks import read_mask
 from lstmcli.model.tree import Model
 
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
@@ -32,25 +33,37 @@ def run_padded(
     lengths: ArrayLike | None,
     initial_state: Mapping[str, ArrayLike] | None,
     threads: int | None,
+    padding: str,
+    mask: ArrayLike | None,
 ) -> tuple[Floats, State]:
-    """Model.__call__: checks its arguments and runs the padded arrays as blocks, without a copy where x is as needed."""
+    """Does what Model.__call__ says: checks arguments and runs padded arrays as blocks, without a copy where x allows it."""
     x = np.asarray(x)
     dtype = DOUBLE if x.dtype.itemsize == 8 else SINGLE
     forward = ready(model, dtype, threads)
     if x.ndim != 3 or not is_float(x.dtype) or x.shape[2] != forward.input_size:
         raise DataError(f"x: expected {FLOATS} (batch, time, {model.input_size}), got {x.dtype} {x.shape}")
     batch, time, features = x.shape
-    steps = full_lengths(batch, time) if lengths is None else checked_lengths(lengths, batch, time)
+    starts = padded_starts(batch, time)
+    if mask is not None:
+        valid = checked_mask(mask, lengths, padding, batch, time)
+        steps, starts = valid.lengths, starts + valid.starts
+    else:
+        steps = full_lengths(batch, time) if lengths is None else checked_lengths(lengths, batch, time)
+        if padding == "pre":
+            starts = starts + (time - steps)
+        elif padding != "post":
+            raise UsageError(f"padding: expected post or pre, got {padding!r}")
     state = start_state(forward, batch, initial_state)
     width = forward.output_size
     outputs = np.zeros((batch, time, width), dtype)
-    starts = padded_starts(batch, time)
     rows: Any = np.ascontiguousarray(x, dtype).reshape(batch * time, features)
     if forward.pointwise:
-        packed = Block(rows, starts, steps).like(rows[valid := (np.arange(time) < steps[:, None]).reshape(-1)])
+        places, begins = padded_starts(batch, time)[:, None] + np.arange(time), starts[:, None]
+        is_valid = ((begins <= places) & (places < begins + steps[:, None])).reshape(-1)
+        packed = Block(rows, starts, steps).like(rows[is_valid])
         above = packed.like(np.empty((len(packed.rows), width), dtype))
         forward(packed, above, state)
-        outputs.reshape(batch * time, width)[valid] = above.rows
+        outputs.reshape(batch * time, width)[is_valid] = above.rows
     else:
         forward(Block(rows, starts, steps), Block(outputs.reshape(batch * time, width), starts, steps), state)
     return outputs, state
@@ -76,8 +89,21 @@ def full_lengths(batch: int, time: int) -> Lengths:
     return np.full(batch, time, np.int64)
 
 
+def checked_mask(mask: ArrayLike, lengths: ArrayLike | None, padding: str, batch: int, time: int) -> Valid:
+    """Returns the valid steps of a mask. Raises UsageError where something else says them too, DataError for a bad mask."""
+    if lengths is not None or padding != "post":
+        raise UsageError("mask: says itself which steps are valid; leave lengths and padding out")
+    given = np.asarray(mask)
+    if given.shape != (batch, time):
+        raise DataError(f"mask: expected shape {(batch, time)}, got {given.shape}")
+    return read_mask(given, "mask")
+
+
 def checked_lengths(lengths: ArrayLike, batch: int, time: int) -> Lengths:
+    """Returns lengths as (batch,) int64. Raises DataError."""
     given = np.asarray(lengths)
+    if given.shape == (batch, 1):
+        given = given[:, 0]
     if given.shape != (batch,) or given.dtype.kind not in "iu":
         raise DataError(f"lengths: expected {batch} integers, got {given.dtype} {given.shape}")
     few = given.tolist() if batch <= FEW else (given.min(), given.max())

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,9 @@ from lstmcli.errors import DataError, LstmcliError, StorageError, shown
 from lstmcli.files.positioned_file import open_readable
 
 # h5py is imported inside functions because it takes a tenth of a second.
+
+LARGE = 4 << 30  # bytes that a file may make this program take, however little it holds
+NAMES_LOOKED_AT = 1000  # of a group that may hold a dataset for each of a million sequences
 
 
 class Entry(NamedTuple):
@@ -94,15 +98,28 @@ def entries(file: Any) -> list[Entry]:
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
-            try:
-                dtype = item.dtype
-            except TypeError:
-                dtype = None
-            found.append(Entry(f"/{name}", item.shape, dtype))
+            found.append(entry_of(f"/{name}", item))
 
     with reading(label(file)):
         file.visititems(visit)
     return found
+
+
+def entries_right_in(group: Any) -> list[Entry]:
+    """Lists the datasets that hard links in this group lead to, among its first NAMES_LOOKED_AT names."""
+    import h5py
+
+    with reading(label(group)):
+        names = [name for name in islice(group, NAMES_LOOKED_AT) if isinstance(group.get(name, getlink=True), h5py.HardLink)]
+        items = [item for item in map(group.__getitem__, names) if isinstance(item, h5py.Dataset)]
+        return [entry_of(item.name, item) for item in items]
+
+
+def entry_of(name: str, item: Any) -> Entry:
+    try:
+        return Entry(name, item.shape, item.dtype)
+    except TypeError:
+        return Entry(name, item.shape, None)
 
 
 def listed(found: list[Entry]) -> str:
@@ -153,6 +170,23 @@ def written_chunks(item: Any) -> set[tuple[int, ...]] | None:
         # Not get_chunk_info_by_coord: it walks through all the chunks for each question.
         item.id.chunk_iter(lambda chunk: found.add(chunk.chunk_offset))
     return found
+
+
+class DatasetRows:
+    """A dataset read by rows: those of its first axis."""
+
+    def __init__(self, item: Any) -> None:
+        """Raises DataError where its chunks are too large, or some of them were never written."""
+        self.item, self.name, self.shape, self.dtype = item, label(item), item.shape, dtype_of(item)
+        if item.chunks and math.prod(item.chunks) * self.dtype.itemsize > LARGE:
+            raise DataError(f"{self.name}: has chunks {item.chunks}, each of which would take more than {LARGE} bytes")
+        if raw_offset(item) is None and written_chunks(item) is not None:
+            raise DataError(f"{self.name}: some of its chunks were never written; was its writer stopped?")
+
+    def rows(self, first: int, count: int) -> NDArray[Any]:
+        """Returns rows first .. first + count, as stored. Raises DataError, StorageError."""
+        with reading(self.name):
+            return np.asarray(self.item[first : first + count])
 
 
 def read_array(item: Any) -> NDArray[Any]:

@@ -7,6 +7,7 @@ writes the parser's warnings to stderr.
 
 import ast
 import io
+import math
 import re
 import struct
 import warnings
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lstmcli.errors import DataError, shown
 from lstmcli.files.file_kind import NPY_MAGIC
@@ -82,6 +84,38 @@ def _layout(header: dict[str, object], name: str) -> tuple[bool, tuple[int, ...]
     if not isinstance(shape, tuple) or not all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
         raise DataError(f"{name}: damaged NPY header: shape is {shown(str(shape))[:100]}")
     return fortran, shape
+
+
+class NpyArray:
+    """An array in an NPY file, read by rows: those of the first axis."""
+
+    def __init__(self, fetch: Callable[[memoryview, int], None], name: str) -> None:
+        """Reads the header; fetch: as Bytes.fetch. Raises DataError."""
+        self.fetch, self.name = fetch, name
+        self.dtype, self.fortran, self.shape, self.offset = read_header(fetch, name)
+
+    @property
+    def size(self) -> int:
+        """The bytes of the whole file."""
+        return self.offset + math.prod(self.shape) * self.dtype.itemsize
+
+    def check_size(self, size: int) -> None:
+        """Raises DataError unless the file has the size that its header announces."""
+        if size != self.size:
+            raise DataError(f"{self.name}: expected {self.size} bytes for shape {self.shape} of {self.dtype}, got {size}")
+
+    def rows(self, first: int, count: int) -> NDArray[Any]:
+        """Returns rows first .. first + count, as stored, of an array of rank 1 or 2. Raises DataError, StorageError."""
+        size = self.dtype.itemsize
+        if self.fortran and len(self.shape) == 2:  # column by column
+            columns = np.empty((self.shape[1], count), self.dtype)
+            for k, column in enumerate(columns):
+                self.fetch(column.view(np.uint8).data, self.offset + (k * self.shape[0] + first) * size)
+            return columns.T
+        rows = np.empty((count, *self.shape[1:]), self.dtype)
+        if rows.size:
+            self.fetch(rows.reshape(-1).view(np.uint8).data, self.offset + first * rows[0].nbytes)
+        return rows
 
 
 def write_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:

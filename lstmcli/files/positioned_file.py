@@ -151,6 +151,14 @@ class PipeBytes:
         self.at += count
         return count
 
+    def take_next(self, count: int) -> bytes:
+        """Returns the next `count` bytes, or those that are left. Raises StorageError."""
+        taken = bytearray(count)
+        view = memoryview(taken)
+        while view and (got := self.read(view)):
+            view = view[got:]
+        return bytes(taken[: count - len(view)])
+
     def fill(self, view: memoryview) -> None:
         while view:
             count = self.read(view)

@@ -1,18 +1,14 @@
 """ZIP archives of other people: what zipfile raises as this program's errors, and the arrays of an NPZ read by rows."""
 
 import errno
-import math
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import IO, Any
+from typing import IO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lstmcli.errors import DataError, LstmcliError, StorageError, shown
-from lstmcli.files.npy import read_header
+from lstmcli.files.npy import NpyArray
 
 
 @contextmanager
@@ -29,16 +25,15 @@ def reading_zip(where: str) -> Iterator[None]:
         raise DataError(f"{where}: damaged ZIP archive: {shown(str(error))[:200]}") from error
 
 
-class NpzArray:
+class NpzArray(NpyArray):
     """An array of an NPZ, stored or deflated. Reading on is cheap, reading back starts again."""
 
     def __init__(self, stream: IO[bytes], size: int, name: str) -> None:
         self.stream, self.name = stream, name
-        self.dtype, fortran, self.shape, self.offset = read_header(self._fetch, name)
-        if fortran:
+        super().__init__(self._fetch, name)
+        if self.fortran:
             raise DataError(f"{name}: is in Fortran order; save np.ascontiguousarray(...) of it")
-        if size != (expected := self.offset + math.prod(self.shape) * self.dtype.itemsize):
-            raise DataError(f"{name}: expected {expected} bytes for shape {self.shape} of {self.dtype}, got {size}")
+        self.check_size(size)
 
     def _fetch(self, view: memoryview, offset: int) -> None:
         with reading_zip(self.name):
@@ -47,13 +42,6 @@ class NpzArray:
         if len(content) < len(view):
             raise DataError(f"{self.name}: ended at byte {offset + len(content)}, expected {len(view) - len(content)} more")
         view[:] = content
-
-    def rows(self, first: int, count: int) -> NDArray[Any]:
-        """Returns rows first .. first + count of a rank-2 array, (count, width), as stored. Raises DataError, StorageError."""
-        rows = np.empty((count, self.shape[1]), self.dtype)
-        if rows.size:
-            self._fetch(rows.reshape(-1).view(np.uint8).data, self.offset + first * rows[0].nbytes)
-        return rows
 
 
 def open_npz(file: IO[bytes], path: str, opened: ExitStack) -> dict[str, NpzArray]:

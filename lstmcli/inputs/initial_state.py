@@ -3,7 +3,6 @@
 Axes: N sequences; W, the width of an array: a cell's units (c) or outputs (h). Only the rows of a block are read at a time.
 """
 
-import math
 import os
 from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +15,6 @@ from lstmcli.errors import DataError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
 from lstmcli.files.positioned_file import FileBytes
-from lstmcli.inputs.source import LARGE
 
 
 class Array(Protocol):
@@ -27,19 +25,6 @@ class Array(Protocol):
     dtype: np.dtype[Any]
 
     def rows(self, first: int, count: int) -> NDArray[Any]: ...
-
-
-class Dataset:
-    def __init__(self, item: Any) -> None:
-        self.item, self.name, self.shape, self.dtype = item, hdf5.label(item), item.shape, hdf5.dtype_of(item)
-        if item.chunks and math.prod(item.chunks) * self.dtype.itemsize > LARGE:
-            raise DataError(f"{self.name}: has chunks {item.chunks}, each of which would take more than {LARGE} bytes")
-        if hdf5.raw_offset(item) is None and hdf5.written_chunks(item) is not None:
-            raise DataError(f"{self.name}: some of its chunks were never written; was its writer stopped?")
-
-    def rows(self, first: int, count: int) -> NDArray[Any]:
-        with hdf5.reading(self.name):
-            return np.asarray(self.item[first : first + count])
 
 
 class States(NamedTuple):
@@ -110,7 +95,7 @@ def hdf5_arrays(file: Any, name: str) -> tuple[str, dict[str, Array]]:
             f"with --save outputs), got {got}; name another one: FILE::/group"
         )
     names = [entry.name.removeprefix("/") for entry in hdf5.entries(group)]
-    return hdf5.label(group), {name: Dataset(hdf5_safety.dataset(group, name)) for name in names}
+    return hdf5.label(group), {name: hdf5.DatasetRows(hdf5_safety.dataset(group, name)) for name in names}
 
 
 def check(name: str, arrays: dict[str, Array], widths: dict[str, int], batch: int) -> None:

@@ -1,150 +1,281 @@
-"""The lengths of the sequences: found, read and checked before any work."""
+"""Which steps of the sequences are valid: lengths or a mask, found, read and checked before any work."""
 
 import codecs
-import os
 import posixpath
 import re
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import Lengths
-from lstmcli.errors import DataError, StorageError, UsageError, shown
+from lstmcli.blocks import Lengths, Valid
+from lstmcli.errors import DataError, LstmcliError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import NPY_MAGIC, FileKind, open_by_kind, split_spec
-from lstmcli.files.npy import HEADER_LIMIT, read_header
+from lstmcli.files.npy import HEADER_LIMIT, NpyArray
+from lstmcli.files.positioned_file import PipeBytes
+from lstmcli.inputs.masks import PIECE, read_mask
 from lstmcli.inputs.source import Source
 
-NAMES = ("lengths", "lens", "sequence_length")
+LENGTHS = ("lengths", "lens", "sequence_length", "seq_len", "seq_lengths", "sequence_lengths")
+MASKS = ("mask", "attention_mask")
+RESULT = "lstmcli-result"  # the format of a file whose lengths may have starts beside them
+SAMPLE = 8  # sequences of which two steps are read to see whether padding may stand in front
 
 
-def read_lengths(spec: str | None, source: Source, follow_links: bool = False) -> tuple[Lengths, str | None]:
-    """Lengths (N,) int64, all of them 0 .. T, and where they came from; None: nowhere, every sequence is full.
+class Table(Protocol):
+    """Lengths or a mask in a file."""
 
-    spec: an NPY file, a text with one integer a line, `file.h5::/dataset`, `none`; or None to take the dataset
-    `lengths`, `lens` or `sequence_length` beside an HDF5 input (or in the root of its file) if there is one.
-    DataError: anything but N integers in 0 .. T. MissingInputError: no such file. UsageError: `-`.
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def rows(self, first: int, count: int) -> NDArray[Any]: ...
+
+
+class ValidSteps(NamedTuple):
+    """The valid steps of an input, and how they were told."""
+
+    valid: Valid
+    origin: str | None = None  # the file or dataset; None: nowhere, every sequence is full
+    padding: str = "post"  # or "pre"; or "mask", "starts": what said it for each sequence
+    notes: tuple[str, ...] = ()
+
+
+def read_valid_steps(spec: str | None, padding: str | None, source: Source, follow_links: bool = False) -> ValidSteps:
+    """Reads which steps of `source` are valid.
+
+    spec: an NPY file, a text with one integer a line, `file.h5::/dataset`, `none`; or None to take a dataset with one of the
+    names LENGTHS or MASKS beside an HDF5 input (or in the root of its file) if there is one.
+    padding: "post" or "pre"; None: post, or what the file says.
+
+    Raises DataError for anything but N whole numbers in 0 .. T or a mask (N, T); MissingInputError for no such file; UsageError
+    for `-`, and for a padding that says nothing or contradicts a mask.
     """
-    batch, steps, _ = source.shape
+    if spec == "none":
+        return _full(source)
     try:
-        if spec is None:
-            found = _beside(source, follow_links)
-        elif spec == "none":
-            found = None
+        if spec is not None:
+            found = _named(spec, padding, source, follow_links)
+        elif source.dataset is not None:
+            found = _beside(source, padding, follow_links)
         else:
-            found = _named(spec, batch, follow_links)
-        if found is None:
-            return np.full(batch, steps, np.int64), None
-        values, name = found
-        return _checked(values, name, source), name
+            found = _full(source)
     except DataError as error:
         if spec is not None:
             raise
         raise DataError(f"{error}; it lies beside the input, --lens none ignores it") from error
+    if found.origin is None and padding == "pre":
+        raise UsageError("--padding pre: no lengths are known, so nothing says what is padding; give them with --lens")
+    if found.origin is not None and padding is None and found.padding == "post" and _begins_with_zeros(source, found.valid):
+        note = (
+            f"{source.name}: its sequences begin with zeros, and the steps past their lengths are not zero; "
+            "if padding stands in front, give --padding pre"
+        )
+        return found._replace(notes=(*found.notes, note))
+    return found
 
 
-def _beside(source: Source, follow: bool) -> tuple[NDArray[Any], str] | None:
-    if source.dataset is None:
-        return None
-    file, group = source.dataset.file, posixpath.dirname(source.dataset.name)
-    for name in (f"{folder}/{name}" for folder in (group, "") for name in NAMES):
-        if hdf5_safety.find(file, name, follow) is not None:
-            return _from_dataset(hdf5_safety.dataset(file, name, follow), source.shape[0])
-    return None
+def _full(source: Source) -> ValidSteps:
+    batch, steps, _ = source.shape
+    return ValidSteps(Valid(np.zeros(batch, np.int64), np.full(batch, steps, np.int64)))
 
 
-def _named(spec: str, batch: int, follow: bool) -> tuple[NDArray[Any], str]:
+def _begins_with_zeros(source: Source, valid: Valid) -> bool:
+    """Whether, in a sample of the padded sequences, each first step is zeros and each last step of the padding is not."""
+    steps, one = source.shape[1], np.ones(1, np.int64)
+    padded = np.flatnonzero((valid.lengths > 0) & (valid.lengths < steps))
+    if source.sequential or not len(padded):
+        return False
+    row = np.empty((1, source.shape[2]))
+    try:
+        for sequence in padded[:: -(-len(padded) // SAMPLE)].tolist():
+            source.read(sequence, 0 * one, one, row)
+            if row.any():
+                return False
+            source.read(sequence, (steps - 1) * one, one, row)
+            if not row.any() or not np.isfinite(row).all():
+                return False
+    except LstmcliError:  # padding may be damaged or not be there; what is valid is read again
+        return False
+    return True
+
+
+def _beside(source: Source, padding: str | None, follow: bool) -> ValidSteps:
+    file = source.dataset.file
+    folders = dict.fromkeys((posixpath.dirname(source.dataset.name), "/"))
+    names = [posixpath.join(folder, name) for kind in (LENGTHS, MASKS) for folder in folders for name in kind]
+    held = [name for name in names if hdf5_safety.find(file, name, follow) is not None]
+    if held:
+        found = _from_dataset(hdf5_safety.dataset(file, held[0], follow), padding, source)
+        masks = [name for name in held[1:] if posixpath.basename(name) in MASKS]
+        if masks and found.padding == "post":
+            mask = shown(masks[0])
+            note = f"{found.origin} is used, and not {mask}, which lies beside it; --lens FILE::{mask} takes that"
+            return found._replace(notes=(note,))
+        return found
+    found = _full(source)
+    if fitting := _fitting(file, folders, source):
+        note = (
+            f"{source.name}: no lengths are known, so all steps are computed; of the size of lengths or of a mask there is "
+            f"{hdf5.listed(fitting)}: --lens FILE::/dataset takes it, --lens none ends this note"
+        )
+        return found._replace(notes=(note,))
+    return found
+
+
+def _fitting(file: Any, folders: Iterable[str], source: Source) -> list[hdf5.Entry]:
+    """Lists the datasets right in these groups that have the size of lengths or of a mask, and a dtype of theirs."""
+    batch, steps, _ = source.shape
+    entries = [entry for folder in folders for entry in hdf5.entries_right_in(file[folder])]
+    shapes = ((batch,), (batch, 1), (batch, steps))
+    return [entry for entry in entries if entry.shape in shapes and entry.dtype is not None and entry.dtype.kind in "biu"]
+
+
+def _named(spec: str, padding: str | None, source: Source, follow: bool) -> ValidSteps:
     if spec == "-":
         raise UsageError("--lens -: only --input may be -; give a file, or /dev/stdin")
     path, dataset = split_spec(spec)
     with open_by_kind(path) as (file, kind):
         if kind is FileKind.HDF5:
             with hdf5.open_file(path) as container:
-                return _from_dataset(hdf5_safety.dataset(container, dataset or _likely_name(container), follow), batch)
-        name = file.name
+                item = hdf5_safety.dataset(container, dataset or _likely_name(container), follow)
+                return _from_dataset(item, padding, source)
         if dataset is not None:
-            raise DataError(f"{name}: dataset {shown(dataset)} is named, but this is not an HDF5 file")
-        limit = 2 * HEADER_LIMIT + 32 * batch
-        try:
-            with os.fdopen(os.dup(file.fd), "rb") as stream:
-                content = stream.read(limit + 1)
-        except OSError as error:
-            raise StorageError(f"{name}: reading failed: {error.strerror}") from error
-    if content.startswith(NPY_MAGIC):
-        return _from_npy(content, batch, name), name
-    if len(content) > limit:
-        raise DataError(f"{name}: expected {batch} lengths, one a line, got more than {limit} bytes")
-    return _from_text(content, batch, name), name
+            raise DataError(f"{file.name}: dataset {shown(dataset)} is named, but this is not an HDF5 file")
+        if kind is FileKind.STREAM:
+            return _from_stream(PipeBytes(file.fd, file.name), padding, source)
+        if kind is FileKind.NPY:
+            array = NpyArray(file.fetch, file.name)
+            _check_form(array.name, array.shape, array.dtype, source)
+            array.check_size(file.opened.st_size)
+            return _from_table(array, padding, source)
+        content = file.take(0, min(file.opened.st_size, _text_limit(source) + 1))
+        return _from_table(_read_text(content, file.name, source), padding, source)
 
 
 def _likely_name(file: Any) -> str:
     found = hdf5.entries(file)
     names = [entry.name for entry in found]
-    for name in (f"/{name}" for name in NAMES):
+    for name in (f"/{name}" for name in (*LENGTHS, *MASKS)):
         if name in names:
             return name
     fitting = [e for e in found if e.dtype is not None and e.dtype.kind in "iu" and e.shape and len(e.shape) == 1]
     if len(fitting) != 1:
         raise DataError(
-            f"{shown(file.filename)}: expected a dataset {', '.join(NAMES)} or one integer dataset of rank 1, "
+            f"{shown(file.filename)}: expected a dataset {', '.join((*LENGTHS, *MASKS))} or one integer dataset of rank 1, "
             f"found {len(fitting)}: {hdf5.listed(fitting or found)}; name the one to read: FILE::/dataset"
         )
     return fitting[0].name
 
 
-def _from_dataset(item: Any, batch: int) -> tuple[NDArray[Any], str]:
-    name = hdf5.label(item)
-    _check_form(item.shape, hdf5.dtype_of(item), batch, name)
-    return hdf5.read_array(item), name
+def _from_dataset(item: Any, padding: str | None, source: Source) -> ValidSteps:
+    _check_form(hdf5.label(item), item.shape, hdf5.dtype_of(item), source)
+    found = _from_table(hdf5.DatasetRows(item), padding, source)
+    if padding is None and item.name == "/lengths" and item.file.attrs.get("format") == RESULT and "starts" in item.file:
+        starts = hdf5.DatasetRows(hdf5_safety.dataset(item.file, "starts"))
+        _check_form(starts.name, starts.shape, starts.dtype, source)
+        latest = source.shape[1] - found.valid.lengths
+        return found._replace(valid=Valid(_read_whole_numbers(starts, "start", latest), found.valid.lengths), padding="starts")
+    return found
 
 
-def _from_npy(content: bytes, batch: int, name: str) -> NDArray[Any]:
+def _from_stream(data: PipeBytes, padding: str | None, source: Source) -> ValidSteps:
+    begin = data.take_next(len(NPY_MAGIC))
+    if begin != NPY_MAGIC:
+        content = begin + data.take_next(_text_limit(source) + 1 - len(begin))
+        return _from_table(_read_text(content, data.name, source), padding, source)
+
     def fetch(view: memoryview, offset: int) -> None:
-        part = content[offset : offset + len(view)]
-        if len(part) < len(view):
-            raise DataError(f"{name}: ended at byte {len(content)}, inside its header")
-        view[:] = part
+        if offset:
+            data.fetch(view, offset)
+        else:
+            view[:] = begin
 
-    dtype, _, shape, offset = read_header(fetch, name)
-    _check_form(shape, dtype, batch, name)
-    size = offset + batch * dtype.itemsize
-    if len(content) != size:
-        more = "more" if len(content) > size else str(len(content))
-        raise DataError(f"{name}: expected {size} bytes for {batch} lengths of {dtype}, got {more}")
-    return np.frombuffer(content, dtype, offset=offset)
+    array = NpyArray(fetch, data.name)
+    _check_form(array.name, array.shape, array.dtype, source)
+    if array.fortran and array.shape == source.shape[:2]:
+        raise DataError(f"{data.name}: a mask in Fortran order cannot be read from a pipe; write np.ascontiguousarray(mask)")
+    data.size = array.size
+    found = _from_table(array, padding, source)
+    data.finish()
+    return found
 
 
-def _from_text(content: bytes, batch: int, name: str) -> NDArray[np.int64]:
+@dataclass
+class _Text:
+    """Lengths that were written as text."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    values: Lengths
+
+    def rows(self, first: int, count: int) -> Lengths:
+        return self.values[first : first + count]
+
+
+def _text_limit(source: Source) -> int:
+    return 2 * HEADER_LIMIT + 32 * source.shape[0]
+
+
+def _read_text(content: bytes, name: str, source: Source) -> _Text:
+    if len(content) > _text_limit(source):
+        raise DataError(f"{name}: expected {source.shape[0]} lengths, one a line, got more than {_text_limit(source)} bytes")
     lines = content.removeprefix(codecs.BOM_UTF8).rstrip().splitlines()
     for number, line in enumerate(lines, 1):
         if not re.fullmatch(rb"\s*[+-]?\d{1,18}\s*", line):
             got = shown(line[:40].decode("utf-8", "backslashreplace"))
             raise DataError(f"{name}, line {number}: expected one integer, got {got or 'an empty line'}")
-    _check_form((len(lines),), np.dtype(np.int64), batch, name)
-    return np.array(list(map(int, lines)), np.int64)
+    values = np.array(list(map(int, lines)), np.int64)
+    _check_form(name, values.shape, values.dtype, source)
+    return _Text(name, values.shape, values.dtype, values)
 
 
-def _check_form(shape: tuple[int, ...], dtype: np.dtype[Any], batch: int, name: str) -> None:
-    """Before the values are read. Floats pass: their values make a better message."""
-    if shape != (batch,):
-        got = f"{shape[0]} of them" if len(shape) == 1 else f"shape {shape}"
-        raise DataError(f"{name}: expected {batch} lengths, one for each sequence of the input, got {got}")
-    if dtype.kind not in "iuf":
+def _is_mask(shape: tuple[int, ...], dtype: np.dtype[Any], source: Source) -> bool:
+    batch, steps, _ = source.shape
+    return shape == (batch, steps) and (dtype.kind == "b" or shape not in ((batch, 1), (1, batch)))
+
+
+def _check_form(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], source: Source) -> None:
+    """Raises DataError, before values are read, unless this can be lengths or a mask."""
+    batch, steps, _ = source.shape
+    if shape not in ((batch,), (batch, 1), (1, batch), (batch, steps)):
+        expected = f"{batch} lengths, one for each sequence of the input"
+        if len(shape) == 1:
+            raise DataError(f"{name}: expected {expected}, got {shape[0]} of them")
+        hint = "; save mask.T" if shape == (steps, batch) else ""
+        raise DataError(f"{name}: expected {expected}, or a mask ({batch}, {steps}), got shape {shape}{hint}")
+    if dtype.kind not in "iuf" and not _is_mask(shape, dtype, source):
         raise DataError(f"{name}: expected lengths of an integer dtype, got {dtype}")
 
 
-def _checked(values: NDArray[Any], name: str, source: Source) -> Lengths:
-    """values  (N,)  any integer or float dtype"""
+def _from_table(table: Table, padding: str | None, source: Source) -> ValidSteps:
+    """Reads lengths or a mask whose form has been checked."""
+    batch, steps, _ = source.shape
+    if not _is_mask(table.shape, table.dtype, source):
+        lengths = _read_whole_numbers(table, "length", np.full(batch, steps), f" (the steps of {source.name})")
+        padding = padding or "post"
+        return ValidSteps(Valid.of_lengths(lengths, steps, padding), table.name, padding)
+    if padding is not None:
+        raise UsageError(f"--padding {padding}: {table.name} is a mask, which says itself where padding stands; leave it out")
+    rows = max(1, PIECE // max(1, steps))
+    parts = [read_mask(table.rows(first, min(rows, batch - first)), table.name, first) for first in range(0, batch or 1, rows)]
+    starts, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return ValidSteps(Valid(starts, lengths), table.name, "mask")
+
+
+def _read_whole_numbers(table: Table, what: str, limits: Lengths, why: str = "") -> Lengths:
+    """Reads (N,), (N, 1) or (1, N) numbers of any integer or float dtype. Raises DataError unless they are 0 .. limits."""
+    name, values = table.name, table.rows(0, table.shape[0]).reshape(len(limits))
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
             _refuse(~np.isfinite(values) | (np.trunc(values) != values), values, name, "expected a whole number")
-        raise DataError(
-            f"{name}: expected lengths of an integer dtype, got {values.dtype}; convert them: lengths.astype('int64')"
-        )
-    steps = source.shape[1]
-    expected = f"expected 0 <= length <= {steps} (the steps of {source.name})"
-    _refuse((values < 0) | (values > steps), values, name, expected)
+    bad = (values < 0) | (values > limits)
+    if bad.any():
+        _refuse(bad, values, name, f"expected 0 <= {what} <= {limits[bad.argmax()]}{why}")
     return values.astype(np.int64)
 
 

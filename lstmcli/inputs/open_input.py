@@ -1,6 +1,5 @@
 """What --input names, opened: an NPY file, an HDF5 dataset, or an NPY stream in a pipe."""
 
-import math
 import os
 from contextlib import ExitStack
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from lstmcli.errors import DataError, MissingInputError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
-from lstmcli.files.npy import read_header
+from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes, PipeBytes
 from lstmcli.inputs.chunked import ChunkedArray
 from lstmcli.inputs.contiguous import ContiguousArray
@@ -73,21 +72,20 @@ def _read_npy(data: FileBytes, kind: FileKind) -> StoredArray:
         raise DataError(f"{data.name}: expected NPY or HDF5, got {f'{found} bytes' if found else 'an empty file'}")
     if kind is FileKind.ZIP:
         raise DataError(f"{data.name}: expected NPY or HDF5, got an NPZ or another ZIP archive; save the array with np.save")
-    dtype, fortran, shape, offset = read_header(data.fetch, data.name)
-    if (size := offset + math.prod(shape) * dtype.itemsize) != found:
-        raise DataError(f"{data.name}: expected {size} bytes for shape {shape} of {dtype}, got {found}")
-    return StoredArray(data, data.name, shape, dtype, offset, fortran=fortran)
+    array = NpyArray(data.fetch, data.name)
+    array.check_size(found)
+    return StoredArray(data, data.name, array.shape, array.dtype, array.offset, fortran=array.fortran)
 
 
 def _read_npy_stream(data: PipeBytes) -> StoredArray:
-    dtype, fortran, shape, offset = read_header(data.fetch, data.name)
-    data.size = offset + math.prod(shape) * dtype.itemsize
-    if fortran:
+    array = NpyArray(data.fetch, data.name)
+    data.size = array.size
+    if array.fortran:
         raise DataError(
             f"{data.name}: is in Fortran order, so every sequence is spread over the whole stream; "
             "write it with np.save(..., np.ascontiguousarray(x)), or give a file"
         )
-    return StoredArray(data, data.name, shape, dtype, offset)
+    return StoredArray(data, data.name, array.shape, array.dtype, array.offset)
 
 
 def _find_dataset(file: Any, name: str | None, follow_links: bool) -> StoredArray:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from lstmcli.blocks import FLOATS, Lengths, is_float
 from lstmcli.errors import DataError
+from lstmcli.files.hdf5 import LARGE
 from lstmcli.files.positioned_file import Bytes
 
-LARGE = 4 << 30  # bytes that a file may make this program take, however little it holds
 STAGING = 1 << 20  # bytes read at a time where values must be converted or moved
 CALL = 8 << 10  # bytes that are copied in the time that a call takes: smaller gaps are read, not skipped
 

@@ -32,7 +32,10 @@ CELL_OPTIONS = (
 )  # fmt: skip
 
 
-Runner = Callable[["Model", ArrayLike, ArrayLike | None, Mapping[str, ArrayLike] | None, int | None], tuple[Floats, State]]
+Runner = Callable[
+    ["Model", ArrayLike, ArrayLike | None, Mapping[str, ArrayLike] | None, int | None, str, ArrayLike | None],
+    tuple[Floats, State],
+]
 _run: Runner | None = None
 
 
@@ -112,20 +115,23 @@ class Model:
         lengths: ArrayLike | None = None,
         initial_state: Mapping[str, ArrayLike] | None = None,
         threads: int | None = None,
+        padding: str = "post",
+        mask: ArrayLike | None = None,
     ) -> tuple[Floats, State]:
         """Runs the model over a padded batch.
 
-        x (B, T, E) float16, float32 or float64; steps at t >= lengths[b] are never read. float64 is computed in float64,
-        all else in float32. lengths (B,) integers, 0 <= lengths[b] <= T; None: all T. initial_state: arrays (B, width) by
-        name as in the returned state; None: zeros, or what the model has learned. threads: at most so many;
-        None: all CPUs this process may use.
+        x (B, T, E) float16, float32 or float64; what stands in its padding does not matter. float64 is computed in float64,
+        all else in float32. lengths (B,) integers, 0 <= lengths[b] <= T; None: all T. padding: "post", the first lengths[b]
+        steps are valid, or "pre", the last ones. mask (B, T), instead of both: 1 where a step is valid, in one run in each row.
+        initial_state: arrays (B, width) by name as in the returned state; None: zeros, or what the model has learned.
+        threads: at most so many; None: all CPUs this process may use.
 
-        Returns outputs (B, T, output_size), zeros past each length, and the state after each last valid step, such as
-        {"0/c": (B, U), "0/h": (B, P)}; the initial state where the length is 0. All new arrays; nothing given is written.
-        Raises DataError for arrays that do not fit.
+        Returns outputs (B, T, output_size), where x has its steps and zeros in the padding, and the state after each last
+        valid step, such as {"0/c": (B, U), "0/h": (B, P)}; the initial state where the length is 0. All new arrays; nothing
+        given is written. Raises DataError for arrays that do not fit.
         """
         assert _run, "import lstmcli"
-        return _run(self, x, lengths, initial_state, threads)
+        return _run(self, x, lengths, initial_state, threads, padding, mask)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmcli.blocks import Lengths
+from lstmcli.blocks import Valid
 from lstmcli.errors import BusyError, DataError, LstmcliError, StorageError, UsageError
 from lstmcli.files.partial_file import Partial, check_left_over, check_target, partial_name
 from lstmcli.inputs.nonfinite import Nonfinite
@@ -103,9 +103,7 @@ def name_sealed(targets: Paths, overwrite: bool) -> None:
         partial.close()
 
 
-def restore(
-    journal: Journal | None, result: Result, lengths: Lengths, widths: dict[str, int], dtype: np.dtype[Any]
-) -> Done | None:
+def restore(journal: Journal | None, result: Result, valid: Valid, widths: dict[str, int], dtype: np.dtype[Any]) -> Done | None:
     """The last span that an earlier run has stored, as far as its data are still what was stored.
 
     widths, dtype: of the states that are kept between spans of the same sequences.
@@ -113,8 +111,8 @@ def restore(
     if not journal:
         return None
     for count, done in enumerate(journal.done):
-        fits = done.span.first + done.span.count <= len(lengths) and (done.state is None or done.fits(widths, dtype))
-        if not fits or result.check(done.span, done.span.lengths(lengths)) != done.checksum:
+        fits = done.span.first + done.span.count <= len(valid.lengths) and (done.state is None or done.fits(widths, dtype))
+        if not fits or result.check(done.span, valid) != done.checksum:
             journal.keep(count)
             break
     return journal.done[-1] if journal.done else None

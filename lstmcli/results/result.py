@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import Lengths, Span
+from lstmcli.blocks import Lengths, Span, Valid
 from lstmcli.files.npy import write_header
 from lstmcli.files.partial_file import Partial
 from lstmcli.files.positioned_file import Data, as_bytes, storing
@@ -92,31 +92,31 @@ class Field(NamedTuple):
         # np.unique() would load numpy.ma, which takes longer than a small run.
         yield from itertools.starmap(slice, itertools.pairwise(sorted({0, *cuts.tolist(), len(lengths)})))
 
-    def put(self, first: int, start: int, lengths: Lengths, rows: NDArray[Any]) -> None:
-        """Stores steps start .. start + lengths[s] of the sequences first, first + 1, ..., packed in rows (R, D).
+    def put(self, first: int, valid: Valid, rows: NDArray[Any]) -> None:
+        """Stores the valid steps of the sequences first, first + 1, ..., packed in rows (R, D).
 
-        Where the field has no steps, rows (len(lengths), width) are those of the sequences.
+        Where the field has no steps, rows (n, width) are those of the sequences.
         """
         if not self.has_steps:
             self.put_rows(first, rows)
             return
         view = as_bytes(rows)
-        for offset, begin, end in self._runs(first, start, lengths):
+        for offset, begin, end in self._runs(first, valid):
             self.store.write(view[begin:end], offset)
 
     def put_rows(self, first: int, rows: NDArray[Any]) -> None:
         rows = np.ascontiguousarray(rows, self.dtype)
         self.store.write(rows, self.offset + first * rows[:1].nbytes)
 
-    def get(self, first: int, start: int, lengths: Lengths) -> NDArray[Any]:
-        """What put() has stored."""
+    def get(self, first: int, valid: Valid) -> NDArray[Any]:
+        """Returns what put() has stored."""
         if not self.has_steps:
-            rows = np.empty((len(lengths), *self.shape[1:]), self.dtype)
+            rows = np.empty((len(valid.lengths), *self.shape[1:]), self.dtype)
             self._fetch(as_bytes(rows), self.offset + first * rows[:1].nbytes)
             return rows
-        rows = np.empty((int(lengths.sum()), self.shape[2]), self.dtype)
+        rows = np.empty((int(valid.lengths.sum()), self.shape[2]), self.dtype)
         view = as_bytes(rows)
-        for offset, begin, end in self._runs(first, start, lengths):
+        for offset, begin, end in self._runs(first, valid):
             self._fetch(view[begin:end], offset)
         return rows
 
@@ -124,15 +124,16 @@ class Field(NamedTuple):
         assert isinstance(self.store, Partial)
         view[:] = self.store.take(offset, len(view))
 
-    def _runs(self, first: int, start: int, lengths: Lengths) -> Iterator[tuple[int, int, int]]:
-        """(offset in the store, begin, end in the packed bytes) of each run of sequences that have no padding between them."""
+    def _runs(self, first: int, valid: Valid) -> Iterator[tuple[int, int, int]]:
+        """Gives (offset in the store, begin, end in the packed bytes) of each run of sequences without padding between them."""
+        starts, lengths = valid
         width = self.shape[2] * self.dtype.itemsize
         used = np.flatnonzero(lengths)
         if not len(used) or not width:
             return
         ends = np.cumsum(lengths)[used]
         begins = ends - lengths[used]
-        places = (first + used) * self.shape[1] + start  # in rows of the padded array
+        places = (first + used) * self.shape[1] + starts[used]  # in rows of the padded array
         cuts = np.flatnonzero(places[1:] != places[:-1] + lengths[used[:-1]]) + 1
         heads, tails = np.r_[0, cuts], np.r_[cuts, len(used)] - 1
         yield from zip(
@@ -147,7 +148,7 @@ class Facts(NamedTuple):
     """What a result says of its making. Nothing in it may depend on threads, memory, time or place: same run, same bytes."""
 
     model: Model
-    lengths: Lengths
+    valid: Valid
     attributes: dict[str, Any]
 
 
@@ -162,37 +163,40 @@ class Result:
     sums: dict[str, Field]  # where the checksums of the fields go
     running: dict[str, Sums]  # those of the sequences of the last span
 
-    def put(self, span: Span, lengths: Lengths, arrays: dict[str, NDArray[Any]]) -> int:
-        """Stores a span of `lengths` steps and returns its checksum; called in the order of the spans.
+    def put(self, span: Span, valid: Valid, arrays: dict[str, NDArray[Any]]) -> int:
+        """Stores a span and returns its checksum; called in the order of the spans.
 
-        arrays: packed steps (R, D) of the fields that have steps, and rows (count, width), which are final when the span is
-        the last of its sequences, of the others. Those that the result does not hold are left out.
+        valid: the steps of all sequences. arrays: packed steps (R, D) of the fields that have steps, and rows (count, width),
+        which are final when the span is the last of its sequences, of the others. Those that the result does not hold are
+        left out.
         """
-
-        packed = np.r_[0, np.cumsum(lengths)]
+        valid = span.valid(valid)
+        packed = np.r_[0, np.cumsum(valid.lengths)]
         self._begin(span)
         writing: Future[None] | None = None
         with ThreadPoolExecutor(1) as writer:  # a group is summed while the one before is written
             for name, field in self._fields_of(span):
-                for group in field.groups(lengths):
+                for group in field.groups(valid.lengths):
                     # Right before it is written, so that it comes from memory once.
                     part = arrays[name][packed[group.start] : packed[group.stop]] if field.has_steps else arrays[name][group]
-                    self._sum(name, field, part, lengths[group], group)
+                    places = valid.part(group.start, group.stop)
+                    self._sum(name, field, part, places.lengths, group)
                     if writing:
                         writing.result()
-                    writing = writer.submit(field.put, span.first + group.start, span.start, lengths[group], part)
+                    writing = writer.submit(field.put, span.first + group.start, places, part)
         if writing:
             writing.result()
         return self._end(span)
 
-    def check(self, span: Span, lengths: Lengths) -> int:
-        """The checksum of a span that an earlier run has stored, from what is in the file now; in the order of the spans."""
-
+    def check(self, span: Span, valid: Valid) -> int:
+        """Returns the checksum of a stored span from what is in the file; called in the order of the spans."""
+        valid = span.valid(valid)
         self._begin(span)
         for name, field in self._fields_of(span):
-            for group in field.groups(lengths):
-                part = field.get(span.first + group.start, span.start, lengths[group])
-                self._sum(name, field, part, lengths[group], group)
+            for group in field.groups(valid.lengths):
+                places = valid.part(group.start, group.stop)
+                part = field.get(span.first + group.start, places)
+                self._sum(name, field, part, places.lengths, group)
         return self._end(span)
 
     def _begin(self, span: Span) -> None:
@@ -266,22 +270,30 @@ def create_hdf5(path: Path, arrays: Arrays, facts: Facts, overwrite: bool, resum
     with storing(path), container(arrays, facts) as (_, size, offsets):
         partial.reserve(size)
     fields = {name: Field(partial, offsets[name], *array) for name, array in arrays.items()}
-    rows = facts.lengths.shape
+    rows = facts.valid.lengths.shape
     sums = {name: Field(partial, offsets[f"{CHECKSUMS}/{name}"], rows, np.dtype(np.uint32)) for name in arrays}
 
     kept = [field.extent() for field in fields.values()]
     own = Field(partial, offsets[CONTAINER], (1,), np.dtype(np.uint32))
-    steps = Field(partial, offsets["lengths"], rows, facts.lengths.dtype)
+    steps = {name: Field(partial, offsets[name], rows, values.dtype) for name, values in stored_steps(facts.valid).items()}
 
     def finish(facts: Facts) -> None:
         with storing(path), container(arrays, facts) as (image, _, _):
-            for offset, count in outside([field.extent() for field in (own, steps, *fields.values(), *sums.values())], size):
+            for offset, count in outside(
+                [field.extent() for field in (own, *steps.values(), *fields.values(), *sums.values())], size
+            ):
                 image.seek(offset)
                 partial.write(image.read(count), offset)
-        steps.put_rows(0, facts.lengths)
+        for name, values in stored_steps(facts.valid).items():
+            steps[name].put_rows(0, values)
         own.put_rows(0, np.array([container_checksum(partial.take, size, [*kept, own.extent()])], np.uint32))
 
     return Result(fields, stores, finish, True, sums, {})
+
+
+def stored_steps(valid: Valid) -> dict[str, Lengths]:
+    """Returns what a result holds of the valid steps: the starts only where padding does not stand behind all sequences."""
+    return {"lengths": valid.lengths} | ({"starts": valid.starts} if valid.starts.any() else {})
 
 
 @contextmanager
@@ -293,8 +305,9 @@ def container(arrays: Arrays, facts: Facts) -> Iterator[tuple[io.BufferedRandom,
     with in_memory() as image:
         with h5py.File(image, "w") as file:
             write_facts(file, facts)
-            rows = facts.lengths.shape
-            all_arrays = arrays | {"lengths": (rows, facts.lengths.dtype), CONTAINER: ((1,), np.dtype(np.uint32))}
+            rows = facts.valid.lengths.shape
+            all_arrays = arrays | {name: (rows, values.dtype) for name, values in stored_steps(facts.valid).items()}
+            all_arrays |= {CONTAINER: ((1,), np.dtype(np.uint32))}
             all_arrays |= {f"{CHECKSUMS}/{name}": (rows, np.dtype(np.uint32)) for name in arrays}
             offsets = {name: allocate(file, name, *array) for name, array in all_arrays.items()}
         yield image, image.seek(0, os.SEEK_END), offsets

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstmcli.blocks import Lengths
+from lstmcli.blocks import Valid
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind
-from lstmcli.files.npy import read_header
+from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.files.zip_reader import reading_zip
 from lstmcli.model.model_file import FORMAT, load_model, model_in
@@ -45,8 +45,8 @@ def verify_hdf5(path: str) -> str:
     with open_result(path) as whole:
         model_in(whole.file)
         for name, item in whole.fields.items():
-            verify_field(item, whole.offsets[name], whole.data, whole.lengths, whole.sums[name])
-    return f"{len(whole.lengths):,} sequences, {len(whole.fields)} arrays, all checksums right"
+            verify_field(item, whole.offsets[name], whole.data, whole.valid, whole.sums[name])
+    return f"{len(whole.valid.lengths):,} sequences, {len(whole.fields)} arrays, all checksums right"
 
 
 def model_format(path: str) -> str:
@@ -61,7 +61,7 @@ class Whole(NamedTuple):
 
     file: Any  # h5py.File
     data: FileBytes
-    lengths: Lengths
+    valid: Valid
     fields: dict[str, Any]  # h5py.Dataset
     offsets: dict[str, int]  # of the fields in the file
     sums: dict[str, Sums]  # of the rows of the fields
@@ -86,9 +86,12 @@ def open_result(path: str) -> Iterator[Whole]:
                 "it was damaged, changed, or never completed"
             )
         lengths = np.asarray(hdf5.read_array(hdf5_safety.dataset(file, "lengths")))
+        starts = np.zeros_like(lengths)
+        if hdf5_safety.find(file, "starts") is not None:
+            starts = np.asarray(hdf5.read_array(hdf5_safety.dataset(file, "starts")))
         sums = {name: hdf5.read_array(hdf5_safety.dataset(group, name)) for name in fields}
         offsets = {name: found.offset for name, found in extents.items()}
-        yield Whole(file, data, lengths, fields, offsets, sums)
+        yield Whole(file, data, Valid(starts, lengths), fields, offsets, sums)
 
 
 def extent(item: Any) -> Extent:
@@ -99,8 +102,8 @@ def extent(item: Any) -> Extent:
     return Extent(offset, item.nbytes)
 
 
-def verify_field(item: Any, offset: int, data: FileBytes, lengths: Lengths, sums: Any) -> None:
-    """DataError naming the first row that is not what its checksum says, or that has anything but zeros past its length."""
+def verify_field(item: Any, offset: int, data: FileBytes, valid: Valid, sums: Any) -> None:
+    """Raises DataError for the first row that is not what its checksum says, or that has anything but zeros in its padding."""
     where, batch = hdf5.label(item), item.shape[0]
     if not item.size:
         return
@@ -109,19 +112,23 @@ def verify_field(item: Any, offset: int, data: FileBytes, lengths: Lengths, sums
         part = np.empty((min(count, batch - first), row), np.uint8)
         data.fetch(part.reshape(-1).data, offset + first * row)
         here = slice(first, first + len(part))
-        sizes = lengths[here] * (row // item.shape[1]) if item.ndim == 3 else np.full(len(part), row)
-        for k, (values, size, checksum) in enumerate(zip(part, sizes.tolist(), sums[here].tolist(), strict=True), first):
-            if zlib.crc32(values[:size]) != checksum:
+        begins, ends = np.zeros(len(part), np.int64), np.full(len(part), row)
+        if item.ndim == 3:
+            step = row // item.shape[1]
+            begins = valid.starts[here] * step
+            ends = begins + valid.lengths[here] * step
+        places = zip(begins.tolist(), ends.tolist(), sums[here].tolist(), strict=True)
+        for k, (values, (begin, end, checksum)) in enumerate(zip(part, places, strict=True), first):
+            if zlib.crc32(values[begin:end]) != checksum:
                 raise DataError(f"{where}, row {k}: its bytes are not what was written: their checksum differs")
-            if values[size:].any():
-                raise DataError(f"{where}, row {k}: expected zeros past its {lengths[k]} steps")
+            if values[:begin].any() or values[end:].any():
+                raise DataError(f"{where}, row {k}: expected zeros outside of its {valid.lengths[k]} steps")
 
 
 def verify_npy(data: FileBytes) -> str:
-    dtype, _, shape, offset = read_header(data.fetch, data.name)
-    if (size := offset + math.prod(shape) * dtype.itemsize) != data.opened.st_size:
-        raise DataError(f"{data.name}: expected {size:,} bytes for shape {shape} of {dtype}, got {data.opened.st_size:,}")
-    return f"{shape} {dtype}, of the right size; NPY files have no checksums"
+    array = NpyArray(data.fetch, data.name)
+    array.check_size(data.opened.st_size)
+    return f"{array.shape} {array.dtype}, of the right size; NPY files have no checksums"
 
 
 def verify_npz(path: str) -> str:

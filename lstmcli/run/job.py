@@ -23,6 +23,7 @@ class Inputs(NamedTuple):
     input: str
     time_major: bool = False
     lens: str | None = None
+    padding: str | None = None  # post | pre; None: post, or what the file says
     initial_state: str | None = None
     follow_links: bool = False
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lstmcli.blocks import Lengths
+from lstmcli.blocks import Lengths, Valid
 from lstmcli.errors import DataError, UsageError
 from lstmcli.inputs.initial_state import States, open_states
-from lstmcli.inputs.lengths import read_lengths
+from lstmcli.inputs.lengths import ValidSteps, read_valid_steps
 from lstmcli.inputs.open_input import open_source
 from lstmcli.inputs.source import Source
 from lstmcli.model.new_weights import count_parameters, init_model
@@ -35,11 +35,18 @@ class OpenedJob(NamedTuple):
 
     job: Job
     source: Source
-    lengths: Lengths  # (N,) of the sequences of this run
-    lengths_from: str | None  # where the lengths were found; None: nowhere, every sequence is full
+    valid_steps: ValidSteps  # of the sequences of this run
     model: Model
     about_weights: AboutWeights
     initial: States | None
+
+    @property
+    def valid(self) -> Valid:
+        return self.valid_steps.valid
+
+    @property
+    def lengths(self) -> Lengths:
+        return self.valid.lengths
 
     def fingerprint(self) -> Fingerprint:
         """Returns what tells this run from all others whose results may differ, ready for JSON.
@@ -57,7 +64,7 @@ class OpenedJob(NamedTuple):
         found = {
             "lstmcli": __version__,
             "input": shape | source.identity(),
-            "lengths": lengths_mark(self.lengths),
+            "lengths": mark_of_steps(self.valid),
             "model": weights.hexdigest()[:16],
             "options": self.job.compute._asdict(),
         }
@@ -79,11 +86,16 @@ class OpenedJob(NamedTuple):
                 "make it as it was, or plan anew"
             )
         self.source.restrict(part.first, part.stop)
-        return self._replace(lengths=self.lengths[part.first : part.stop])
+        valid = self.valid.part(part.first, part.stop)
+        return self._replace(valid_steps=self.valid_steps._replace(valid=valid))
 
 
-def lengths_mark(lengths: Lengths) -> str:
-    return hashlib.sha256(lengths.tobytes()).hexdigest()[:16]
+def mark_of_steps(valid: Valid) -> str:
+    """Returns what tells these valid steps from others."""
+    mark = hashlib.sha256(valid.lengths.tobytes())
+    if valid.starts.any():
+        mark.update(valid.starts.tobytes())
+    return mark.hexdigest()[:16]
 
 
 @contextmanager
@@ -92,13 +104,13 @@ def open_job(job: Job) -> Iterator[OpenedJob]:
     inputs = job.inputs
     with ExitStack() as opened:
         source = opened.enter_context(closing(open_source(inputs.input, inputs.time_major, inputs.follow_links)))
-        lengths, lengths_from = read_lengths(inputs.lens, source, inputs.follow_links)
+        valid_steps = read_valid_steps(inputs.lens, inputs.padding, source, inputs.follow_links)
         model, about_weights = read_model(job, source)
         initial = None
         if inputs.initial_state is not None:
             states = open_states(inputs.initial_state, model.state_widths(), source.shape[0], np.dtype(job.compute.dtype))
             initial = opened.enter_context(closing(states))
-        yield OpenedJob(job, source, lengths, lengths_from, model, about_weights, initial).restricted()
+        yield OpenedJob(job, source, valid_steps, model, about_weights, initial).restricted()
 
 
 def read_model(job: Job, source: Source) -> tuple[Model, AboutWeights]:

@@ -72,16 +72,16 @@ def make(
     work: OpenedJob, targets: Paths, forward: Forward, journal: Journal | None, stop: Stop, on_progress: Progress
 ) -> dict[str, Any]:
     """Makes the result, or what is missing of it. The facts that are known only then."""
-    job, lengths = work.job, work.lengths
-    resumed = int(lengths.sum())
+    job, valid = work.job, work.valid
+    resumed = int(valid.lengths.sum())
 
     def about(found: Nonfinite) -> Facts:
-        return Facts(work.model, lengths, attributes(job.compute, job.part, work.model, work.about_weights.assumed, found))
+        return Facts(work.model, valid, attributes(job.compute, job.part, work.model, work.about_weights.assumed, found))
 
     def fill(result: Result) -> Nonfinite:
         nonlocal resumed
-        before = restore(journal, result, lengths, forward.widths, forward.dtype)
-        resumed = steps_until(before.span, lengths) if before else 0
+        before = restore(journal, result, valid, forward.widths, forward.dtype)
+        resumed = steps_until(before.span, valid.lengths) if before else 0
         found = compute(work, forward, result, journal, before, stop, on_progress)
         work.source.finish()
         if work.initial:
@@ -122,7 +122,7 @@ def compute(
     before: the last span that is stored already. What is not finite. StoppedError.
     """
     job, source, lengths = work.job, work.source, work.lengths
-    total, zeros = int(lengths.sum()), np.zeros_like(lengths)
+    total = int(lengths.sum())
     widths = step_widths(work.model, job.compute.save) | {"outputs": forward.output_size}
     limits = block_limits(job, source, lengths, forward, sum(widths.values()))
     inputs = [np.empty((limits.rows, forward.input_size), forward.dtype) for _ in range(2)]
@@ -132,9 +132,8 @@ def compute(
     on_progress(ready, total)
 
     def read(span: Span, buffer: Floats) -> tuple[Block, Nonfinite]:
-        steps = span.lengths(lengths)
+        starts, steps = span.valid(work.valid)
         block = Block(buffer[: steps.sum()], packed_starts(steps), steps)
-        starts = span.starts(zeros)
         source.read(span.first, starts, steps, block.rows)
         found = find_nonfinite(block.rows, span.first, starts, steps) if job.compute.nonfinite != "pass" else Nonfinite()
         if found.steps and job.compute.nonfinite == "error":
@@ -147,12 +146,11 @@ def compute(
     def store(span: Span, above: dict[str, Block], state: State, found: Nonfinite) -> None:
         nonlocal seen, ready
         seen += found
-        lengths = above["outputs"].lengths
         rows = {name: block.rows for name, block in above.items()}
-        checksum = result.put(span, lengths, rows | {f"state/{name}": values for name, values in state.items()})
+        checksum = result.put(span, work.valid, rows | {f"state/{name}": values for name, values in state.items()})
         if journal:
             journal.record(Done(span, checksum, seen, None if span.last else state), result)
-        count = int(lengths.sum())
+        count = len(rows["outputs"])
         ready += count
         on_progress(count, total)
 

@@ -63,7 +63,8 @@ def describe(work: OpenedJob, targets: Paths) -> dict[str, Any]:
             "dtype": source.dtype.name,
         },
         "lengths": {
-            "from": work.lengths_from,
+            "from": work.valid_steps.origin,
+            "padding": work.valid_steps.padding,
             "min": int(lengths.min(initial=time)) if batch else 0,
             "mean": total / batch if batch else 0.0,
             "max": int(lengths.max(initial=0)),
@@ -92,7 +93,7 @@ def describe(work: OpenedJob, targets: Paths) -> dict[str, Any]:
         "nonfinite": None,
         "dry_run": job.resources.dry_run,
         "part": [job.part.first, job.part.stop] if job.part else None,
-        "notes": list(about.notes),
+        "notes": [*work.valid_steps.notes, *about.notes],
         "assumed": list(about.assumed),
         "left_out": {"before": list(about.before), "after": list(about.after)},
     }

@@ -160,6 +160,14 @@ def test_sequences_that_are_cut_in_time(here: Path, cluster: Cluster) -> None:
     assert_done(here, "serial.h5")
 
 
+def test_padding_in_front(here: Path, cluster: Cluster) -> None:
+    run = [*RUN, "--padding", "pre"]
+    succeed(*run, cwd=here)
+    (here / "out.h5").rename(here / "front.h5")
+    succeed(*run, "--scheduler", cluster.file, "--max-memory", "3KB", cwd=here)
+    assert_done(here, "front.h5")
+
+
 def test_local(here: Path) -> None:
     ran = succeed(*RUN[:-1], "--scheduler", "local:2", cwd=here)
     assert re.search(r"^scheduler tls://127.0.0.1:\d+, \d+ tasks$", ran.text, re.MULTILINE), ran.text

@@ -34,6 +34,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = rng.normal(size=(BATCH, 23, 6)).astype(np.float32)
     files.write_npy(folder / "lens.npy", lengths)
     files.write_npy(folder / "x.npy", x)
+    starts = rng.integers(0, 24 - lengths)[:, None]
+    starts[:30] = 0  # a part of the run has no starts to store
+    files.write_npy(folder / "mask.npy", (np.arange(23) >= starts) & (np.arange(23) < starts + lengths[:, None]))
     files.write_npy(folder / "turned.npy", x.swapaxes(0, 1))
     with h5py.File(folder / "chunks.h5", "w") as file:
         file.create_dataset("x", data=x, chunks=(4, 7, 6), compression="gzip", compression_opts=1)
@@ -52,11 +55,13 @@ RUNS: dict[str, tuple[str, ...]] = {
     "both": ("-i", "x.npy", "-u", "4,3", "--bidirectional", "--dtype", "float64", "--seed", "5"),
     "nan": ("-i", "nan.npy", *MODEL),
     "states": ("-i", "nan.npy", *MODEL, "--save", "states", "--nonfinite", "pass"),
+    "in front": ("-i", "nan.npy", *MODEL, "--padding", "pre"),
+    "mask": ("-i", "chunks.h5::/x", *MODEL, "-l", "mask.npy"),
 }
 
 
 def run_options(inputs: Path, name: str) -> list[str]:
-    words = [*RUNS[name], "-l", "lens.npy"]
+    words = [*RUNS[name], *(() if "-l" in RUNS[name] else ("-l", "lens.npy"))]
     return [str(inputs / word) if (inputs / word.split("::")[0]).is_file() else word for word in words]
 
 

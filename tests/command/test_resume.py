@@ -80,6 +80,10 @@ def test_killed_at_each_call_in_turn(output: str, fault: str, step: int, job: Pa
     assert all(one["code"] == -9 for one in told[:-1])
 
 
+def test_killed_with_padding_in_front(job: Path, tmp_path: Path) -> None:
+    assert len(faults(job, tmp_path, "out.h5", "--padding", "pre", fault="kill", step=7)) > 5
+
+
 def test_killed_while_it_replaces_an_old_output(job: Path, tmp_path: Path) -> None:
     told = faults(job, tmp_path, "out.h5", "--overwrite", old=b"precious", fault="kill", step=9)
     assert len(told) > 5

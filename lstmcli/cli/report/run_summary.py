@@ -66,10 +66,11 @@ def work_rows(facts: dict[str, Any]) -> Rows:
     order = ", time-major" if source["time_major"] else ""
     yield "input", f"{shape(source['shape'])} {source['dtype']}{order}  {shown(source['path'])}"
     origin = f"  {shown(lengths['from'])}" if lengths["from"] else "  all full: no lengths given"
+    place = ", in front" if lengths["padding"] == "pre" else ""
     yield (
         "lengths",
         f"min {lengths['min']}, mean {lengths['mean']:.1f}, max {lengths['max']}; "
-        f"{facts['padding_fraction']:.1%} padding, skipped{origin}",
+        f"{facts['padding_fraction']:.1%} padding{place}, skipped{origin}",
     )
     units = ", ".join(str(n) for n in model["units"])
     yield "model", f"LSTM of {units} units, {model['parameters']:,} parameters  {shown(model['from'])}"

@@ -30,10 +30,10 @@ class Batch:
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> Batch:
+def batches(draw: st.DrawFn, features: int | None = None) -> Batch:
     """Sizes on both sides of every vector width, row count and lane count that a kernel is likely to have."""
     n, steps = draw(st.integers(1, 70)), draw(st.integers(1, 40))
-    features, units = draw(st.integers(1, 40)), draw(st.lists(st.integers(1, 70), min_size=1, max_size=2))
+    width, units = features or draw(st.integers(1, 40)), draw(st.lists(st.integers(1, 70), min_size=1, max_size=2))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     kind = draw(st.sampled_from(["random", "full", "one long", "mostly empty"]))
     lengths = {
@@ -42,7 +42,7 @@ def batches(draw: st.DrawFn) -> Batch:
         "one long": np.where(np.arange(n) == n // 2, steps, 1),
         "mostly empty": np.where(rng.random(n) < 0.8, 0, steps),
     }[kind]
-    return Batch(rng.normal(size=(n, steps, features)).astype(np.float32), lengths, units, rng)
+    return Batch(rng.normal(size=(n, steps, width)).astype(np.float32), lengths, units, rng)
 
 
 def rows_of(result: Result, rows: object) -> Result:
@@ -54,6 +54,47 @@ def test_garbage_in_the_padding(batch: Batch, garbage: float) -> None:
     x = batch.x.copy()
     x[files.padding(x.shape, batch.lengths)] = garbage
     files.assert_same_bits(batch.run(x), batch.run())
+
+
+def moved(batch: Batch, starts: np.ndarray, padding: float = np.nan) -> np.ndarray:
+    """x with each sequence's valid steps from starts[s] on."""
+    x = np.full_like(batch.x, padding)
+    for row, source, start, length in zip(x, batch.x, starts, batch.lengths, strict=True):
+        row[start : start + length] = source[:length]
+    return x
+
+
+def moved_back(outputs: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The outputs as they are where padding stands behind. Zeros everywhere else: bits, not values."""
+    back = np.zeros_like(outputs)
+    for row, source, start, length in zip(back, outputs, starts, lengths, strict=True):
+        row[:length] = source[start : start + length]
+        assert not source[:start].view("u4").any()
+        assert not source[start + length :].view("u4").any()
+    return back
+
+
+MODELS = [
+    lstmcli.init_model(5, [9, 4]),
+    lstmcli.init_model(5, [7, 5], bidirectional=True),
+    lstmcli.init_model(5, [5, 5], residual=True),
+]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=["stack", "bidirectional", "residual"])
+@given(batch=batches(features=5), garbage=st.sampled_from([np.nan, np.inf, 1e30, -0.0]), data=st.data())
+def test_padding_in_front_and_masks(model: lstmcli.Model, batch: Batch, garbage: float, data: st.DataObject) -> None:
+    steps, lengths = batch.x.shape[1], batch.lengths
+    want, want_state = model(batch.x, lengths=lengths)
+    outputs, state = model(moved(batch, steps - lengths, garbage), lengths=lengths, padding="pre")
+    files.assert_same_bits((moved_back(outputs, steps - lengths, lengths), dict(state)), (want, dict(want_state)))
+    starts = batch.rng.integers(0, steps - lengths + 1)
+    places = np.arange(steps)
+    mask = (places >= starts[:, None]) & (places < (starts + lengths)[:, None])
+    dtype = data.draw(st.sampled_from(["?", "u1", "<i8", "<f2", ">f8"]))
+    threads = data.draw(st.sampled_from([1, 3]))
+    outputs, state = model(moved(batch, starts, garbage), mask=mask.astype(dtype), threads=threads)
+    files.assert_same_bits((moved_back(outputs, starts, lengths), dict(state)), (want, dict(want_state)))
 
 
 @given(batch=batches(), more=st.integers(1, 20))

@@ -1,4 +1,4 @@
-"""Lengths: each form against what it says, each malformed one against its error."""
+"""Lengths and masks in files: each form against what it says, each malformed one against its error."""
 
 import os
 from contextlib import closing
@@ -9,10 +9,17 @@ import pytest
 from helpers.sources import as_npy, header, npy_bytes, save_h5, save_npy, stream
 
 from lstmcli.errors import DataError, MissingInputError, UsageError
-from lstmcli.inputs.lengths import read_lengths
+from lstmcli.inputs import lengths
+from lstmcli.inputs.lengths import read_valid_steps
 from lstmcli.inputs.open_input import open_source
 
 LENS = [0, 200, 3, 17]
+
+
+def read_lengths(spec, source):
+    found = read_valid_steps(spec, None, source)
+    assert not found.valid.starts.any()
+    return found.valid.lengths, found.origin
 
 
 @pytest.mark.parametrize("dtype", [o + k for o in "<>" for k in ("i2", "i4", "i8", "u2", "u4", "u8")] + ["u1"])
@@ -73,10 +80,13 @@ BAD_LENS = {
     "nan": (np.array([0, 1, np.nan, 2.5]), "row 2: expected a whole number, got nan; rows like that: 2 of 4"),
     "fraction": (np.array([0, 1.5, 2, 3], "f4"), "row 1: expected a whole number, got 1.5; rows like that: 1 of 4"),
     "infinite": (np.array([0, 1, 2, np.inf], "f2"), "row 3: expected a whole number, got inf"),
-    "whole floats": (np.array([0.0, 1, 2, 3]), r"integer dtype, got float64; convert them: lengths\.astype\('int64'\)"),
     "bool": (np.array([True] * 4), "expected lengths of an integer dtype, got bool"),
     "complex": (np.ones(4, complex), "expected lengths of an integer dtype, got complex128"),
-    "rank 2": (np.ones((4, 1), int), r"expected 4 lengths, .* got shape \(4, 1\)"),
+    "rank 2": (np.ones((4, 2), int), r"expected 4 lengths, .* or a mask \(4, 200\), got shape \(4, 2\)$"),
+    "bools in a column": (np.ones((4, 1), bool), "expected lengths of an integer dtype, got bool"),
+    "a mask with time first": (np.ones((200, 4), int), r"or a mask \(4, 200\), got shape \(200, 4\); save mask\.T$"),
+    "a mask with a hole": (np.eye(4, 200) + np.eye(4, 200, 2), "row 0, step 1: expected the ones of a row in one run"),
+    "a mask of lengths": (np.full((4, 200), 17), "row 0, step 0: expected a mask of 0 and 1, got 17"),
     "rank 0": (np.array(4), r"expected 4 lengths, .* got shape \(\)"),
     "too few": (np.ones(3, int), "expected 4 lengths, one for each sequence of the input, got 3 of them"),
     "too many": (np.ones(90_000, int), "expected 4 lengths, .* got 90000 of them"),
@@ -96,9 +106,9 @@ def test_bad_lengths_files(source, tmp_path):
     path = tmp_path / "lens.npy"
     whole = as_npy(np.array(LENS))
     for content, message in [
-        (whole[:-1], "expected 160 bytes for 4 lengths of int64, got 159"),
-        (whole + b"!", "expected 160 bytes for 4 lengths of int64, got more"),
-        (whole[:50], "ended at byte 50, inside its header"),
+        (whole[:-1], r"expected 160 bytes for shape \(4,\) of int64, got 159"),
+        (whole + b"!", r"expected 160 bytes for shape \(4,\) of int64, got 161"),
+        (whole[:50], "ended at byte 50, expected 78 bytes more"),
         (npy_bytes(header("'|O'", shape="(4,)"), bytes(32)), "objects and records are never read"),
         (as_npy(np.array(["a"] * 4)), "expected lengths of an integer dtype, got <U1"),
     ]:
@@ -167,7 +177,7 @@ def test_lengths_beside_the_input(tmp_path):
 
 def test_bad_lengths_beside_the_input_are_not_ignored(tmp_path):
     path = tmp_path / "x.h5"
-    for lens in (np.ones(3, int), np.ones(4), h5py.SoftLink("/y"), np.array([1, 2, 3, 999])):
+    for lens in (np.ones(3, int), np.ones(4) / 2, h5py.SoftLink("/y"), np.array([1, 2, 3, 999])):
         with h5py.File(path, "w") as f:
             f["x"], f["lengths"] = np.ones((4, 200, 3)), lens
         with closing(open_source(str(path))) as source:
@@ -181,3 +191,166 @@ def test_no_lengths(source):
         lengths, name = read_lengths(spec, source)
         assert name is None
         np.testing.assert_array_equal(lengths, np.full(4, 200, np.int64), strict=True)
+
+
+# Other forms
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f8", "<i8", "u2"])
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (1, 4)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_columns_rows_and_whole_floats(shape, dtype, order, source, tmp_path):
+    lens = np.array(LENS, dtype).reshape(shape, order=order)
+    for spec in (save_npy(tmp_path / "lens.npy", lens), save_h5(tmp_path / "lens.h5", lens)):
+        np.testing.assert_array_equal(read_lengths(spec, source)[0], np.array(LENS), strict=True)
+
+
+STARTS = np.array([0, 0, 150, 183])
+MASK = (np.arange(200) >= STARTS[:, None]) & (np.arange(200) < (STARTS + LENS)[:, None])
+
+
+@pytest.mark.parametrize("dtype", ["?", "<i8", ">f4"])
+@pytest.mark.parametrize("kind", ["npy", "fortran", "h5", "h5-gzip", "pipe"])
+@pytest.mark.parametrize("piece", [1, 400, 1 << 20])
+def test_masks(dtype, kind, piece, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(lengths, "PIECE", piece)
+    mask = MASK.astype(dtype)
+    if kind == "pipe":
+        fd = stream(as_npy(mask), 100)
+        found = read_valid_steps(f"/dev/fd/{fd}", None, source)
+        os.close(fd)
+    elif kind in ("npy", "fortran"):
+        spec = save_npy(tmp_path / "m", mask if kind == "npy" else np.asfortranarray(mask))
+        found = read_valid_steps(f"{spec}.npy", None, source)
+    else:
+        spec = save_h5(tmp_path / "m", mask, **({"compression": "gzip", "chunks": (3, 70)} if kind == "h5-gzip" else {}))
+        found = read_valid_steps(spec, None, source)
+    assert found.padding == "mask"
+    assert found.notes == ()
+    np.testing.assert_array_equal(found.valid.lengths, np.array(LENS), strict=True)
+    np.testing.assert_array_equal(found.valid.starts, STARTS, strict=True)
+
+
+def test_the_row_of_a_bad_mask_is_that_of_the_whole(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(lengths, "PIECE", 400)
+    mask = MASK.astype(int)
+    mask[3, 190] = 0
+    with pytest.raises(DataError, match=r"m\.npy, row 3, step 190: expected the ones of a row in one run"):
+        read_valid_steps(save_npy(tmp_path / "m.npy", mask), None, source)
+
+
+def test_masks_that_a_pipe_cannot_give(source):
+    fd = stream(as_npy(np.asfortranarray(MASK)))
+    with pytest.raises(DataError, match="a mask in Fortran order cannot be read from a pipe"):
+        read_valid_steps(f"/dev/fd/{fd}", None, source)
+    os.close(fd)
+    fd = stream(as_npy(MASK) + b"!")
+    with pytest.raises(DataError, match="more bytes follow"):
+        read_valid_steps(f"/dev/fd/{fd}", None, source)
+    os.close(fd)
+
+
+def test_one_sequence_and_one_step(tmp_path):
+    """Where shapes of lengths and of masks are the same, the dtype tells them apart, or both mean the same."""
+    with closing(open_source(save_npy(tmp_path / "x.npy", np.ones((1, 5, 3))))) as source:
+        found = read_valid_steps(save_npy(tmp_path / "m.npy", [[0, 1, 1, 0, 0]]), None, source)
+        assert (found.valid.starts.tolist(), found.valid.lengths.tolist()) == ([1], [2])
+        assert read_lengths(save_npy(tmp_path / "l.npy", [[4]]), source)[0].tolist() == [4]
+    with closing(open_source(save_npy(tmp_path / "x.npy", np.ones((3, 1, 3))))) as source:
+        for lens in (np.array([[1], [0], [1]]), np.array([[True], [False], [True]])):
+            found = read_valid_steps(save_npy(tmp_path / "l.npy", lens), None, source)
+            assert found.valid.lengths.tolist() == [1, 0, 1]
+
+
+def test_padding_in_front(source, tmp_path):
+    spec = save_npy(tmp_path / "lens.npy", LENS)
+    found = read_valid_steps(spec, "pre", source)
+    assert found.padding == "pre"
+    np.testing.assert_array_equal(found.valid.starts, np.array([0, 0, 197, 183]), strict=True)  # 0: no step is valid
+    assert not read_valid_steps(spec, "post", source).valid.starts.any()
+    with pytest.raises(UsageError, match=r"^--padding pre: .*m\.npy is a mask, which says itself where padding stands"):
+        read_valid_steps(save_npy(tmp_path / "m.npy", MASK), "pre", source)
+    with pytest.raises(UsageError, match=r"^--padding pre: no lengths are known"):
+        read_valid_steps(None, "pre", source)
+    assert read_valid_steps("none", "pre", source).valid.lengths.tolist() == [200] * 4
+
+
+def open_with(path, x, **datasets):
+    with h5py.File(path, "w") as f:
+        f["x"] = x
+        for name, value in datasets.items():
+            f[name] = value
+    return closing(open_source(f"{path}::/x"))
+
+
+@pytest.mark.parametrize("name", ["seq_len", "seq_lengths", "sequence_lengths", "mask", "attention_mask"])
+def test_other_names_beside_the_input(name, tmp_path):
+    x, value = np.ones((4, 200, 3), np.float32), MASK if "mask" in name else LENS
+    with open_with(tmp_path / "x.h5", x, **{name: value}) as source:
+        found = read_valid_steps(None, None, source)
+    assert (found.origin, found.valid.lengths.tolist(), found.notes) == (f"{tmp_path}/x.h5::/{name}", LENS, ())
+    assert found.valid.starts.tolist() == (STARTS.tolist() if "mask" in name else [0] * 4)
+
+
+def test_what_may_be_lengths_is_named(tmp_path):
+    x = np.ones((4, 200, 3), np.float32)
+    with open_with(
+        tmp_path / "x.h5", x, n_steps=LENS, valid=MASK, text=["a"] * 4, scores=np.ones(4), deep=h5py.SoftLink("/n_steps")
+    ) as source:
+        (note,) = read_valid_steps(None, None, source).notes
+        assert "there is /n_steps (4,) int64, /valid (4, 200) bool: --lens FILE::/dataset takes it" in note
+        assert read_valid_steps("none", None, source).notes == ()
+    with open_with(tmp_path / "x.h5", x, lengths=LENS, mask=MASK) as source:
+        (note,) = read_valid_steps(None, None, source).notes
+        assert note.endswith("x.h5::/lengths is used, and not /mask, which lies beside it; --lens FILE::/mask takes that")
+    with open_with(tmp_path / "x.h5", x) as source:
+        assert read_valid_steps(None, None, source).notes == ()
+
+
+FRONT = "if padding stands in front, give --padding pre"
+
+
+def padded_in_front(lengths, garbage=0.0):
+    x = np.random.default_rng(0).normal(size=(len(lengths), 9, 3))
+    for row, length in zip(x, lengths, strict=True):
+        row[: 9 - length] = garbage
+    return x
+
+
+@pytest.mark.parametrize("form", ["npy", "fortran", "h5"])
+def test_padding_that_seems_to_stand_in_front(form, tmp_path):
+    lens, x = np.arange(20) % 10, padded_in_front(np.arange(20) % 10)
+    turned = np.asfortranarray(x) if form == "fortran" else x
+    spec = save_h5(tmp_path / "x", x, chunks=(3, 4, 2)) if form == "h5" else save_npy(tmp_path / "x.npy", turned)
+    with closing(open_source(spec)) as source:
+        lens_npy = save_npy(tmp_path / "lens.npy", lens)
+        (note,) = read_valid_steps(lens_npy, None, source).notes
+        assert note.startswith(source.name)
+        assert note.endswith(FRONT)
+        for padding in ("pre", "post"):
+            assert read_valid_steps(lens_npy, padding, source).notes == ()
+        assert read_valid_steps("none", None, source).notes == ()
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        padded_in_front([3, 5, 9])[:, ::-1],  # padded behind
+        padded_in_front([3, 5, 9], garbage=1e-9),
+        np.zeros((3, 9, 3)),
+        np.where(np.arange(9)[:, None] < 5, 0, np.full((3, 9, 3), np.nan)),  # first steps of zeros, NaN for padding
+    ],
+    ids=["behind", "not zero", "zeros", "NaN"],
+)
+def test_padding_that_does_not_seem_to_stand_in_front(x, tmp_path):
+    with closing(open_source(save_npy(tmp_path / "x.npy", x))) as source:
+        assert read_valid_steps(save_npy(tmp_path / "lens.npy", [3, 5, 9]), None, source).notes == ()
+
+
+def test_padding_that_cannot_be_read(tmp_path):
+    """It was never written, and nobody but the guess about its place has asked for it."""
+    with h5py.File(tmp_path / "x.h5", "w") as f:
+        f.create_dataset("x", (3, 9, 3), "f4", chunks=(1, 3, 3))
+        f["x"][:, :3] = 0
+    with closing(open_source(str(tmp_path / "x.h5"))) as source:
+        assert read_valid_steps(save_npy(tmp_path / "lens.npy", [3, 2, 1]), None, source).notes == ()
