@@ -99,11 +99,11 @@ def load_hdf5(data: FileBytes, path: str, choices: Choices) -> Imported:
         with hdf5.reading(where):
             ours = "format" in file.attrs
         if not ours:
-            from lstmcli.weights import keras
+            from lstmcli.weights import hdf5_names, keras
 
-            if keras.looks_like(file):
-                hdf5_safety.check_heaps(data.take, data.opened.st_size, where)
-                return keras.import_file(file, where, choices)
+            hdf5_safety.check_heaps(data.take, data.opened.st_size, where)
+            read = keras.import_file if keras.looks_like(file) else hdf5_names.import_file
+            return read(file, where, choices)
     choices.allow(where)
     return Imported(load_model_file(path), "lstmcli")
 

@@ -88,25 +88,27 @@ def import_checkpoint(index: FileBytes, path: str, choices: Choices) -> Imported
                 f"{index.name}: a TensorFlow 2 checkpoint of objects ({strange}) without the graph of them, {GRAPH}"
             )
         choices.allow(index.name, "forget_bias", *ABOUT_USE)
-        draft = Draft("a TensorFlow 1 checkpoint", index.name, tensors, choices)
-        with draft.building("variables"):
-            layers = keras_layers(draft)
-            of_keras = {tensor.name for layer in layers.values() for tensor in layer.stored.tensors()}
-            lstms = dict(named_lstms([tensor for tensor in tensors if tensor.name not in of_keras], draft))
-        reader = Reader(draft, None, None, lambda stored: None)
+        return import_variables(Draft("a TensorFlow 1 checkpoint", index.name, tensors, choices))
 
-        def build(name: str) -> Model:
-            if name not in layers:
-                return read_pairs(lstms[name], draft, forget_bias(lstms[name], draft))
-            if choices.forget_bias is not None:
-                raise UsageError(
-                    f"--forget-bias: {shown(name)!r} in {index.name} is a layer of Keras, whose bias has it already"
-                )
-            return draft.stack(reader.read([layers[name]]))
 
-        found = {name: described(cells) for name, cells in lstms.items()}
-        found |= {name: f"of Keras, {layer.stored}" for name, layer in layers.items()}
-        return draft.assemble(found, build, lambda name: beside(lstms.get(name, {}), tensors))
+def import_variables(draft: Draft) -> Imported:
+    """The LSTM among the tensors of a draft that have the names of TensorFlow 1. DataError: none, several, or incomplete."""
+    with draft.building("variables"):
+        layers = keras_layers(draft)
+        of_keras = {tensor.name for layer in layers.values() for tensor in layer.stored.tensors()}
+        lstms = dict(named_lstms([tensor for tensor in draft.tensors if tensor.name not in of_keras], draft))
+    reader = Reader(draft, None, None, lambda stored: None)
+
+    def build(name: str) -> Model:
+        if name not in layers:
+            return read_pairs(lstms[name], draft, forget_bias(lstms[name], draft))
+        if draft.choices.forget_bias is not None:
+            raise UsageError(f"--forget-bias: {shown(name)!r} in {draft.where} is a layer of Keras, whose bias has it already")
+        return draft.stack(reader.read([layers[name]]))
+
+    found = {name: described(cells) for name, cells in lstms.items()}
+    found |= {name: f"of Keras, {layer.stored}" for name, layer in layers.items()}
+    return draft.assemble(found, build, lambda name: beside(lstms.get(name, {}), draft.tensors))
 
 
 def keras_layers(draft: Draft) -> dict[str, Layer]:
