@@ -31,10 +31,11 @@ class Block(NamedTuple):
     lengths: Lengths
 
     def like(self, rows: Floats) -> "Block":
-        """The same sequences in other rows, packed one after the other."""
+        """Returns the same sequences in other rows, packed one after the other."""
         return Block(rows, packed_starts(self.lengths), self.lengths)
 
     def columns(self, first: int, count: int) -> "Block":
+        """Returns the same sequences with some of their columns, without a copy."""
         return Block(self.rows[:, first : first + count], self.starts, self.lengths)
 
 
@@ -56,6 +57,7 @@ class Valid(NamedTuple):
 
 
 def packed_starts(lengths: Lengths) -> Lengths:
+    """Returns where each sequence begins if they lie one after the other."""
     starts = np.zeros(len(lengths), np.int64)
     np.cumsum(lengths[:-1], out=starts[1:])
     return starts
@@ -81,5 +83,5 @@ class Span:
 
 
 def steps_until(span: Span, lengths: Lengths) -> int:
-    """Steps in this span and all before it."""
+    """Counts the steps in this span and all before it."""
     return int(lengths[: span.first].sum() + np.minimum(lengths[span.first : span.first + span.count], span.stop).sum())

@@ -70,7 +70,7 @@ def run_padded(
 
 
 def ready(model: Model, dtype: np.dtype[Any], threads: int | None) -> Forward:
-    """The model packed for this dtype and number of threads, kept for as long as the model."""
+    """Returns the model packed for this dtype and number of threads, and keeps that for as long as the model."""
     known = _ready.setdefault(model, {})
     if (forward := known.get((dtype, threads))) is None:
         if threads is not None and threads < 1:
@@ -116,7 +116,7 @@ def checked_lengths(lengths: ArrayLike, batch: int, time: int) -> Lengths:
 
 
 def start_state(forward: Forward, batch: int, given: Mapping[str, ArrayLike] | None) -> State:
-    """The initial state as new arrays: a copy of what is given, or the model's own."""
+    """Returns the initial state as new arrays: a copy of what is given, or the model's own. Raises DataError."""
     if given is None:
         return forward.initial_state(batch)
     widths = forward.widths

@@ -56,14 +56,14 @@ def reading(where: str) -> Iterator[None]:
 
 
 def lock_advice(number: int) -> str:
-    """What to do after libhdf5 was refused its lock with this errno."""
+    """Says what to do after libhdf5 was refused its lock with this errno."""
     if number in (errno.EAGAIN, errno.EACCES):
         return "another program is writing it; run again when that has ended"
     return f"its file system gives no lock (errno {number}); if nothing writes it, set HDF5_USE_FILE_LOCKING=FALSE"
 
 
 def open_file(path: str) -> Any:
-    """An h5py.File, read-only; close it, or use it as a context manager."""
+    """Opens an h5py.File to read it: a context manager. Raises MissingInputError, DataError, StorageError."""
     import h5py
 
     os.close(open_readable(path))
@@ -72,7 +72,7 @@ def open_file(path: str) -> Any:
 
 
 def open_image(data: bytes, name: str) -> Any:
-    """An h5py.File, read-only, of a whole file in memory; `name` is for messages."""
+    """Opens a whole file that is in memory as an h5py.File to read it; name: for messages. Raises DataError."""
     import h5py
 
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
@@ -83,7 +83,7 @@ def open_image(data: bytes, name: str) -> Any:
 
 
 def label(item: Any) -> str:
-    """`file::/name` of an h5py object, for messages."""
+    """Returns `file::/name` of an h5py object, for messages."""
     import h5py
 
     # Not item.file.filename, which opens the file once more.
@@ -91,7 +91,7 @@ def label(item: Any) -> str:
 
 
 def entries(file: Any) -> list[Entry]:
-    """All datasets of an h5py.File or Group that hard links lead to, each object once."""
+    """Lists all datasets of an h5py.File or Group that hard links lead to, each object once."""
     import h5py
 
     found: list[Entry] = []
@@ -116,6 +116,7 @@ def entries_right_in(group: Any) -> list[Entry]:
 
 
 def entry_of(name: str, item: Any) -> Entry:
+    """Returns the entry of an h5py.Dataset."""
     try:
         return Entry(name, item.shape, item.dtype)
     except TypeError:
@@ -123,13 +124,13 @@ def entry_of(name: str, item: Any) -> Entry:
 
 
 def listed(found: list[Entry]) -> str:
-    """At most ten entries, for a message."""
+    """Writes at most ten entries in a row, for a message."""
     more = f" and {len(found) - 10} more" if len(found) > 10 else ""
     return ", ".join(map(str, found[:10])) + more if found else "no dataset at all"
 
 
 def dtype_of(item: Any) -> np.dtype[Any]:
-    """dtype of a dataset whose stored bytes are exactly that; DataError for enums, bfloat16 and what h5py widens."""
+    """Returns the dtype of a dataset that is stored exactly so. Raises DataError for enums, bfloat16 and what h5py widens."""
     import h5py
 
     with reading(label(item)):
@@ -140,7 +141,7 @@ def dtype_of(item: Any) -> np.dtype[Any]:
 
 
 def raw_offset(item: Any) -> int | None:
-    """Byte offset in the file of a contiguous dataset; None for other layouts. DataError if it was never written."""
+    """Returns where a contiguous dataset begins in its file, or None for other layouts. Raises DataError if never written."""
     import h5py
 
     with reading(label(item)):
@@ -156,7 +157,7 @@ def raw_offset(item: Any) -> int | None:
 
 
 def written_chunks(item: Any) -> set[tuple[int, ...]] | None:
-    """First elements of the chunks that were written; None when all were, or the dataset has no chunks.
+    """Returns the first elements of the chunks that were written, or None if all were or the dataset has no chunks.
 
     libhdf5 gives fill values for the others and says nothing, so a killed writer's file looks like zeros.
     """
@@ -190,7 +191,7 @@ class DatasetRows:
 
 
 def read_array(item: Any) -> NDArray[Any]:
-    """A whole dataset, as stored. DataError if a part of it was never written. The caller has checked its size."""
+    """Returns a whole dataset, as stored. The caller has checked its size. Raises DataError if some was never written."""
     if raw_offset(item) is None and (written := written_chunks(item)) is not None:
         raise DataError(f"{label(item)}: only {len(written)} of its chunks were written; was its writer stopped?")
     with reading(label(item)):

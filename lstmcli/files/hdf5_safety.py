@@ -30,9 +30,9 @@ PLUGINS = {
 
 
 def find(group: Any, name: str, follow: bool = False) -> Any:
-    """The group or dataset `name`, or None if there is none; DataError where a link on the way is not a hard link.
+    """Returns the group or dataset `name`, or None if there is none.
 
-    follow: links are followed, into other files too.
+    follow: links are followed, into other files too; otherwise raises DataError where a link on the way is not a hard link.
     """
     import h5py
 
@@ -60,9 +60,9 @@ def find(group: Any, name: str, follow: bool = False) -> Any:
 
 
 def dataset(file: Any, name: str, follow: bool = False) -> Any:
-    """The h5py.Dataset `name` of a file or group, readable without plugins, and checked to hold its own data.
+    """Returns the h5py.Dataset `name` of a file or group, checked to be readable without plugins and to hold its own data.
 
-    follow: or to have it in other files that are all there.
+    follow: its data may lie in other files, which are all there. Raises DataError.
     """
     import h5py
 
@@ -99,7 +99,7 @@ def filter_advice(number: int) -> str:
 
 
 def other_files(item: Any) -> list[Path]:
-    """Those that hold the data of a virtual dataset, or of one in external storage."""
+    """Lists the files that hold the data of a virtual dataset, or of one in external storage."""
     properties = item.id.get_create_plist()
     if item.is_virtual:
         names = [source.file_name for source in item.virtual_sources() if source.file_name != "."]
@@ -110,7 +110,7 @@ def other_files(item: Any) -> list[Path]:
 
 
 def check_others(item: Any) -> None:
-    """DataError where libhdf5 would give fill values: for files and datasets that are missing, and for values in no file."""
+    """Raises DataError where libhdf5 would give fill values: for missing files and datasets, and for values in no file."""
     where = label(item)
     for path in other_files(item):
         if not path.is_file():
@@ -126,7 +126,7 @@ def check_others(item: Any) -> None:
 
 
 def refuse_links(file: Any) -> None:
-    """DataError names the first soft or external link, where all of a file is searched and none must be overlooked."""
+    """Raises DataError for the first soft or external link, where all of a file is searched and none must be overlooked."""
     import h5py
 
     def visit(name: bytes, info: Any) -> bytes | None:
@@ -142,9 +142,9 @@ def refuse_links(file: Any) -> None:
 
 
 def check_heaps(take: Callable[[int, int], bytes], size: int, where: str) -> None:
-    """DataError unless libhdf5 comes to the end of every global heap, where texts of any length lie.
+    """Raises DataError unless libhdf5 comes to the end of every global heap, where texts of any length lie.
 
-    It walks from object to object by their sizes, and stays at a free one of size 0 forever (H5HG in the HDF5 file format).
+    libhdf5 walks from object to object by their sizes, and stays at a free one of size 0 forever (H5HG in the file format).
     take(offset, count): bytes of the file, which has `size`.
     """
     for begin in range(0, size, PIECE):

@@ -96,7 +96,7 @@ class NpyArray:
 
     @property
     def size(self) -> int:
-        """The bytes of the whole file."""
+        """How many bytes the whole file has."""
         return self.offset + math.prod(self.shape) * self.dtype.itemsize
 
     def check_size(self, size: int) -> None:
@@ -119,6 +119,7 @@ class NpyArray:
 
 
 def write_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """Returns the header of an NPY file in C order."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": shape})
     return header.getvalue()

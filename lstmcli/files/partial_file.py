@@ -18,9 +18,9 @@ class Partial:
     """Owns OUT.partial, locked against other runs, until it is published as OUT, discarded, or left for a later run."""
 
     def __init__(self, path: Path, overwrite: bool, resume: bool = False) -> None:
-        """resume: what an earlier run left in OUT.partial is kept.
+        """Opens and claims OUT.partial; resume: keeps what an earlier run left in it.
 
-        OutputError: OUT is there and may not be replaced, another run has OUT.partial, or it cannot be created.
+        Raises OutputError where OUT is there and may not be replaced, another run has OUT.partial, or it cannot be created.
         """
         self.path, self.overwrite = path, overwrite
         self.name = partial_name(path)
@@ -36,7 +36,7 @@ class Partial:
             raise
 
     def reserve(self, size: int) -> None:
-        """Makes the file `size` bytes, zeros where nothing was written, with their space taken. StorageError: no such space."""
+        """Makes the file `size` bytes, zeros where nothing was written, and takes their space. Raises StorageError."""
         try:
             os.ftruncate(self.fd, size)
             if size and hasattr(os, "posix_fallocate"):
@@ -49,39 +49,40 @@ class Partial:
             ) from error
 
     def share(self) -> None:
-        """Lets others lock it as well who write parts of it: whoever claims it for a run is refused until the last is done."""
+        """Lets others lock it too who write parts of it. Another run cannot claim it before the last of them is done."""
         with suppress(OSError):  # a file system without locks
             fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def write(self, data: Data, offset: int) -> None:
+        """Writes all of `data` at `offset`. Raises StorageError."""
         with storing(self.path):
             write_at(self.fd, as_bytes(data), offset)
 
     def take(self, offset: int, count: int) -> bytes:
-        """Returns the `count` bytes that lie at `offset` now."""
+        """Returns the `count` bytes that lie at `offset` now. Raises StorageError."""
         taken, name = bytearray(count), shown(str(self.name))
         if (got := read_at(self.fd, memoryview(taken), offset, name)) < count:
             raise StorageError(f"{name}: was cut by another program at byte {offset + got}")
         return bytes(taken)
 
     def start_sync(self) -> None:
-        """The system begins to put on disk what was written, so that sync() has less to wait for; failures show there."""
+        """Lets the system begin to put on disk what was written, so that sync() waits for less; failures show there."""
         if start := getattr(ctypes.CDLL(None), "sync_file_range", None):  # Linux
             start(self.fd, ctypes.c_int64(0), ctypes.c_int64(0), START_WRITING)
 
     def sync(self) -> None:
-        """All that was written until now is on disk afterwards. After a failure nobody knows what is: never try again."""
+        """Puts all on disk that was written until now. After a failure nobody knows what is there: never try again."""
         with storing(self.path):
             os.fdatasync(self.fd)
 
     def seal(self) -> None:
-        """The file is whole: on disk with its size and all."""
+        """Puts the whole file on disk, with its size and all. Raises StorageError."""
         with storing(self.path):
             os.fsync(self.fd)
             os.close(os.dup(self.fd))  # network file systems report some failures only here
 
     def publish(self) -> None:
-        """After seal(): the name, then the name on disk."""
+        """Gives the file its name, after seal(), and puts the name on disk. Raises StorageError, OutputError."""
         try:
             if self.overwrite:
                 self.name.replace(self.path)
@@ -96,7 +97,7 @@ class Partial:
             ) from error
 
     def _rename_to_new(self) -> None:
-        """Renames, but never onto a file that came in the meantime: then the partial file is left, as it is whole."""
+        """Renames, but never onto a file that came in the meantime: then the partial file, which is whole, is left."""
         try:
             os.link(self.name, self.path)
         except FileExistsError as error:
@@ -116,7 +117,7 @@ class Partial:
             os.close(self.fd)
 
     def discard(self) -> None:
-        """Removes OUT.partial; and a new file that was published already, as part of a result that failed later."""
+        """Removes OUT.partial, or the new file if it was published already as part of a result that failed later."""
         with suppress(OSError):  # comes after another failure, which says more
             if not self.published and not self.kept:
                 self.name.unlink(missing_ok=True)
@@ -126,7 +127,7 @@ class Partial:
 
 
 def write_whole(path: Path, content: bytes, overwrite: bool) -> None:
-    """Writes a small file, whole or not at all. OutputError, StorageError."""
+    """Writes a small file, whole or not at all. Raises OutputError, StorageError."""
     partial = Partial(path, overwrite, resume=True)  # what a killed command may have left is written over
     try:
         partial.reserve(len(content))
@@ -162,6 +163,7 @@ def claim(name: Path, owner: Path) -> int:
 
 
 def is_named(name: Path, status: os.stat_result) -> bool:
+    """Says whether `name` still leads to the file that was opened."""
     try:
         return os.path.samestat(name.lstat(), status)
     except FileNotFoundError:
@@ -169,7 +171,7 @@ def is_named(name: Path, status: os.stat_result) -> bool:
 
 
 def check_left_over(path: Path) -> None:
-    """OutputError where OUT.partial holds what a run that was stopped has left."""
+    """Raises OutputError where OUT.partial holds what a run that was stopped has left."""
     name = partial_name(path)
     with suppress(FileNotFoundError):
         if name.lstat().st_size:
@@ -179,6 +181,7 @@ def check_left_over(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on disk. Raises OSError."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -191,7 +194,7 @@ def partial_name(path: Path) -> Path:
 
 
 def check_target(path: Path, overwrite: bool) -> None:
-    """OutputError unless `path` can become a new file, or may replace an old one."""
+    """Raises OutputError unless `path` can become a new file, or may replace an old one."""
     where = shown(str(path))
     try:
         status = path.lstat()

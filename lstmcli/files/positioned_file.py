@@ -77,16 +77,16 @@ class Bytes(Protocol):
     sequential: bool  # they come once, in their order
 
     def fetch(self, view: memoryview, offset: int) -> None:
-        """Fills `view` with the bytes at `offset`. DataError: they end too early. StorageError: the read failed."""
+        """Fills `view` with the bytes at `offset`. Raises DataError if they end too early, StorageError if reading fails."""
 
     def stop(self) -> None:
         """Ends a fetch that waits in another thread, and all that follow, with StorageError."""
 
     def finish(self) -> None:
-        """DataError if these are not, or no longer, the bytes that the header announced."""
+        """Raises DataError if these are not, or no longer, the bytes that the header announced."""
 
     def identity(self) -> dict[str, Any]:
-        """What differs when the bytes do; JSON."""
+        """Returns what differs when the bytes do, ready for JSON."""
 
 
 class FileBytes:
@@ -109,7 +109,7 @@ class FileBytes:
         return bytes(taken)
 
     def stop(self) -> None:
-        """A file never waits for long."""
+        """Does nothing: a file never waits for long."""
 
     def finish(self) -> None:
         now = os.fstat(self.fd)
@@ -140,6 +140,7 @@ class PipeBytes:
         self.coming.register(fd, select.POLLIN)
 
     def read(self, view: memoryview) -> int:
+        """Reads the next bytes, up to the size of `view`, and returns their number; 0 at the end. Raises StorageError."""
         try:
             while not (self.stopped or self.coming.poll(STOP_CHECK)):
                 pass
@@ -160,6 +161,7 @@ class PipeBytes:
         return bytes(taken[: count - len(view)])
 
     def fill(self, view: memoryview) -> None:
+        """Reads the next bytes until `view` is full. Raises DataError if they end too early, StorageError."""
         while view:
             count = self.read(view)
             if count == 0:

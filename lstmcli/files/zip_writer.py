@@ -21,7 +21,7 @@ DATE = 0x21  # 1980-01-01: the same run gives the same bytes
 
 
 class Npz(Partial):
-    """The arrays' values begin at offsets[name]; headers, checksums and directory are written when it is sealed."""
+    """An NPZ whose values go to offsets[name] of each array. Headers, checksums and directory are written when it is sealed."""
 
     def __init__(
         self, path: Path, arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], overwrite: bool, resume: bool = False

@@ -75,13 +75,13 @@ class ChunkedArray(Source):
                 rows[(places - begins)[going] + step] = part[going, step]
 
     def _cuts(self, axis: int, begin: int, end: int) -> Iterator[tuple[int, int]]:
-        """begin .. end, cut where chunks end."""
+        """Cuts begin .. end where chunks end."""
         extent = self.extent[axis]
         inner = range((begin // extent + 1) * extent, end, extent)
         return pairwise([begin, *inner, end]) if begin < end else iter(())
 
     def _decode(self, begin: tuple[int, int, int], count: tuple[int, int, int]) -> NDArray[Any]:
-        """Part of one chunk, (sequences, steps, features), in memory that the next call reuses."""
+        """Returns a part of one chunk, (sequences, steps, features), in memory that the next call reuses. Raises DataError."""
         import h5py
 
         begin, count = self._turned(begin), self._turned(count)

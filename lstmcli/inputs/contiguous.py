@@ -33,7 +33,7 @@ class ContiguousArray(Source):
             at += count
 
     def _runs(self, first: int, starts: Lengths, lengths: Lengths) -> Iterator[tuple[int, int]]:
-        """Rows of the (N * T, E) array to read; sequences without padding between them come as one run."""
+        """Yields the rows of the (N * T, E) array to read; sequences without padding between them come as one run."""
         used = np.flatnonzero(lengths)
         begins = (first + used) * self.shape[1] + starts[used]
         ends = begins + lengths[used]
@@ -41,7 +41,7 @@ class ContiguousArray(Source):
         return zip(begins[np.r_[0, cuts]].tolist(), ends[np.r_[cuts - 1, -1]].tolist(), strict=True)
 
     def _convert(self, target: Rows, offset: int) -> None:
-        """target  (n,)  out"""
+        """Reads values at `offset` and converts them into target (n,)."""
         for at in range(0, len(target), len(self.staging)):
             part = self.staging[: len(target) - at]
             self.data.fetch(part.view(np.uint8).data, offset + at * self.dtype.itemsize)

@@ -18,7 +18,7 @@ from lstmcli.files.positioned_file import FileBytes
 
 
 class Array(Protocol):
-    """(N, W) in a file."""
+    """An array (N, W) in a file."""
 
     name: str
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class States(NamedTuple):
     files: ExitStack
 
     def read(self, first: int, count: int) -> State:
-        """New arrays (count, W) of `dtype` for the sequences first, first + 1, ... DataError, StorageError."""
+        """Returns new arrays (count, W) of `dtype` for the sequences first, first + 1, ... Raises DataError, StorageError."""
         return {name: self._converted(array, first, count) for name, array in self.arrays.items()}
 
     def _converted(self, array: Array, first: int, count: int) -> NDArray[Any]:
@@ -51,7 +51,7 @@ class States(NamedTuple):
             ) from error
 
     def finish(self) -> None:
-        """DataError if the file was changed meanwhile."""
+        """Raises DataError if the file was changed meanwhile."""
         self.data.finish()
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ def open_states(spec: str, widths: dict[str, int], batch: int, dtype: np.dtype[A
     """Opens the initial state of `batch` sequences: a result, `file.h5::/group`, or an NPZ such as --states makes.
 
     widths: of the model's states by name, as Model.state_widths. NaN passes, as it does in a model called from Python.
-    MissingInputError: no such file. DataError: the state of another model or batch, or no state at all.
+    Raises MissingInputError for no such file, and DataError for the state of another model or batch, or no state at all.
     """
     path, group = split_spec(spec)
     if path == "-":
@@ -99,7 +99,7 @@ def hdf5_arrays(file: Any, name: str) -> tuple[str, dict[str, Array]]:
 
 
 def check(name: str, arrays: dict[str, Array], widths: dict[str, int], batch: int) -> None:
-    """DataError if these are not the states of `batch` sequences in a model whose states have these widths."""
+    """Raises DataError unless these are the states of `batch` sequences in a model whose states have these widths."""
     if arrays.keys() != widths.keys():
         missing = sorted(widths.keys() - arrays.keys())
         surplus = sorted(arrays.keys() - widths.keys())

@@ -84,7 +84,7 @@ def _full(source: Source) -> ValidSteps:
 
 
 def _begins_with_zeros(source: Source, valid: Valid) -> bool:
-    """Whether, in a sample of the padded sequences, each first step is zeros and each last step of the padding is not."""
+    """Says whether, in a sample of the padded sequences, each first step is zeros and each last step of the padding is not."""
     steps, one = source.shape[1], np.ones(1, np.int64)
     padded = np.flatnonzero((valid.lengths > 0) & (valid.lengths < steps))
     if source.sequential or not len(padded):

@@ -23,7 +23,7 @@ class Nonfinite(NamedTuple):
 
 
 def find_nonfinite(rows: Floats, first: int, starts: Lengths, lengths: Lengths) -> Nonfinite:
-    """Looks at steps starts[s] .. starts[s] + lengths[s] of the sequences first + s, packed in rows (R, E)."""
+    """Looks at steps starts[s] .. starts[s] + lengths[s] of the sequences first + s, which lie packed in rows (R, E)."""
     values = rows.reshape(-1)
     # One pass at the speed of memory: a sum of squares is finite, or something in it is not or is too large to tell.
     with np.errstate(over="ignore", invalid="ignore"):

@@ -79,15 +79,15 @@ class Source:
         return self._turned(self.shape)
 
     def _turned(self, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
-        """From (N, T, E) to the order in the file, and back."""
+        """Turns sizes from (N, T, E) to the order in the file, or back."""
         return (sizes[1], sizes[0], sizes[2]) if self.time_major else sizes
 
     def restrict(self, first: int, stop: int) -> None:
-        """To the sequences first .. stop: from now on these are all."""
+        """Leaves only the sequences first .. stop: from now on these are all."""
         self.first, self.shape = self.first + first, (stop - first, *self.shape[1:])
 
     def identity(self) -> dict[str, Any]:
-        """What tells this input from another one, and from itself after a change."""
+        """Returns what tells this input from another one, and from itself after a change, ready for JSON."""
         return self.data.identity()
 
     def read(self, first: int, starts: Lengths, lengths: Lengths, rows: Rows) -> None:
@@ -119,7 +119,7 @@ class Source:
         self.data.stop()
 
     def finish(self) -> None:
-        """After the last read: DataError if the file changed meanwhile, or if a pipe holds too little or too much."""
+        """Raises DataError, after the last read, if the file changed meanwhile, or if a pipe holds too little or too much."""
         self.data.finish()
 
     def close(self) -> None:

@@ -54,7 +54,7 @@ class StridedArray(Source):
             self._gather(index[valid], (places[sequences] + steps)[valid], rows)
 
     def _tiles(self, count: int, begin: int, end: int) -> Iterator[tuple[Lengths, Lengths]]:
-        """Gives `count` sequences and steps begin .. end as pairs of arrays that broadcast to TILE or fewer, in file order."""
+        """Yields `count` sequences and steps begin .. end as pairs of arrays that broadcast to TILE or fewer, in file order."""
         sequences, steps = (0, count), (begin, end)
         outside, inside = (steps, sequences) if self.time_outside else (sequences, steps)
         inner = min(inside[1] - inside[0], TILE)
@@ -65,9 +65,9 @@ class StridedArray(Source):
                 yield (fast, slow) if self.time_outside else (slow, fast)
 
     def _gather(self, index: Lengths, places: Lengths, rows: Rows) -> None:
-        """Rows `index` (n,), ascending, of each plane to rows[places].
+        """Reads the rows `index` (n,), which ascend, of each plane into rows[places].
 
-        Short gaps are read as well, and dropped: a call for each run of valid rows would take longer.
+        Short gaps are read as well and dropped: a call for each run of valid rows would take longer.
         """
         gap_before = np.diff(index, prepend=index[:1])  # rows from one wanted row to the next
         is_far = gap_before * self.row_bytes > CALL

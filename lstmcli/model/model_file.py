@@ -47,7 +47,7 @@ def write_model(group: Any, model: Model) -> None:
 
 
 def model_image(model: Model) -> bytes:
-    """A whole model file."""
+    """Returns the bytes of a whole model file."""
     import h5py
 
     # In memory: on a full disk libhdf5 fails only when it closes the file, and then crashes.
@@ -60,12 +60,12 @@ def model_image(model: Model) -> bytes:
 
 
 def save_model(model: Model, path: Path, overwrite: bool = False) -> None:
-    """Writes a model file, whole or not at all. OutputError, StorageError."""
+    """Writes a model file, whole or not at all. Raises OutputError, StorageError."""
     write_whole(path, model_image(model), overwrite)
 
 
 def load_model(path: str) -> Model:
-    """The model of a model file or of a result. MissingInputError, DataError."""
+    """Returns the model of a model file or of a result. Raises MissingInputError, DataError."""
     with hdf5.open_file(str(path)) as file:
         where = hdf5.label(file).removesuffix("::/")
         data = FileBytes(file.id.get_vfd_handle(), where)
@@ -74,7 +74,7 @@ def load_model(path: str) -> Model:
 
 
 def model_in(file: Any) -> Model:
-    """Likewise of an open h5py.File whose structure is known to be undamaged."""
+    """Returns the model of an open h5py.File whose structure is known to be undamaged. Raises DataError."""
     where = hdf5.label(file).removesuffix("::/")
     with hdf5.reading(where):
         got, version = file.attrs.get("format"), file.attrs.get("format_version")
@@ -163,7 +163,7 @@ def has(group: Any, name: str) -> bool:
 
 
 def attribute(group: Any, name: str, kind: type[Value], default: Value | None = None) -> Value:
-    """A scalar attribute as `kind`; DataError if it is missing (and has no default) or of another kind."""
+    """Returns a scalar attribute. Raises DataError if it is missing (and has no default) or is not of this kind."""
     where = f"{hdf5.label(group)}, attribute {name}"
     if not has(group, name):
         if default is None:

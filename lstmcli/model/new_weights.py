@@ -18,7 +18,7 @@ PIECE = 1 << 20  # values drawn at a time
 
 @dataclass(frozen=True)
 class CellOptions:
-    """Of every new cell; the meaning is that of LSTMCell's arguments. None: not there."""
+    """What every new cell has; the meaning is that of LSTMCell's arguments. None: it is not there."""
 
     peepholes: bool = False
     projection: int | None = None  # its width
@@ -42,7 +42,7 @@ class CellOptions:
 
     @classmethod
     def chosen(cls, **options: Any) -> "CellOptions":
-        """As the command line has them: None where nothing was said, and numbers that may be meant for one layer in a tuple."""
+        """Makes them of options as typed: None where nothing was said, and tuples of the numbers for each layer."""
         said = {}
         for name, value in options.items():
             if isinstance(value, tuple):
@@ -54,9 +54,11 @@ class CellOptions:
         return cls(**said)
 
     def outputs(self, units: int) -> int:
+        """Returns the width of a cell's outputs."""
         return self.projection or units
 
     def parameters(self, inputs: int, units: int) -> int:
+        """Counts the weights of a cell."""
         joint = (inputs + self.outputs(units) + 1) * 4 * units
         return joint + (3 * units if self.peepholes else 0) + units * (self.projection or 0)
 
@@ -72,7 +74,7 @@ def init_model(
     bidirectional: bool = False,
     residual: bool = False,
 ) -> Model:
-    """A stack of new cells with TensorFlow's initial weights, the same for a seed on any machine.
+    """Makes a stack of new cells with TensorFlow's initial weights, the same for a seed on any machine.
 
     For each cell, bottom to top and forward before backward, Glorot-uniform draws: one over the joint kernel (E + P, 4*U),
     uniform in +-limit, limit = sqrt(6 / (E + P + 4*U)); then the peepholes i, f, o, limit sqrt(3 / U), and the projection
@@ -82,8 +84,8 @@ def init_model(
     bidirectional: every layer has a cell for each direction, their outputs side by side. residual: the input of every layer
     but the first is added to its output (ResidualWrapper).
 
-    UsageError for sizes below 1, a negative seed, anything but integers, more than MAX_PARAMETERS, and residual layers whose
-    widths differ.
+    Raises UsageError for sizes below 1, a negative seed, anything but integers, more than MAX_PARAMETERS, and residual layers
+    whose widths differ.
     """
     given = f"input size {input_size}, units {units}, seed {seed}"
     try:
@@ -116,14 +118,14 @@ def init_model(
 
 
 def layer_sizes(input_size: int, units: Sequence[int], options: CellOptions, bidirectional: bool) -> Iterator[tuple[int, int]]:
-    """Input size and units of each layer."""
+    """Yields the input size and the units of each layer."""
     for width in units:
         yield input_size, width
         input_size = options.outputs(width) * (2 if bidirectional else 1)
 
 
 def count_parameters(input_size: int, units: Sequence[int], options: CellOptions = PLAIN, bidirectional: bool = False) -> int:
-    """Of the model that init_model would make."""
+    """Counts the weights of the model that init_model would make."""
     sizes = layer_sizes(input_size, units, options, bidirectional)
     return sum(options.parameters(*size) for size in sizes) * (2 if bidirectional else 1)
 
@@ -149,7 +151,7 @@ def new_cell(inputs: int, units: int, options: CellOptions, bits: "np.random.PCG
 
 
 def glorot_uniform(shape: tuple[int, ...], bits: "np.random.PCG64") -> Floats:
-    """Uniform in +-sqrt(6 / (fan in + fan out)); both fans of a vector are its size. Not writeable."""
+    """Draws an array, uniform in +-sqrt(6 / (fan in + fan out)); both fans of a vector are its size. Not writeable."""
     limit = math.sqrt(6 / (shape[0] + shape[-1]))
     values = np.empty(math.prod(shape), np.float32)
     for at in range(0, len(values), PIECE):

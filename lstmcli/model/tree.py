@@ -1,4 +1,4 @@
-"""What is computed: a tree of LSTM cells with their weights, and the weights a new one starts with.
+"""What is computed: a tree of LSTM cells with their weights.
 
     Stack          layers from the bottom to the top, the outputs of one being the input of the next
     Bidirectional  one tree forward and one backward over the same input, their outputs merged
@@ -59,22 +59,22 @@ class Model:
         raise NotImplementedError
 
     def children(self) -> dict[str, Model]:
-        """The trees right below, by the name of their level in a file."""
+        """Returns the trees right below, by the name of their level in a file."""
         return {}
 
     def cells(self) -> Iterator[tuple[str, Cell]]:
-        """All cells with their place in the state tree, such as "0" or "1/forward"; reverse and residual add no level."""
+        """Yields all cells with their place in the state tree, such as "1/forward"; reverse and residual add no level."""
         for name, child in self.children().items():
             for path, cell in child.cells():
                 yield "/".join(part for part in (name if name != "inner" else "", path) if part), cell
 
     def state_widths(self) -> dict[str, int]:
-        """Width of each state array: {"0/c": U, "0/h": P, ...}; of a lone cell {"c": U, "h": P}."""
+        """Returns the width of each state array: {"0/c": U, "0/h": P, ...}; of a lone cell {"c": U, "h": P}."""
         widths = ((f"{path}/{part}", width) for path, cell in self.cells() for part, width in cell.widths().items())
         return {name.removeprefix("/"): width for name, width in widths}
 
     def learned_state(self) -> dict[str, Floats]:
-        """The vectors that every sequence starts from, by the names of state_widths; what is not here starts from zeros."""
+        """Returns the vectors that sequences start from, by the names of state_widths; what is not here starts from zeros."""
         return {
             f"{path}/{part}".removeprefix("/"): start
             for path, cell in self.cells()
@@ -98,15 +98,15 @@ class Model:
         return any(child.pointwise for child in self.children().values())
 
     def layers_by_name(self) -> dict[str, Model]:
-        """The layers of the outermost stacks, by their names in a result: "0", or "forward/0" below a direction."""
+        """Returns the layers of the outermost stacks, by their names in a result: "0", or "forward/0" below a direction."""
         return {}
 
     def parameters(self) -> int:
-        """How many numbers the weights are."""
+        """Counts the numbers in the weights."""
         return sum(weight.size for _, cell in self.cells() for weight in cell.weights().values())
 
     def config(self) -> dict[str, Any]:
-        """Everything but the weights, for a summary or a file's attributes."""
+        """Returns everything but the weights, for a summary or a file's attributes."""
         return {"kind": self.kind} | {name: child.config() for name, child in self.children().items()}
 
     def __call__(
@@ -144,7 +144,7 @@ class Cell(Model):
     cell_clip, projection_clip: limits of c and of the projected h (TensorFlow's); gate_clip: of the gates' sums, before
     their activations (the ONNX operator's clip). input_forget: the forget gate is 1 - i, and its weights are not used (ONNX).
     Weights cannot be changed later, because they are packed once: an array that could be is copied.
-    DataError for shapes, activations and limits that are none.
+    Raises DataError for shapes, activations and limits that are none.
     """
 
     kind: ClassVar[str] = "cell"
@@ -216,12 +216,12 @@ class Cell(Model):
         return {"c": self.units, "h": self.output_size}
 
     def weights(self) -> dict[str, Floats]:
-        """The arrays that are there, by their names in a model file."""
+        """Returns the arrays that are there, by their names in a model file."""
         names = ("input_kernel", "recurrent_kernel", "bias", "peephole", "projection", "initial_c", "initial_h")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def options(self) -> dict[str, Any]:
-        """Those of CELL_OPTIONS that are set."""
+        """Returns those of CELL_OPTIONS that are set."""
         values = {name: getattr(self, name) for name in CELL_OPTIONS}
         return {name: value for name, value in values.items() if value is not None and value is not False}
 
@@ -316,7 +316,7 @@ class Bidirectional(Model):
 
 @dataclass(frozen=True, eq=False)
 class Wrapper(Model):
-    """A tree around one other that has its input and output size."""
+    """A tree around another one, with the same input and output size."""
 
     inner: Model
 
@@ -361,7 +361,7 @@ class Residual(Wrapper):
 
 
 def read_only(weight: Floats) -> Floats:
-    """`weight` itself where neither it nor the array that it is a view of can be written, else a copy."""
+    """Returns `weight` itself where neither it nor the array that it is a view of can be written, else a copy."""
     owner = weight.base if isinstance(weight.base, np.ndarray) else weight
     if weight.flags.writeable or owner.flags.writeable:
         weight = weight.copy()
@@ -370,5 +370,5 @@ def read_only(weight: Floats) -> Floats:
 
 
 def as_root(model: Model) -> Model:
-    """A tree whose cells all have a name: a lone cell counts as a stack of one."""
+    """Returns a tree whose cells all have a name: a lone cell counts as a stack of one."""
     return model if all(path for path, _ in model.cells()) else Stack((model,))
