@@ -1,25 +1,25 @@
-"""What a user can get wrong or run into. Each kind carries the exit code of the command (sysexits.h where it has one).
+"""The errors that a user can cause or run into. Each kind carries its exit code, from sysexits.h where that has one.
 
-The text of an error says where (file, dataset, row), what was expected, what came, and what to do, in one line.
+The text of an error says in one line where it is (file, dataset, row), what was expected, what came, and what to do.
 """
 
 import signal
 
 
 class LstmcliError(Exception):
-    """Root of all expected failures; anything else that is raised is a bug."""
+    """The root of all expected failures. Anything else that is raised is a bug."""
 
     exit_code = 1
 
 
 class UsageError(LstmcliError):
-    """Options that contradict each other or that this version cannot honour."""
+    """Options that contradict each other, or that this version cannot do."""
 
     exit_code = 2
 
 
 class DataError(LstmcliError, ValueError):
-    """Input that is malformed, or that does not fit the model."""
+    """Input that is malformed or does not fit the model."""
 
     exit_code = 65
 
@@ -31,7 +31,7 @@ class MissingInputError(LstmcliError):
 
 
 class ClusterError(LstmcliError):
-    """A Dask scheduler or its workers that cannot be reached, are gone, or have another version or other files."""
+    """A Dask scheduler or workers that cannot be reached, are gone, or have another version or other files."""
 
     exit_code = 69
 
@@ -53,13 +53,13 @@ class StorageError(LstmcliError):
 
 
 class StoppedError(LstmcliError):
-    """A signal or --stop-after ended the run after a whole block: --resume goes on from there."""
+    """A signal or --stop-after ended the run after a whole block. --resume goes on from there."""
 
     exit_code = 75
 
 
 class SignalError(LstmcliError):
-    """A signal ended the command, and nothing is kept."""
+    """A signal ended the command, of which nothing is kept."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
@@ -67,5 +67,5 @@ class SignalError(LstmcliError):
 
 
 def shown(name: str) -> str:
-    """`name` as it may reach a terminal: escaped and quoted if it holds control characters."""
+    """Makes a name safe for a terminal: escapes and quotes it if it holds control characters."""
     return name if name.isprintable() else repr(name)

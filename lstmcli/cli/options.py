@@ -34,8 +34,8 @@ input_options = option_group(
         type=FILE_NAME,
         metavar="PATH",
         show_default="the dataset lengths, lens, seq_len, mask, ... beside an HDF5 input",
-        help="The length of each sequence: an .npy file, FILE.h5::/NAME, or text with an integer on each line; or a mask "
-        "(sequences, steps) of 0 and 1; none: every sequence is full.",
+        help="The length of each sequence: an .npy file, FILE.h5::/NAME, or text with an integer on each line, or a mask "
+        "(sequences, steps) of 0 and 1. none says that every sequence is full.",
     ),
     option(
         "Input",
@@ -74,29 +74,29 @@ cell_options = option_group(
         "--forget-bias",
         type=NumberList(),
         show_default="1",
-        help="What is added to the forget gate of new layers, or of those of a TensorFlow 1 checkpoint.",
+        help="What is added to the forget gate, in new layers or where the file of --weights does not say it (TensorFlow 1).",
     ),
     option(
         "Model",
         "--cell-clip",
         type=NumberList(),
         show_default="none",
-        help="The limit of the cell state c of new layers, or of those of a TensorFlow 1 checkpoint.",
+        help="The limit of the cell state c, in new layers or where the file of --weights does not say it.",
     ),
     option(
         "Model",
         "--projection-clip",
         type=NumberList(),
         show_default="none",
-        help="The limit of the projected h of new layers, or of those of a TensorFlow 1 checkpoint.",
+        help="The limit of the projected h, in new layers or where the file of --weights does not say it.",
     ),
     option(
         "Model",
         "--activation",
         metavar="NAME",
         show_default="tanh",
-        help="The activation of candidate and output in new layers, or in weights that do not name it: tanh, relu, sigmoid, "
-        "softsign, softplus, elu or linear.",
+        help="The activation of candidate and output, in new layers or where the file of --weights does not say it: tanh, "
+        "relu, sigmoid, softsign, softplus, elu or linear.",
     ),
 )
 residual = option(
@@ -105,8 +105,8 @@ residual = option(
     is_flag=False,
     flag_value="upper",
     metavar="[LAYERS]",
-    help="Add the input of layers to their output; without LAYERS, of all but the lowest. For read weights LAYERS may also be "
-    "all, numbers such as 0,2, or whole, which is around the whole model.",
+    help="Layers add their input to their output. Without LAYERS these are all but the lowest. With --weights LAYERS may be "
+    "all, numbers such as 0,2, or whole, which adds the input of the whole model to its output.",
 )
 weight_options = option_group(
     option(
@@ -123,14 +123,15 @@ weight_options = option_group(
         "--recurrent-activation",
         metavar="NAME",
         show_default="sigmoid",
-        help="The activation of the gates in read weights that do not name it: sigmoid, hard_sigmoid or hard_sigmoid_keras2.",
+        help="The activation of the gates, where the file of --weights does not say it: sigmoid, hard_sigmoid, or "
+        "hard_sigmoid_keras2, which is that of Keras before version 3.",
     ),
     option(
         "Model",
         "--merge",
         metavar="NAME",
         show_default="concat",
-        help="How read weights that do not say it merge the two directions: concat, sum, mean or mul.",
+        help="How the two directions are merged, where the file of --weights does not say it: concat, sum, mean or mul.",
     ),
 )
 new_model_options = option_group(
@@ -173,8 +174,8 @@ result_options = option_group(
         "--save",
         type=Names("outputs", "states", "cells", "layers"),
         default="outputs,states",
-        help="What an HDF5 result holds: names of outputs, states, cells (c of the top layer at every step) and layers (the "
-        "outputs of every layer), separated by commas.",
+        help="What an HDF5 result holds, separated by commas: outputs, states, cells (c of the top layer at every step), "
+        "layers (the outputs of every layer).",
     ),
 )
 computing_options = option_group(
@@ -213,7 +214,7 @@ stop_options = option_group(
         "Stop and resume",
         "--stop-after",
         type=Duration(),
-        help="Stop in good order after this time: 55m, 1h30m, 90s, or a number of seconds. --resume goes on.",
+        help="Stop cleanly after this time: 55m, 1h30m, 90s, or a number of seconds. --resume goes on.",
     ),
 )
 as_json = option("Messages", "--json", is_flag=True, help="Print one JSON object instead of text.")

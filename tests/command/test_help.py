@@ -47,7 +47,7 @@ def test_every_option_stands_under_a_heading(path: Words, command: click.Command
         name: heading for heading in found for name in re.findall(r"^  (?:-\w, )?(--[\w-]+)", found[heading], re.MULTILINE)
     }
     options = [param for param in command.params if isinstance(param, click.Option)]
-    assert set(shown) == {max(param.opts, key=len) for param in options} | {"--help"}
+    assert shown == {max(param.opts, key=len): getattr(param, "heading", None) for param in options} | {"--help": "Messages"}
     assert set(shown.values()) <= set(HEADINGS)
     assert [heading for heading in found if heading in HEADINGS] == [heading for heading in HEADINGS if heading in found]
 
@@ -98,22 +98,22 @@ def test_choices_and_defaults_are_shown(tmp_path: Path) -> None:
 
 def test_help_says_where_padding_stands(tmp_path: Path) -> None:
     text = " ".join(succeed("run", "--help", cwd=tmp_path).text.split())
-    assert "The valid steps come first in each row, and padding stands behind them." in text
+    assert "Where padding stands in each row: behind the valid steps (post), or in front of them (pre)" in text
 
 
 def test_a_variable_sets_an_option_and_a_flag_wins(case: Case, tmp_path: Path) -> None:
-    variables = os.environ | {"LSTMCLI_RUN_THREADS": "2", "LSTMCLI_RUN_UNITS": "3", "LSTMCLI_RUN_JSON": "1"}
+    variables = os.environ | {"LSTMCLI_RUN_THREADS": "3", "LSTMCLI_RUN_UNITS": "3", "LSTMCLI_RUN_JSON": "1"}
     args = ["run", "-i", case.x_npy, "--dry-run"]
-    assert lstmcli(*args, cwd=tmp_path, env=variables).json["threads"] == 2
+    assert lstmcli(*args, cwd=tmp_path, env=variables).json["threads"] == 3
     assert lstmcli(*args, "--threads", 1, cwd=tmp_path, env=variables).json["threads"] == 1
     assert_one_line(lstmcli(*args, cwd=tmp_path, env=variables | {"LSTMCLI_RUN_THREADS": "two"}), 2, "--threads", "two")
 
 
 def test_a_variable_reaches_the_part_of_a_plan(case: Case, tmp_path: Path) -> None:
     succeed("plan", "-i", case.x_npy, "-u", 3, "--shards", 2, "-o", "plan.json", cwd=tmp_path)
-    variables = os.environ | {"LSTMCLI_RUN_THREADS": "2", "LSTMCLI_RUN_SEED": "5"}  # the seed is the plan's to say
+    variables = os.environ | {"LSTMCLI_RUN_THREADS": "3", "LSTMCLI_RUN_SEED": "5"}  # the seed is the plan's to say
     ran = lstmcli("run", "--plan", "plan.json", "--shard", 1, "--json", cwd=tmp_path, env=variables)
-    assert ran.json["threads"] == 2
+    assert ran.json["threads"] == 3
     assert ran.json["model"]["from"] == "seed 0"
 
 

@@ -26,7 +26,8 @@ def run_rows(facts: dict[str, Any]) -> Rows:
         yield "steps", f"{facts['valid_steps']:,} valid, {threads}; dry run: nothing computed or written"
     else:
         speed = f"{facts['seconds']:.3g} s, {facts['steps_per_second']:,} steps/s, {threads}"
-        yield "steps", f"{facts['valid_steps']:,} valid in {speed}"
+        before = f"; {facts['resumed_steps']:,} of them by an earlier run" if facts["resumed_steps"] else ""
+        yield "steps", f"{facts['valid_steps']:,} valid in {speed}{before}"
     if facts["output"] == "-":
         yield "output", "standard output; the model is not kept, its seed or file repeats it"
     else:

@@ -1,0 +1,57 @@
+"""What is said of a run's progress."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from lstmcli.cli.report import progress
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_the_log_has_a_line_every_ten_seconds(clock: Clock) -> None:
+    lines: list[str] = []
+    log = progress.Log(lines.append)
+    log(0, 1_000_000)
+    for _ in range(10):
+        clock.now += 2.5
+        log(50_000, 1_000_000)
+    assert lines == [
+        "20.0%  200,000 of 1,000,000 steps  20,000 steps/s  0:00:40 left",
+        "40.0%  400,000 of 1,000,000 steps  20,000 steps/s  0:00:30 left",
+    ]
+
+
+def test_steps_of_an_earlier_run_are_no_work_of_this_one(clock: Clock) -> None:
+    lines: list[str] = []
+    log = progress.Log(lines.append)
+    clock.now += 20  # until the inputs are open
+    log(600_000, 1_000_000)
+    assert lines == []
+    clock.now += 10
+    log(100_000, 1_000_000)
+    assert lines == ["70.0%  700,000 of 1,000,000 steps  10,000 steps/s  0:00:30 left"]
+
+
+def test_the_bar_of_a_resumed_run(clock: Clock) -> None:
+    out = io.StringIO()
+    with progress.bar(Console(file=out, force_terminal=True, width=100)) as advance:
+        clock.now += 20
+        advance(600_000, 1_000_000)
+        clock.now += 10
+        advance(100_000, 1_000_000)
+    shown = out.getvalue()
+    assert "70 %  700,000 of 1,000,000 steps" in shown
+    assert "10,000 steps/s" in shown
