@@ -74,15 +74,23 @@ def init(
     examples=[
         "lstmcli model import checkpoint.pt -o model.h5",
         "lstmcli model import model.ckpt.index --select encoder -o model.h5",
+        "lstmcli model import model.onnx --check x.npy,y.npy,lens.npy -o model.h5",
     ],
     topics=["weights", "model-file"],
 )
 @click.argument("file", type=FILE_NAME)
 @weight_options
 @residual
+@option(
+    "Model",
+    "--check",
+    metavar="X,Y[,LENS]",
+    help="NPY files: an input, the outputs that the framework gave for it, and lengths. The model is written only if it gives "
+    "the same, and `lstmcli verify` repeats that.",
+)
 @output
 @overwrite
-def import_(terminal: "Terminal", file: str, output: str, overwrite: bool, **choices: Any) -> None:
+def import_(terminal: "Terminal", file: str, output: str, overwrite: bool, check: str | None, **choices: Any) -> None:
     """Make a model file of what PyTorch (.safetensors, .pt), Keras (.keras, .h5), TensorFlow 1 (X.index) or ONNX wrote.
 
     Prints which tensor became which field of which layer, what was left out, and what was assumed. Nothing in FILE is run.
@@ -92,8 +100,15 @@ def import_(terminal: "Terminal", file: str, output: str, overwrite: bool, **cho
     from lstmcli.weights.load import Choices, load_weights
 
     found = load_weights(file, Choices(**choices))
-    save_model(found.model, Path(output), overwrite)
-    terminal.print_rows({}, import_rows(found, file, output))
+    known = agreement = None
+    if check is not None:
+        from lstmcli.model.model_check import read_check_files
+        from lstmcli.results.model_check import confirm
+
+        known = read_check_files(check)
+        agreement = confirm(found.model, known, "; ".join([f"--check {check}", *found.assumed]))
+    save_model(found.model, Path(output), overwrite, known)
+    terminal.print_rows({}, import_rows(found, file, output, agreement))
 
 
 @model.command(

@@ -17,6 +17,7 @@ from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.partial_file import write_whole
 from lstmcli.files.positioned_file import FileBytes
+from lstmcli.model.model_check import GROUP, Check, write_check
 from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack, as_root
 
 FORMAT, FORMAT_VERSION = "lstmcli-model", 1
@@ -46,8 +47,8 @@ def write_model(group: Any, model: Model) -> None:
             group.attrs[name] = value
 
 
-def model_image(model: Model) -> bytes:
-    """Returns the bytes of a whole model file."""
+def model_image(model: Model, check: Check | None = None) -> bytes:
+    """Returns the bytes of a whole model file, with what the model is known to compute, if anything."""
     import h5py
 
     # In memory: on a full disk libhdf5 fails only when it closes the file, and then crashes.
@@ -55,13 +56,15 @@ def model_image(model: Model) -> bytes:
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
         write_model(file.create_group("model"), model)
+        if check:
+            write_check(file.create_group(GROUP), check)
         file.flush()
         return bytes(file.id.get_file_image())
 
 
-def save_model(model: Model, path: Path, overwrite: bool = False) -> None:
+def save_model(model: Model, path: Path, overwrite: bool = False, check: Check | None = None) -> None:
     """Writes a model file, whole or not at all. Raises OutputError, StorageError."""
-    write_whole(path, model_image(model), overwrite)
+    write_whole(path, model_image(model, check), overwrite)
 
 
 def load_model(path: str) -> Model:

@@ -16,7 +16,9 @@ from lstmcli.files.file_kind import FileKind, open_by_kind
 from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.files.zip_reader import reading_zip
+from lstmcli.model.model_check import read_check
 from lstmcli.model.model_file import FORMAT, load_model, model_in
+from lstmcli.results.model_check import confirm
 from lstmcli.results.result import CHECKSUMS, CONTAINER, Extent, Sums, container_checksum
 
 BLOCK = 16 << 20  # bytes read at a time
@@ -41,12 +43,19 @@ def verify_hdf5(path: str) -> str:
     with hdf5.open_file(path) as file:
         has_checksums = hdf5_safety.find(file, CHECKSUMS) is not None
     if not has_checksums and model_format(path) == FORMAT:
-        return "a model file, readable; it has no checksums"
+        return f"a model file, readable; it has no checksums{repeated_check(path)}"
     with open_result(path) as whole:
         model_in(whole.file)
         for name, item in whole.fields.items():
             verify_field(item, whole.offsets[name], whole.data, whole.valid, whole.sums[name])
     return f"{len(whole.valid.lengths):,} sequences, {len(whole.fields)} arrays, all checksums right"
+
+
+def repeated_check(path: str) -> str:
+    """Repeats the check in a model file, if it has one. Raises DataError: the model computes something else."""
+    with hdf5.open_file(path) as file:
+        check = read_check(file)
+    return f"; its check, repeated: {confirm(load_model(path), check, f'{shown(path)}::/check')}" if check else ""
 
 
 def model_format(path: str) -> str:

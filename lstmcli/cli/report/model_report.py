@@ -9,6 +9,7 @@ from lstmcli.model.tree import CELL_OPTIONS, Cell, Model
 
 if TYPE_CHECKING:
     from lstmcli.blocks import Floats
+    from lstmcli.results.model_check import Agreement
     from lstmcli.weights.load import Imported
 
 SLOT = re.compile(
@@ -47,8 +48,8 @@ def grow(branch: Any, model: Model) -> None:
         grow(branch.add(label(name, child)), child)
 
 
-def import_rows(found: "Imported", name: str, output: str) -> Iterator[tuple[str, str]]:
-    """Yields which tensor became which field, what was left out, and what was assumed."""
+def import_rows(found: "Imported", name: str, output: str, agreement: "Agreement | None" = None) -> Iterator[tuple[str, str]]:
+    """Yields which tensor became which field, what was left out, what was assumed, and how far a check was off."""
     yield "weights", f"{shown(name)}  {found.kind}"
     for k, mapped in enumerate(found.mapping):
         text = f"{shown(mapped.name)} {mapped.shape} -> {mapped.path} {mapped.field}, {mapped.how}"
@@ -59,6 +60,8 @@ def import_rows(found: "Imported", name: str, output: str) -> Iterator[tuple[str
         yield "note", note
     for text in found.assumed:
         yield "assumed", text
+    if agreement:
+        yield "check", f"{agreement}; `lstmcli verify` repeats it"
     yield "output", shown(output)
 
 

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from helpers import naive
 from helpers import weight_files as wf
-from helpers.command import assert_one_line, lstmcli
+from helpers.command import assert_one_line
+from helpers.command import lstmcli as command
 from helpers.importing import assert_same, load, refusal, tree
+
+import lstmcli
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
@@ -53,7 +56,9 @@ def test_elmo(tmp_path: Path) -> None:
     assert "char_embed" in found.before[0]
     x = np.random.default_rng(0).normal(size=(3, 5, 4))
     want, _ = naive.run(naive.Bidirectional(stack(ahead), stack(back)), x, [5, 2, 4])
-    np.testing.assert_allclose(found.model(x, [5, 2, 4])[0], want, rtol=0, atol=1e-12)
+    with pytest.warns(UserWarning, match="ELMo"):
+        model = lstmcli.load_model(str(path))
+    np.testing.assert_allclose(model(x, [5, 2, 4])[0], want, rtol=0, atol=1e-12)
 
 
 def test_elmo_with_options_of_its_own(tmp_path: Path) -> None:
@@ -95,7 +100,7 @@ def test_other_files_say_what_they_hold(tmp_path: Path) -> None:
     for word in ("/gru/weight (3, 2) float64", "/x (2, 5, 3) float32", "weight_ih_l0"):
         assert word in text
     assert "no dataset" in refusal(write(tmp_path / "b.h5", {}))
-    assert_one_line(lstmcli("model", "show", "a.h5", cwd=tmp_path), 65, "a.h5", "/gru/weight")
+    assert_one_line(command("model", "show", "a.h5", cwd=tmp_path), 65, "a.h5", "/gru/weight")
 
 
 def test_links_out_of_the_file_are_refused(tmp_path: Path) -> None:
