@@ -1,0 +1,135 @@
+"""--chain: a line of names makes of a state_dict the model that PyTorch trained, or says what is wrong with the line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lstmcli.engine.prepared_chain import PreparedChain
+from lstmcli.errors import LstmcliError, UsageError
+from lstmcli.files.file_kind import open_by_kind
+from lstmcli.model.chain import Chain
+from lstmcli.model.layers import Activation, Affine, Conv1D, Dense, Embedding, LayerNorm, Pool, Pool1D
+from lstmcli.model.new_weights import init_model
+from lstmcli.model.tree import Model
+from lstmcli.weights import pytorch
+from lstmcli.weights.chains import chain_line
+from lstmcli.weights.containers import safetensors
+from lstmcli.weights.containers.tensor import Tensor
+from lstmcli.weights.draft import Choices
+
+MODELS = Path(__file__).parents[2] / "data" / "models"
+NAMES = sorted(path.stem for path in MODELS.glob("torch_*.npz"))
+
+
+def tensors_of(path: Path) -> list[Tensor]:
+    """The tensors of a file, in memory."""
+    with open_by_kind(str(path)) as (file, _):
+        read = [(tensor, tensor.read().reshape(tensor.shape)) for tensor in safetensors.read_tensors(file)]
+    return [Tensor(tensor.name, tensor.shape, tensor.dtype, lambda values=values: values) for tensor, values in read]
+
+
+def fake(**shapes: tuple[int, ...]) -> list[Tensor]:
+    """Tensors named fc__weight for fc.weight."""
+    rng = np.random.default_rng(0)
+    return [
+        Tensor(name.replace("__", "."), shape, "F32", partial(np.asarray, rng.normal(size=shape).astype(np.float32)))
+        for name, shape in shapes.items()
+    ]
+
+
+def lstm_of(tensors: list[Tensor]) -> Callable[[str], Model]:
+    return lambda prefix: pytorch.import_tensors("PyTorch", "w.pt", tensors, Choices(select=(prefix,))).model
+
+
+def build(line: str, tensors: list[Tensor], takes_ids: bool | None = None) -> Chain:
+    return chain_line.build(line, tensors, lstm_of(tensors), "w.pt", takes_ids)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("lengths", ["lens", "full"])
+def test_models_of_pytorch(name: str, lengths: str) -> None:
+    with np.load(MODELS / f"{name}.npz") as file:
+        x, line = file["x"], str(file["chain"])
+        lens = file["lens"] if lengths == "lens" else np.full(len(x), x.shape[1])
+        want = file["predictions" if lengths == "lens" else "predictions_full"]
+    ids = x.dtype.kind in "iu"
+    chain = build(line, tensors_of(MODELS / f"{name}.safetensors"), ids)
+    rows = np.concatenate([row[:length] for row, length in zip(x, lens, strict=True)])
+    rows = rows[:, None].astype(np.int64) if ids else rows
+    got, counts = PreparedChain(chain, np.dtype(np.float32), 1)(rows, lens.astype(np.int64))
+    if chain.has_steps:
+        assert counts.tolist() == lens.tolist()
+        want = np.concatenate([row[:length] for row, length in zip(want, lens, strict=True)])
+    assert np.abs(got - want).max() <= 3e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_proposal_has_all_modules_in_an_order_that_fits(name: str) -> None:
+    with np.load(MODELS / f"{name}.npz") as file:
+        line = str(file["chain"])
+    tensors = tensors_of(MODELS / f"{name}.safetensors")
+    proposed = chain_line.proposal(tensors).split(", ")
+    modules = chain_line.modules_of(tensors)
+    assert [word for word in proposed if word in modules] == [word for word in line.split(", ") if word in modules]
+    build(", ".join(proposed), tensors)
+
+
+def test_what_a_module_is_shows_in_its_tensors() -> None:
+    tensors = fake(
+        emb__weight=(9, 4), conv__weight=(5, 4, 3), conv__bias=(5,), bn__weight=(5,), bn__bias=(5,), bn__running_mean=(5,),
+        bn__running_var=(5,), slope__weight=(1,), ln__weight=(5,), ln__bias=(5,), fc__weight=(2, 5), fc__bias=(2,),
+    )  # fmt: skip
+    line = "emb, conv(stride=2), bn, slope, max_pool(2), ln(eps=0.1), dropout, mean, fc, leaky_relu(0.2), softmax"
+    chain, assumed, left_out = chain_line.build(line, tensors, lstm_of(tensors), "w.pt", True)
+    kinds = [Embedding, Conv1D, Affine, Activation, Pool1D, LayerNorm, Pool, Dense, Activation, Activation]
+    assert [type(layer) for layer in chain.layers] == kinds
+    assert chain.layers[1].stride == 2
+    assert chain.layers[3].slopes.shape == (5,)
+    assert chain.layers[5].epsilon == 0.1
+    assert chain.layers[8].alpha == 0.2
+    assert [sentence.split(":")[0] for sentence in assumed] == ["conv", "bn"]
+    assert left_out == []
+
+
+def test_the_first_matrix_without_a_bias_is_a_table_for_ids_and_a_layer_for_numbers() -> None:
+    tensors = fake(words__weight=(4, 4), fc__weight=(2, 4))
+    assert isinstance(build("words, mean, fc", tensors, takes_ids=True).layers[0], Embedding)
+    assert isinstance(build("words, mean, fc", tensors, takes_ids=False).layers[0], Dense)
+
+
+def test_tensors_that_the_line_leaves_out_are_told() -> None:
+    tensors = fake(fc__weight=(2, 4), fc__bias=(2,), other__weight=(3, 3))
+    _, _, left_out = chain_line.build("fc", tensors, lstm_of(tensors), "w.pt", False)
+    assert [tensor.name for tensor in left_out] == ["other.weight"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", "expected names of modules"),
+        ("fc,, relu", "expected names separated by commas"),
+        ("fc1, relu", "fc1 is no module of w.pt and no function; modules: fc"),
+        ("fc, relu(0.1)", "relu takes no number"),
+        ("fc, leaky_relu(__import__('os').getpid())", "expected names separated by commas"),
+        ("fc, leaky_relu(x)", "expected numbers"),
+        ("fc, final", "expected one right before it"),
+        ("fc, fc", "takes 4 features, got 2"),
+        ("odd", "expected a weight, got strange"),
+    ],
+)
+def test_lines_that_are_wrong(line: str, words: str) -> None:
+    with pytest.raises(LstmcliError) as caught:
+        build(line, fake(fc__weight=(2, 4), odd__strange=(3,)), takes_ids=False)
+    assert words in str(caught.value)
+
+
+def test_final_needs_an_lstm_and_takes_its_state() -> None:
+    lstm = init_model(4, [3], bidirectional=True)
+    assert Chain((lstm, Pool("final")), ("lstm", "final")).output_size == 6
+    with pytest.raises(UsageError):
+        chain_line.parse("lstm(")
