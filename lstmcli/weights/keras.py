@@ -7,7 +7,7 @@ else there is to know stands in a configuration, which files of weights alone la
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
@@ -35,6 +35,8 @@ from lstmcli.weights.keras_format.layer_order import guess_below
 from lstmcli.weights.keras_format.stored_layers import Found, Stored, as_text
 from lstmcli.weights.keras_layers import Layer, Reader, recurrent
 
+Model_co = TypeVar("Model_co", covariant=True)
+
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 UNSAID = ("activation", "recurrent_activation", "merge")  # in a file of weights alone
 OF_LSTM = {"lstm", "cu_dnnlstm", "rnn", "bidirectional"}  # classes as Keras 3 calls their groups
@@ -46,26 +48,28 @@ def looks_like(file: Any) -> bool:
         return is_legacy(file) or any(name in file for name in (*CONTAINERS, "vars"))
 
 
-def import_archive(archive: Archive, choices: Choices) -> Imported:
-    """A .keras file. DataError: damaged, a Lambda layer, no LSTM, or several that do not feed each other."""
+def import_archive(archive: Archive, choices: Choices, make: Callable[..., Model_co]) -> Model_co:
+    """What `make`, such as import_layers(), makes of a .keras file. DataError: damaged, or `make` cannot."""
     where = archive.where
     config = parse(archive.read(CONFIG), f"{where}, {CONFIG}")
     metadata = parse(archive.read(METADATA), f"{where}, {METADATA}")
     image = archive.read(WEIGHTS)
     hdf5_safety.check_heaps(lambda offset, count: image[offset : offset + count], len(image), f"{where}::{WEIGHTS}")
     with hdf5.open_image(image, f"{where}::{WEIGHTS}") as file:
-        return import_hdf5(file, where, config, metadata.get("keras_version"), choices)
+        return import_hdf5(file, where, config, metadata.get("keras_version"), choices, make)
 
 
-def import_file(file: Any, where: str, choices: Choices) -> Imported:
+def import_file(file: Any, where: str, choices: Choices, make: Callable[..., Model_co]) -> Model_co:
     """A .weights.h5 or .h5 file, open. DataError as above."""
     with hdf5.reading(where):
         config, version = (as_text(file.attrs.get(name)) for name in ("model_config", "keras_version"))
     parsed = None if config is None else parse(config, f"{where}, attribute model_config")
-    return import_hdf5(file, where, parsed, version, choices)
+    return import_hdf5(file, where, parsed, version, choices, make)
 
 
-def import_hdf5(file: Any, where: str, config: Json, version: Json, choices: Choices) -> Imported:
+def import_hdf5(
+    file: Any, where: str, config: Json, version: Json, choices: Choices, make: Callable[..., Model_co]
+) -> Model_co:
     hdf5_safety.refuse_links(file)
     draft = Draft("Keras", where, read_tensors(file), choices)
     version = version if isinstance(version, str) else None
@@ -75,10 +79,12 @@ def import_hdf5(file: Any, where: str, config: Json, version: Json, choices: Cho
             found = listed_layers(file, {tensor.name: tensor for tensor in draft.tensors})
         else:
             found = placed_layers(draft.tensors, group_names(file))
-    return import_layers(draft, found, config, version, (lambda _: default_gates(version)) if legacy else (lambda _: "sigmoid"))
+    return make(draft, found, config, version, (lambda _: default_gates(version)) if legacy else (lambda _: "sigmoid"))
 
 
-def import_objects(objects: Objects, where: str, metadata: dict[str, str], choices: Choices) -> Imported:
+def import_objects(
+    objects: Objects, where: str, metadata: dict[str, str], choices: Choices, make: Callable[..., Model_co]
+) -> Model_co:
     """The LSTMs among the objects of a TensorFlow 2 checkpoint. metadata: what a SavedModel says of them, by their places."""
     draft = Draft("TensorFlow 2", where, objects.tensors, choices)
     said = {place: parse(text, f"{where}, what it says of {shown(place) or 'the model'}") for place, text in metadata.items()}
@@ -99,7 +105,7 @@ def import_objects(objects: Objects, where: str, metadata: dict[str, str], choic
         return "sigmoid" if re.search(r"lstm_cell[^/]*/kernel$", program) else None
 
     version = config.get("keras_version") if config else None
-    return import_layers(draft, found, config, version if isinstance(version, str) else None, gates, said)
+    return make(draft, found, config, version if isinstance(version, str) else None, gates, said)
 
 
 def read_tensors(file: Any) -> list[Tensor]:

@@ -9,7 +9,7 @@ import re
 import warnings
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
@@ -18,6 +18,10 @@ from lstmcli.files.positioned_file import FileBytes
 from lstmcli.model.model_file import load_model as load_model_file
 from lstmcli.model.tree import Model
 from lstmcli.weights.draft import Choices, Imported
+
+if TYPE_CHECKING:
+    from lstmcli.weights.containers.zip_archive import Archive
+    from lstmcli.weights.torch_format.saved_files import Contents
 
 __all__ = ["Choices", "Imported", "load_model", "load_weights"]
 
@@ -43,40 +47,94 @@ def load_model(path: str, **choices: Any) -> Model:
 
 
 def load_weights(path: str, choices: Choices) -> Imported:
-    """Reads a model file, a result, or weights of PyTorch, Keras, TensorFlow 1 or ONNX.
+    """Reads the LSTMs of a model file, a result, or weights of PyTorch, Keras, TensorFlow or ONNX.
 
     MissingInputError: no such file. DataError: not such a file, damaged, or several LSTMs. UsageError: a choice that the file
     leaves nobody.
     """
+    return read_weights(path, LstmReader(choices))
+
+
+Model_co = TypeVar("Model_co", covariant=True)
+
+
+class WeightsReader(Protocol[Model_co]):
+    """What is made of each kind of file; it imports what that kind needs: all together would take as long as a small run."""
+
+    def model_file(self, path: str, where: str) -> Model_co: ...
+    def keras_archive(self, archive: "Archive") -> Model_co: ...
+    def keras_file(self, file: Any, where: str) -> Model_co: ...
+    def other_hdf5(self, file: Any, where: str) -> Model_co: ...
+    def torch(self, contents: "Contents", where: str) -> Model_co: ...
+    def tensorflow(self, file: FileBytes, path: str) -> Model_co: ...
+    def onnx(self, file: FileBytes, path: str) -> Model_co: ...
+
+
+class LstmReader(NamedTuple):
+    """Takes the LSTMs alone."""
+
+    choices: Choices
+
+    def model_file(self, path: str, where: str) -> Imported:
+        self.choices.allow(where)
+        return Imported(load_model_file(path), "lstmcli")
+
+    def keras_archive(self, archive: "Archive") -> Imported:
+        from lstmcli.weights import keras
+
+        return keras.import_archive(archive, self.choices, keras.import_layers)
+
+    def keras_file(self, file: Any, where: str) -> Imported:
+        from lstmcli.weights import keras
+
+        return keras.import_file(file, where, self.choices, keras.import_layers)
+
+    def other_hdf5(self, file: Any, where: str) -> Imported:
+        from lstmcli.weights import hdf5_names
+
+        return hdf5_names.import_file(file, where, self.choices)
+
+    def torch(self, contents: "Contents", where: str) -> Imported:
+        from lstmcli.weights import pytorch
+
+        return pytorch.import_contents(contents, where, self.choices)
+
+    def tensorflow(self, file: FileBytes, path: str) -> Imported:
+        from lstmcli.weights import tensorflow
+
+        return tensorflow.import_checkpoint(file, path, self.choices)
+
+    def onnx(self, file: FileBytes, path: str) -> Imported:
+        from lstmcli.weights import onnx
+
+        return onnx.import_model(file, path, self.choices)
+
+
+def read_weights(path: str, reader: WeightsReader[Model_co]) -> Model_co:
+    """Returns what the reader makes of a file, whose kind shows in its bytes. Raises MissingInputError and DataError."""
     path = index_path(str(path))
     with open_by_kind(path) as (file, kind):
         where, size = file.name, file.opened.st_size
         if size < SMALLEST:
             raise DataError(f"{where}: expected {KNOWN}; got {f'a file of {size} bytes' if size else 'an empty file'}")
         begin, end = file.take(0, SMALLEST), file.take(size - SMALLEST, SMALLEST)
-        # Each importer is loaded when a file is its own: together they would take as long as a small run.
         if kind is FileKind.HDF5:
-            return load_hdf5(file, path, choices)
+            return read_hdf5(file, path, reader)
         if kind is FileKind.ZIP:
-            return load_archive(file.fd, where, choices)
+            return read_archive(file.fd, where, reader)
         if end.endswith(TABLE_MAGIC):
-            from lstmcli.weights import tensorflow
-
-            return tensorflow.import_checkpoint(file, path, choices)
+            return reader.tensorflow(file, path)
         if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= size - 8:
-            from lstmcli.weights import pytorch
             from lstmcli.weights.containers import safetensors
+            from lstmcli.weights.torch_format.saved_files import Contents
 
-            return pytorch.import_tensors("PyTorch (safetensors)", where, safetensors.read_tensors(file), choices)
+            return reader.torch(Contents("PyTorch (safetensors)", safetensors.read_tensors(file), {}, []), where)
         if begin[:2] in PICKLES:
-            from lstmcli.weights import pytorch
             from lstmcli.weights.torch_format import saved_files
 
-            return pytorch.import_contents(saved_files.read_stream(file.take(0, size), where), where, choices)
+            return reader.torch(saved_files.read_stream(file.take(0, size), where), where)
         if begin.startswith(IR_VERSION):
-            from lstmcli.weights import onnx
-
-            return onnx.import_model(file, path, choices)
+            return reader.onnx(file, path)
         raise DataError(f"{where}: expected {KNOWN}; got a file that begins with {begin[:8]!r}")
 
 
@@ -93,30 +151,28 @@ def index_path(path: str) -> str:
     return path
 
 
-def load_hdf5(data: FileBytes, path: str, choices: Choices) -> Imported:
+def read_hdf5(data: FileBytes, path: str, reader: WeightsReader[Model_co]) -> Model_co:
     where = data.name
     with hdf5.open_file(path) as file:
         with hdf5.reading(where):
             ours = "format" in file.attrs
         if not ours:
-            from lstmcli.weights import hdf5_names, keras
+            from lstmcli.weights import keras
 
             hdf5_safety.check_heaps(data.take, data.opened.st_size, where)
-            read = keras.import_file if keras.looks_like(file) else hdf5_names.import_file
-            return read(file, where, choices)
-    choices.allow(where)
-    return Imported(load_model_file(path), "lstmcli")
+            return reader.keras_file(file, where) if keras.looks_like(file) else reader.other_hdf5(file, where)
+    return reader.model_file(path, where)
 
 
-def load_archive(fd: int, where: str, choices: Choices) -> Imported:
-    from lstmcli.weights import keras, pytorch
+def read_archive(fd: int, where: str, reader: WeightsReader[Model_co]) -> Model_co:
+    from lstmcli.weights import keras
     from lstmcli.weights.containers.zip_archive import Archive
     from lstmcli.weights.torch_format import saved_files
 
     with closing(Archive(fd, where)) as archive:
         if keras.CONFIG in archive.members and keras.WEIGHTS in archive.members:
-            return keras.import_archive(archive, choices)
+            return reader.keras_archive(archive)
         if saved_files.is_torch(archive):
-            return pytorch.import_contents(saved_files.read_archive(archive), where, choices)
+            return reader.torch(saved_files.read_archive(archive), where)
     held = ", ".join(map(shown, list(archive.members)[:5])) or "nothing"
     raise DataError(f"{where}: a ZIP archive, but neither PyTorch's nor Keras's: it holds {held}")

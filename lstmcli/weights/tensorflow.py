@@ -20,7 +20,7 @@ from lstmcli.weights import keras
 from lstmcli.weights.containers.protobuf import Message
 from lstmcli.weights.containers.tensor import Tensor
 from lstmcli.weights.containers.tf_checkpoint import read_tensors
-from lstmcli.weights.containers.tf_objects import GRAPH, KEY, read_metadata, read_objects
+from lstmcli.weights.containers.tf_objects import GRAPH, KEY, Objects, read_metadata, read_objects
 from lstmcli.weights.draft import ABOUT_USE, Choices, Draft, Imported, Origin, reorder
 from lstmcli.weights.keras_format.keras2_weights import named_layers
 from lstmcli.weights.keras_layers import Layer, Reader
@@ -78,11 +78,8 @@ def import_checkpoint(index: FileBytes, path: str, choices: Choices) -> Imported
     """
     with ExitStack() as files:
         tensors = read_tensors(index, path.removesuffix(".index"), files)
-        graph = next((tensor for tensor in tensors if tensor.name == GRAPH), None)
-        if graph is not None:
-            objects = read_objects(Message(graph.read().tobytes(), index.name), tensors)
-            metadata = read_metadata(Path(path).parent.parent, objects) if Path(path).name == "variables.index" else {}
-            return keras.import_objects(objects, index.name, metadata, choices)
+        if objects := of_objects(index, path, tensors):
+            return keras.import_objects(*objects, choices, keras.import_layers)
         if strange := next((tensor for tensor in tensors if tensor.name.endswith(KEY)), None):
             raise DataError(
                 f"{index.name}: a TensorFlow 2 checkpoint of objects ({strange}) without the graph of them, {GRAPH}"
@@ -109,6 +106,15 @@ def import_variables(draft: Draft) -> Imported:
     found = {name: described(cells) for name, cells in lstms.items()}
     found |= {name: f"of Keras, {layer.stored}" for name, layer in layers.items()}
     return draft.assemble(found, build, lambda name: beside(lstms.get(name, {}), draft.tensors))
+
+
+def of_objects(index: FileBytes, path: str, tensors: list[Tensor]) -> tuple[Objects, str, dict[str, str]] | None:
+    """The objects of a TensorFlow 2 checkpoint, its name, and what a SavedModel says of them; None of one without objects."""
+    graph = next((tensor for tensor in tensors if tensor.name == GRAPH), None)
+    if graph is None:
+        return None
+    objects = read_objects(Message(graph.read().tobytes(), index.name), tensors)
+    return objects, index.name, read_metadata(Path(path).parent.parent, objects) if Path(path).name == "variables.index" else {}
 
 
 def keras_layers(draft: Draft) -> dict[str, Layer]:

@@ -6,6 +6,7 @@ open is said in brackets, `conv1(stride=2, padding=1)`, or assumed as PyTorch do
 """
 
 import ast
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -112,10 +113,10 @@ class Builder:
         self.assumed: list[str] = []
 
     def add(self, word: Word) -> None:
-        if word.name in self.modules:
-            self.used.add(word.name)
+        if name := self.resolve(word):
+            self.used.add(name)
             try:
-                layer = self.module(word, self.modules[word.name])
+                layer = self.module(word._replace(name=name), self.modules[name])
             except DataError as error:
                 text = str(error)
                 raise DataError(text if text.startswith(self.where) else f"{self.where}: {word}: {text}") from error
@@ -128,6 +129,15 @@ class Builder:
             layer = made
         self.layers.append(layer)
         self.names.append(word.name)
+
+    def resolve(self, word: Word) -> str | None:
+        """Return the whole name of a module, of which the word may leave out what a checkpoint puts before all of them."""
+        if word.name in self.modules:
+            return word.name
+        fitting = [name for name in self.modules if name.endswith(f".{word.name}")]
+        if len(fitting) > 1:
+            raise UsageError(f"--chain: {word} may be {' or '.join(map(shown, fitting))} of {self.where}; give the whole name")
+        return fitting[0] if fitting else None
 
     def known(self) -> str:
         listed = ", ".join(map(shown, list(self.modules)[:MANY])) or "none"
@@ -221,7 +231,9 @@ def proposal(tensors: Sequence[Tensor]) -> str:
     lstms = [place for place, name in enumerate(names) if is_lstm(modules[name])]
     if lstms:
         names.insert(lstms[-1] + 1, "final")
-    return ", ".join(names)
+    parents = [name.split(".")[:-1] for name in modules]
+    shared = sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False)))
+    return ", ".join(name.split(".", shared)[-1] for name in names)
 
 
 def orders(modules: dict[str, dict[str, Tensor]], before: list[str], width: int | None) -> Iterator[list[str]]:

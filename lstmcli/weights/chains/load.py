@@ -1,0 +1,122 @@
+"""Whole models: what stands before, between and after the LSTMs too, out of a model file or of a file of a framework."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lstmcli.errors import DataError, UsageError
+from lstmcli.files import hdf5, hdf5_safety
+from lstmcli.files.positioned_file import FileBytes
+from lstmcli.model.chain import Chain
+from lstmcli.model.chain_file import is_chain, read_chain
+from lstmcli.model.model_file import load_model as load_model_file
+from lstmcli.weights.draft import Choices, Draft
+from lstmcli.weights.load import read_weights
+
+if TYPE_CHECKING:
+    from lstmcli.weights.containers.zip_archive import Archive
+    from lstmcli.weights.torch_format.saved_files import Contents
+
+
+class WholeModel(NamedTuple):
+    """A chain, where it came from, and what is to be known of it (see draft.Imported)."""
+
+    chain: Chain
+    kind: str
+    notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+
+def load_chain(path: str, choices: Choices, line: str | None = None, takes_ids: bool | None = None) -> WholeModel:
+    """Reads a whole model.
+
+    line: what --chain says, for a file that does not hold its graph. takes_ids: whether the input is token ids, where known.
+    Raises MissingInputError, DataError and UsageError, as load_weights() does.
+    """
+    return read_weights(path, ChainReader(choices, line, takes_ids))
+
+
+class ChainReader(NamedTuple):
+    """Takes all layers of a file."""
+
+    choices: Choices
+    line: str | None
+    takes_ids: bool | None
+
+    def model_file(self, path: str, where: str) -> WholeModel:
+        self.refuse_line(where)
+        self.choices.allow(where)
+        with hdf5.open_file(path) as file:
+            group = hdf5_safety.find(file, "model")
+            if group is not None and is_chain(group):
+                return WholeModel(read_chain(group), "lstmcli")
+        return WholeModel(Chain((load_model_file(path),), ("model",)), "lstmcli")
+
+    def keras_archive(self, archive: "Archive") -> WholeModel:
+        from lstmcli.weights import keras
+
+        self.refuse_line(archive.where)
+        return keras.import_archive(archive, self.choices, make_of_keras)
+
+    def keras_file(self, file: Any, where: str) -> WholeModel:
+        from lstmcli.weights import keras
+
+        self.refuse_line(where)
+        return keras.import_file(file, where, self.choices, make_of_keras)
+
+    def other_hdf5(self, file: Any, where: str) -> WholeModel:
+        from lstmcli.weights import keras
+        from lstmcli.weights.torch_format.saved_files import Contents
+
+        return self.torch(Contents("HDF5", keras.read_tensors(file), {}, []), where)
+
+    def torch(self, contents: "Contents", where: str) -> WholeModel:
+        from lstmcli.weights import pytorch
+        from lstmcli.weights.chains import chain_line
+
+        if self.line is None:
+            raise UsageError(
+                f"{where}: holds weights, but not how the model uses them: say it with --chain; by names and shapes it may be "
+                f"--chain '{chain_line.proposal(contents.tensors)}', with activations between, which no shape shows"
+            )
+        found = []
+
+        def read_lstm(prefix: str) -> Any:
+            found.append(pytorch.import_contents(contents, where, replace(self.choices, select=(prefix,))))
+            return found[-1].model
+
+        chain, assumed, left_out = chain_line.build(self.line, contents.tensors, read_lstm, where, self.takes_ids)
+        notes = [note for each in found for note in each.notes]
+        if left_out:
+            notes.append(f"not in the chain: {', '.join(map(str, left_out[: chain_line.MANY]))}")
+        assumed += [sentence for each in found for sentence in each.assumed]
+        return WholeModel(chain, contents.kind, tuple(dict.fromkeys(notes)), tuple(dict.fromkeys(assumed)))
+
+    def tensorflow(self, file: FileBytes, path: str) -> WholeModel:
+        from lstmcli.weights import keras, tensorflow
+        from lstmcli.weights.containers.tf_checkpoint import read_tensors
+
+        self.refuse_line(file.name)
+        with ExitStack() as files:
+            tensors = read_tensors(file, path.removesuffix(".index"), files)
+            found = tensorflow.of_objects(file, path, tensors)
+            if found is None:
+                raise DataError(
+                    f"{file.name}: a checkpoint of TensorFlow 1, which does not hold what stands around its LSTMs; "
+                    "lstmcli run computes these"
+                )
+            return keras.import_objects(*found, self.choices, make_of_keras)
+
+    def onnx(self, file: FileBytes, path: str) -> WholeModel:
+        raise DataError(f"{file.name}: whole models are not read from ONNX yet; lstmcli run computes their LSTMs")
+
+    def refuse_line(self, where: str) -> None:
+        if self.line is not None:
+            raise UsageError(f"--chain: {where} says its layers itself; leave the option out")
+
+
+def make_of_keras(draft: Draft, *what: Any) -> WholeModel:
+    from lstmcli.weights.chains import keras_chain
+
+    chain = keras_chain.build(draft, *what)
+    return WholeModel(chain, draft.kind, tuple(draft.notes), tuple(draft.assumed))
