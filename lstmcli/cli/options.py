@@ -25,7 +25,15 @@ input_options = option_group(
         "Input",
         "--time-major",
         is_flag=True,
-        help="The input is an array (steps, sequences, features). The outputs never are.",
+        help="The input is an array (steps, sequences, features): --axes TNE.",
+    ),
+    option(
+        "Input",
+        "--axes",
+        type=click.Choice(["NTE", "TNE", "ETN", "ENT"], case_sensitive=False),
+        show_default="NTE",
+        help="The order of the input's axes, N sequences, T steps and E features; what MATLAB, Julia and R write is read with "
+        "ETN. The outputs always have the order NTE.",
     ),
     option(
         "Input",
@@ -238,6 +246,8 @@ def job_of(options: dict[str, Any]) -> "Job":
     if (options["units"] is None) == (options["weights"] is None):
         raise click.UsageError("expected either --units, for new weights, or --weights FILE")
     said = {name: value for name, value in options.items() if value is not None}
+    if said.pop("time_major", False) and said.setdefault("axes", "TNE") != "TNE":
+        raise click.UsageError(f"--time-major is --axes TNE, not {said['axes']}; leave one of them out")
 
     def fields(kind: Any) -> dict[str, Any]:
         """Takes the fields of a record out of what was said."""

@@ -29,7 +29,7 @@ class ChunkedArray(Source):
         self.space = dataset.id.get_space()
         self.written = hdf5.written_chunks(dataset)
         first, second, third = (max(1, min(extent, size)) for extent, size in zip(chunks, dataset.shape, strict=True))
-        self.extent = self._turned((first, second, third))
+        self.extent = self._from_stored((first, second, third))
         self.chunk, self.side_by_side = self.extent[:2], self.extent[0]
         self.staging = np.empty(0, dtype)
         self.others = []
@@ -84,8 +84,8 @@ class ChunkedArray(Source):
         """Returns a part of one chunk, (sequences, steps, features), in memory that the next call reuses. Raises DataError."""
         import h5py
 
-        begin, count = self._turned(begin), self._turned(count)
-        corner = tuple(at // extent * extent for at, extent in zip(begin, self._turned(self.extent), strict=True))
+        begin, count = self._to_stored(begin), self._to_stored(count)
+        corner = tuple(at // extent * extent for at, extent in zip(begin, self._to_stored(self.extent), strict=True))
         where = f"{self.name}, chunk at {corner}"
         if self.written is not None and corner not in self.written:
             raise DataError(f"{where}: was never written, but holds valid steps; was its writer stopped?")
@@ -95,4 +95,4 @@ class ChunkedArray(Source):
         with hdf5.reading(where):
             self.space.select_hyperslab(begin, count)
             self.dataset.id.read(h5py.h5s.create_simple(count), self.space, part)
-        return part.swapaxes(0, 1) if self.time_major else part
+        return part.transpose([self.axes.index(axis) for axis in "NTE"])

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from lstmcli.blocks import Valid
 from lstmcli.errors import DataError
 
-PIECE = 1 << 22  # values looked at at a time
+PIECE = 1 << 20  # values looked at at a time
 
 
 def read_mask(mask: NDArray[Any], name: str, first: int = 0) -> Valid:

@@ -17,11 +17,11 @@ from lstmcli.inputs.strided import StridedArray
 HEADER_BEGIN = 10  # bytes of an NPY file before the text of its header, at least
 
 
-def open_source(spec: str, time_major: bool = False, follow_links: bool = False) -> Source:
+def open_source(spec: str, axes: str = "NTE", follow_links: bool = False) -> Source:
     """Opens the input that `spec` names: a path (NPY or HDF5, told by its first bytes), `file.h5::/dataset`, or `-`.
 
-    time_major: its axes are (steps, sequences, features). Raises UsageError for such a pipe, which would have to be read as a
-    whole. follow_links: an HDF5 dataset may be a link or lie in other files.
+    axes: what its axes are, from the first to the last: NTE, TNE, ETN or ENT. Raises UsageError for a pipe in another order
+    than the first, which would have to be read as a whole. follow_links: an HDF5 dataset may be a link or lie in other files.
     Raises MissingInputError for no such file, and DataError for what is no array that can be read: it says what is there.
     """
     path, dataset = split_spec(spec)
@@ -40,22 +40,23 @@ def open_source(spec: str, time_major: bool = False, follow_links: bool = False)
             file = files.enter_context(hdf5.open_file(path))
             array = _find_dataset(file, dataset, follow_links)
         elif kind is FileKind.STREAM:
-            if time_major:
+            if axes != "NTE":
+                order = "time-major order" if axes == "TNE" else f"order {axes}"
                 raise UsageError(
-                    f"{data.name}: a pipe in time-major order holds the first sequence's last step only near its end; "
-                    "give a file, or write it as (sequences, steps, features) and leave --time-major out"
+                    f"{data.name}: a pipe in {order} holds the first sequence's last step only near its end; "
+                    "give a file, or write it as (sequences, steps, features) and leave --time-major and --axes out"
                 )
             array = _read_npy_stream(PipeBytes(data.fd, data.name))
         else:
             array = _read_npy(data, kind)
-        array = array._replace(time_major=time_major)
+        array = array._replace(axes=axes)
         source: Source
         if array.offset is None:
             source = ChunkedArray(array, files)
-        elif array.fortran or array.time_major:
-            source = StridedArray(array, files)
-        else:
+        elif array.order == "NTE":
             source = ContiguousArray(array, files)
+        else:
+            source = StridedArray(array, files)
         failed.pop_all()
     return source
 

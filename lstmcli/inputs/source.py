@@ -18,7 +18,10 @@ from lstmcli.files.positioned_file import Bytes
 STAGING = 1 << 20  # bytes read at a time where values must be converted or moved
 CALL = 8 << 10  # bytes that are copied in the time that a call takes: smaller gaps are read, not skipped
 
+AXES = {"N": "sequences", "T": "steps", "E": "features"}
+
 Rows = NDArray[np.float32] | NDArray[np.float64]
+Sizes = tuple[int, int, int]
 
 
 class StoredArray(NamedTuple):
@@ -29,9 +32,14 @@ class StoredArray(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     offset: int | None = 0  # of the values in the data; None: libhdf5 must decode them
-    time_major: bool = False  # the shape is (T, N, E), not (N, T, E)
-    fortran: bool = False  # the first axis is the fastest one
+    axes: str = "NTE"  # what the axes of the shape are
+    fortran: bool = False  # the first axis is the fastest one, not the last
     dataset: Any = None  # the h5py.Dataset, if it is one
+
+    @property
+    def order(self) -> str:
+        """The axes as they lie in the file, from the slowest to the fastest."""
+        return self.axes[::-1] if self.fortran else self.axes
 
 
 class Source:
@@ -46,7 +54,7 @@ class Source:
 
         files: closed with the source; stored: bytes that really lie in the file; chunk: bytes that are decoded at once.
         """
-        name, shape, dtype, time_major = array.name, array.shape, array.dtype, array.time_major
+        name, shape, dtype = array.name, array.shape, array.dtype
         if not is_float(dtype):
             hint = ""
             if dtype.kind in "biu":
@@ -55,18 +63,18 @@ class Source:
                 hint = ", which bfloat16 becomes in an NPY file; save x.astype('float32') instead"
             raise DataError(f"{name}: expected {FLOATS}, got {dtype}{hint}")
         if len(shape) != 3:
-            axes = "steps, sequences" if time_major else "sequences, steps"
-            raise DataError(f"{name}: expected shape ({axes}, features), got {shape}")
-        if not shape[2]:
+            expected = ", ".join(AXES[axis] for axis in array.axes)
+            raise DataError(f"{name}: expected shape ({expected}), got {shape}")
+        self.axes = array.axes
+        self.shape = batch, _, features = self._from_stored((shape[0], shape[1], shape[2]))
+        if not features:
             raise DataError(f"{name}: expected at least one feature, got shape {shape}")
         # What takes memory whatever is read: N lengths, and a chunk. A small file must not be able to declare any of it.
-        batch, steps = (shape[1], shape[0]) if time_major else shape[:2]
         taken, what = max((8 * batch, f"shape {shape}"), (chunk, f"chunks of {chunk} bytes"))
         if taken > LARGE and taken > 1000 * stored:
             raise DataError(f"{name}: declares {what}, but holds only {stored} bytes of data")
-        self.data, self.name, self.time_major, self.dataset = array.data, name, time_major, array.dataset
+        self.data, self.name, self.dataset = array.data, name, array.dataset
         self.dtype = dtype  # as stored: float16, 32 or 64 of either byte order
-        self.shape: tuple[int, int, int] = (batch, steps, shape[2])
         self.files = files or ExitStack()
 
     @property
@@ -76,11 +84,17 @@ class Source:
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:
-        return self._turned(self.shape)
+        return self._to_stored(self.shape)
 
-    def _turned(self, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Turns sizes from (N, T, E) to the order in the file, or back."""
-        return (sizes[1], sizes[0], sizes[2]) if self.time_major else sizes
+    def _to_stored(self, sizes: Sizes) -> Sizes:
+        """Turns sizes (N, T, E) to the order of the stored axes."""
+        first, second, third = (sizes["NTE".index(axis)] for axis in self.axes)
+        return first, second, third
+
+    def _from_stored(self, sizes: Sizes) -> Sizes:
+        """Turns sizes in the order of the stored axes to (N, T, E)."""
+        batch, steps, features = (sizes[self.axes.index(axis)] for axis in "NTE")
+        return batch, steps, features
 
     def restrict(self, first: int, stop: int) -> None:
         """Leaves only the sequences first .. stop: from now on these are all."""

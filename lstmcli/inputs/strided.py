@@ -1,4 +1,4 @@
-"""Padded arrays in Fortran order or with time first, in a file: rows are gathered in the file's order, then put in place."""
+"""Padded arrays in Fortran order, or with time or features first: gathered in the order of the file, then put in place."""
 
 import math
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ TILE = 1 << 16  # rows whose places are worked out at a time
 
 
 class StridedArray(Source):
-    """Values at an offset in a file in any other order of the axes than (N, T, E).
+    """Values at an offset in a file whose features are the fastest axis or the slowest one, but not in the order NTE.
 
-    What lies together of a step of a sequence is a row here: all its features, or in Fortran order, where the features are
-    the slowest axis, one of them. So the file is planes of rows: one plane, or E of them, each of them (T, N) or (N, T).
+    What lies together of a step of a sequence is a row here: all its features, or one of them where they are the slowest
+    axis. So the file is planes of rows: one plane, or E of them, each of them (T, N) or (N, T).
 
-        time-major       one plane    step 0: n0 n1 n2 ...   step 1: n0 n1 n2 ...       a row: E features
-        Fortran          E planes     step 0: n0 n1 n2 ...   step 1: n0 n1 n2 ...       a row: one feature
-        Fortran (T,N,E)  E planes     sequence 0: t0 t1 ...  sequence 1: t0 t1 ...      a row: one feature
+        order TNE   one plane    step 0: n0 n1 n2 ...   step 1: n0 n1 n2 ...       a row: E features
+        order ETN   E planes     step 0: n0 n1 n2 ...   step 1: n0 n1 n2 ...       a row: one feature
+        order ENT   E planes     sequence 0: t0 t1 ...  sequence 1: t0 t1 ...      a row: one feature
     """
 
     def __init__(self, array: StoredArray, files: ExitStack | None = None) -> None:
@@ -31,9 +31,9 @@ class StridedArray(Source):
         assert array.offset is not None
         batch, steps, features = self.shape
         self.offset = array.offset
-        self.planes, width = (features, 1) if array.fortran else (1, features)
+        self.planes, width = (features, 1) if array.order[0] == "E" else (1, features)
         self.row_bytes, self.plane_rows = width * self.dtype.itemsize, batch * steps
-        self.time_outside = array.time_major != array.fortran
+        self.time_outside = array.order.index("T") < array.order.index("N")
         # Rows from a sequence to the next one, and from a step to the next one.
         self.strides = (1, batch) if self.time_outside else (steps, 1)
         if self.time_outside:

@@ -21,7 +21,7 @@ class Inputs(NamedTuple):
     """The files that sequences come from, and how they are read."""
 
     input: str
-    time_major: bool = False
+    axes: str = "NTE"  # N sequences, T steps, E features
     lens: str | None = None
     padding: str | None = None  # post | pre; None: post, or what the file says
     initial_state: str | None = None

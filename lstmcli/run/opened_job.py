@@ -60,7 +60,7 @@ class OpenedJob(NamedTuple):
             for weight in cell.weights().values():
                 weights.update(weight.tobytes())
         source = self.source
-        shape = {"shape": list(source.shape), "dtype": source.dtype.str, "time_major": source.time_major}
+        shape = {"shape": list(source.shape), "dtype": source.dtype.str, "axes": source.axes}
         found = {
             "lstmcli": __version__,
             "input": shape | source.identity(),
@@ -103,7 +103,7 @@ def open_job(job: Job) -> Iterator[OpenedJob]:
     """Opens and checks all that a job reads. Raises MissingInputError, DataError, UsageError or StorageError."""
     inputs = job.inputs
     with ExitStack() as opened:
-        source = opened.enter_context(closing(open_source(inputs.input, inputs.time_major, inputs.follow_links)))
+        source = opened.enter_context(closing(open_source(inputs.input, inputs.axes, inputs.follow_links)))
         valid_steps = read_valid_steps(inputs.lens, inputs.padding, source, inputs.follow_links)
         model, about_weights = read_model(job, source)
         initial = None

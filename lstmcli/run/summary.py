@@ -59,7 +59,8 @@ def describe(work: OpenedJob, targets: Paths) -> dict[str, Any]:
         "input": {
             "path": source.name,
             "shape": list(source.stored_shape),
-            "time_major": source.time_major,
+            "axes": source.axes,
+            "time_major": source.axes == "TNE",
             "dtype": source.dtype.name,
         },
         "lengths": {

@@ -292,3 +292,7 @@ def test_time_major(folder: Path) -> None:
     refuse(folder, 65, "expected 10 lengths", args=["--input", "x.npy", "--lens", "lens.npy", "--time-major", "--units", "7"])
     files.write_npy(folder / "in.npy", np.ones((5, 10), np.float32))
     refuse(folder, 65, "(steps, sequences, features)", args=["--input", "in.npy", "--time-major", "--units", "7"])
+    refuse(folder, 65, "(features, steps, sequences)", args=["--input", "in.npy", "--axes", "ETN", "--units", "7"])
+    both = ["--input", "x.npy", "--time-major", "--axes", "ETN", "--units", "7"]
+    refuse(folder, 2, "--time-major is --axes TNE, not ETN; leave one of them out", args=both)
+    refuse(folder, 2, "-: a pipe in order ETN", args=["--input", "-", "--axes", "ETN", "--units", "7"], stdin=pipe)

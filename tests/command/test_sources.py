@@ -89,6 +89,26 @@ def test_time_major(layout: str, case: Case, tmp_path: Path) -> None:
     files.assert_same_bits(run(case, tmp_path, "in", "--time-major"), case.result)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_of_matlab(layout: str, case: Case, tmp_path: Path) -> None:
+    """HDF5 with the axes from the last to the first, behind a user block, and lengths as a row of doubles."""
+    x = case.x.copy()
+    x[files.padding(x.shape, case.lengths)] = np.nan
+    options = dict(LAYOUTS[layout])
+    if "chunks" in options:
+        options["chunks"] = options["chunks"][::-1]
+    with h5py.File(tmp_path / "data.mat", "w", userblock_size=512) as file:
+        file.create_dataset("x", data=x.transpose(), **options)
+        file["lens"] = case.lengths.astype(float)[None]
+    found = run(case, tmp_path, "data.mat::/x", "--axes", "etn", lens="data.mat::/lens")
+    files.assert_same_bits(found, case.result)
+    args = ("run", "--axes", "ETN", "--input", "data.mat::/x", "--weights", case.weights, "--dry-run")
+    assert "(20, 17, 13) float32, axes ETN  data.mat::/x" in succeed(*args, cwd=tmp_path).text
+    facts = succeed(*args, "--json", cwd=tmp_path).json
+    assert facts["input"]["axes"] == "ETN"
+    assert facts["lengths"]["from"] == "data.mat::/lens"
+
+
 def test_time_major_is_in_the_summary(case: Case, tmp_path: Path) -> None:
     files.write_npy(tmp_path / "in.npy", case.x.swapaxes(0, 1))
     args = ("run", "--time-major", "--input", "in.npy", "--lens", case.lens_npy, "--weights", case.weights, "--dry-run")

@@ -110,12 +110,17 @@ LAYOUTS = {
 }
 
 
-ORDERS = [(layout, time_major) for layout in ("npy", "npy-fortran") for time_major in (False, True)]
+AXES = ["NTE", "TNE", "ETN", "ENT"]
+ORDERS = [("npy", "NTE"), ("npy", "TNE"), ("npy-fortran", "NTE"), ("npy-fortran", "TNE"), ("npy", "ETN"), ("npy", "ENT")]
 
 
-def open_layout(layout, path, x, time_major=False):
-    stored = np.ascontiguousarray(x.swapaxes(0, 1)) if time_major else x
-    return open_source(LAYOUTS[layout](path, stored), time_major)
+def turned(x, axes):
+    """(N, T, E) with its axes in another order."""
+    return np.ascontiguousarray(x.transpose(["NTE".index(axis) for axis in axes]))
+
+
+def open_layout(layout, path, x, axes="NTE"):
+    return open_source(LAYOUTS[layout](path, turned(x, axes)), axes)
 
 
 def header(descr="'<f4'", order="False", shape="(2, 3, 4)"):

@@ -64,7 +64,7 @@ def merge_rows(facts: dict[str, Any]) -> Rows:
 def work_rows(facts: dict[str, Any]) -> Rows:
     """Yields what goes into a run: its input, lengths and model."""
     source, lengths, model = facts["input"], facts["lengths"], facts["model"]
-    order = ", time-major" if source["time_major"] else ""
+    order = {"NTE": "", "TNE": ", time-major"}.get(source["axes"], f", axes {source['axes']}")
     yield "input", f"{shape(source['shape'])} {source['dtype']}{order}  {shown(source['path'])}"
     origin = f"  {shown(lengths['from'])}" if lengths["from"] else "  all full: no lengths given"
     place = ", in front" if lengths["padding"] == "pre" else ""

@@ -4,16 +4,16 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from helpers.sources import LAYOUTS, open_layout, save_npy
+from helpers.sources import AXES, LAYOUTS, open_layout, save_npy
 
 from lstmcli.inputs.open_input import open_source
 
 
-@pytest.fixture(params=[(layout, time_major) for time_major in (False, True) for layout in LAYOUTS])
+@pytest.fixture(params=[(layout, axes) for axes in AXES for layout in LAYOUTS])
 def opened(request, tmp_path):
-    """Opens (N, T, E) in every layout, stored as it is or as (T, N, E)."""
-    layout, time_major = request.param
-    return lambda x: open_layout(layout, tmp_path / "x.bin.npy", x, time_major)
+    """Opens (N, T, E) in every layout, stored with its axes in every order."""
+    layout, axes = request.param
+    return lambda x: open_layout(layout, tmp_path / "x.bin.npy", x, axes)
 
 
 @pytest.fixture

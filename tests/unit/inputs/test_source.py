@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers.sources import (
+    AXES,
     FLOATS,
     LAYOUTS,
     as_npy,
@@ -21,12 +22,13 @@ from helpers.sources import (
     read,
     read_window,
     save_h5,
+    turned,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmcli.errors import DataError
-from lstmcli.inputs.lengths import read_lengths
+from lstmcli.inputs.lengths import read_valid_steps
 from lstmcli.inputs.open_input import open_source
 
 
@@ -73,8 +75,8 @@ def test_any_shape_and_window(data, tmp_path_factory):
     begins = np.array([data.draw(st.integers(0, steps - length)) for length in lengths])
     x = padded_from(begins, lengths, steps, width, data.draw(st.sampled_from(FLOATS)))
     path = tmp_path_factory.mktemp("any") / "x"
-    time_major = data.draw(st.booleans())
-    stored = np.ascontiguousarray(x.swapaxes(0, 1)) if time_major else x
+    axes = data.draw(st.sampled_from(AXES))
+    stored = turned(x, axes)
     if data.draw(st.booleans()):
         chunks = tuple(data.draw(st.integers(1, size)) for size in stored.shape)
         spec = save_h5(path, stored, chunks=chunks, compression=data.draw(st.sampled_from([None, "gzip", "lzf"])))
@@ -85,7 +87,7 @@ def test_any_shape_and_window(data, tmp_path_factory):
     start = data.draw(st.integers(0, steps - 1))
     stop = data.draw(st.integers(start + 1, steps))
     small = {name: data.draw(st.integers(8, 200)) for name in ("STAGING", "CALL", "TILE")}
-    with patched(small), closing(open_source(spec, time_major)) as source:
+    with patched(small), closing(open_source(spec, axes)) as source:
         assert source.shape == x.shape
         assert source.stored_shape == stored.shape
         inside = np.clip(np.array(lengths)[first : first + count] - start, 0, stop - start)
@@ -119,7 +121,7 @@ EMPTY_LAYOUTS = ["npy", "npy-fortran", "h5-contiguous", "pipe", "h5-resizable"]
 @pytest.mark.parametrize("layout", EMPTY_LAYOUTS)
 def test_empty_arrays(shape, layout, tmp_path):
     with closing(open_empty(layout, tmp_path / "x.npy", shape)) as source:
-        lengths, _ = read_lengths(None, source)
+        lengths = read_valid_steps(None, None, source).valid.lengths
         assert source.shape == shape
         assert read(source, 0, 0, lengths).shape == (lengths.sum(), shape[2])
         source.finish()
