@@ -28,6 +28,7 @@ class AboutWeights(NamedTuple):
     assumed: tuple[str, ...] = ()  # what the file does not say itself, in sentences
     before: tuple[str, ...] = ()  # layers before the LSTMs, which are left out
     after: tuple[str, ...] = ()
+    masked: bool | None = None  # whether its framework masks the padding of what comes to the LSTMs; None: not known
 
 
 class OpenedJob(NamedTuple):
@@ -128,7 +129,7 @@ def read_model(job: Job, source: Source) -> tuple[Model, AboutWeights]:
         raise DataError(
             f"{said.weights}: the model takes {model.input_size} features, {source.name} {source.stored_shape} has {features}"
         )
-    return model, AboutWeights(imported.notes, imported.assumed, imported.before, imported.after)
+    return model, AboutWeights(imported.notes, imported.assumed, imported.before, imported.after, imported.masked)
 
 
 def check_memory(job: Job, parameters: int) -> None:

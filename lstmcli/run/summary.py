@@ -94,7 +94,17 @@ def describe(work: OpenedJob, targets: Paths) -> dict[str, Any]:
         "nonfinite": None,
         "dry_run": job.resources.dry_run,
         "part": [job.part.first, job.part.stop] if job.part else None,
-        "notes": [*work.valid_steps.notes, *about.notes],
+        "notes": [*work.valid_steps.notes, *about.notes, *notes_on_mask(about.masked, work)],
         "assumed": list(about.assumed),
         "left_out": {"before": list(about.before), "after": list(about.after)},
     }
+
+
+def notes_on_mask(masked: bool | None, work: OpenedJob) -> list[str]:
+    """Returns what to know where lengths are given and the model's framework had none, or the other way round."""
+    padded = bool((work.lengths < work.source.shape[1]).any())
+    if masked is False and padded:
+        return ["no mask: Keras computed the padding as data; --lens none repeats it"]
+    if masked and work.valid_steps.origin is None:
+        return ["a mask: Keras skips the steps that its Masking or mask_zero hides; without --lens they are computed here"]
+    return []
