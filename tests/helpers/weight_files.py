@@ -229,6 +229,61 @@ def tensorflow_variables(cell: naive.Cell, scope: str, kernel: str = "kernel", b
     return found
 
 
+def object_graph(
+    variables: Iterable[str], keys: Mapping[str, str], programs: Mapping[str, str], links: Mapping[str, str]
+) -> bytes:
+    """TensorFlow 2's graph of objects, by whose places the keys are. links: more names of an object, at places of their own."""
+    numbers: dict[str, int] = {"": 0}
+    children: list[dict[str, int]] = [{}]
+    for place in [*keys, *links.values()]:
+        parts = place.split("/") if place else []
+        for k, name in enumerate(parts):
+            at, above = "/".join(parts[: k + 1]), "/".join(parts[:k])
+            if at not in numbers:
+                numbers[at] = len(children)
+                children.append({})
+            children[numbers[above]][name] = numbers[at]
+    for link, target in links.items():
+        above, _, name = link.rpartition("/")
+        children[numbers[above]][name] = numbers[target]
+    nodes = [b"".join(field(1, field(1, child) + field(2, name)) for name, child in of.items()) for of in children]
+    for place in variables:
+        nodes[numbers[place]] += field(
+            2, field(1, "VARIABLE_VALUE") + field(2, programs.get(place, "")) + field(3, keys[place])
+        )
+    return b"".join(field(1, node) for node in nodes)
+
+
+def write_objects(
+    prefix: Path,
+    variables: Mapping[str, np.ndarray],
+    programs: Mapping[str, str] = {},
+    links: Mapping[str, str] = {},
+    *,
+    listed: bool = False,
+) -> Path:
+    """A checkpoint of TensorFlow 2 of variables by their places. programs: what the program called them. listed: its keys are
+    those of a SavedModel, variables/0 and so on."""
+    keys = {
+        place: f"variables/{k}/.ATTRIBUTES/VARIABLE_VALUE" if listed else f"{place}/.ATTRIBUTES/VARIABLE_VALUE"
+        for k, place in enumerate(variables)
+    }
+    graph = object_graph(keys, programs, links)
+    length = struct.pack("<I", len(graph))
+    after = masked(crc32c(length)) + graph
+    text = v(len(graph)) + after
+    index = write_checkpoint(prefix, {keys[place]: value for place, value in variables.items()})
+    data = prefix.with_name(prefix.name + ".data-00000-of-00001")
+    begin = data.stat().st_size
+    entry = field(1, 7) + field(2, b"") + field(4, begin) + field(5, len(text)) + v(6 << 3 | 5) + masked(crc32c(length + after))
+    write_checkpoint(prefix, {keys[place]: value for place, value in variables.items()}, extra={GRAPH: entry})
+    data.write_bytes(data.read_bytes() + text)
+    return index
+
+
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
 # ONNX.
 
 
@@ -355,6 +410,15 @@ def write_legacy_h5(
         if version is not None:
             file.attrs["keras_version"] = version
     return path
+
+
+def keras1_weights(name: str, cell: naive.Cell, apart: bool = True) -> Arrays:
+    """Of Keras 1, whose gates i, c, f, o are apart, or side by side in the order i, f, c, o."""
+    arrays = dict(zip("WUb", keras_arrays(cell), strict=True))
+    if not apart:
+        return {f"{name}_{part}": value for part, value in arrays.items()}
+    parts = {part: dict(zip("ifco", np.split(value, 4, axis=-1), strict=True)) for part, value in arrays.items()}
+    return {f"{name}_{part}_{gate}": parts[part][gate] for gate in "icfo" for part in "WUb"}
 
 
 def legacy_weights(scope: str, cell: naive.Cell) -> Arrays:

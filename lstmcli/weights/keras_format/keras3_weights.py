@@ -75,7 +75,8 @@ def path_of(place: str, names: dict[str, str], ranks: dict[str, str]) -> tuple[P
             continue
         group.append(ranks.get(at, part))
         # Elsewhere a group has the name of an attribute, which the author chose.
-        path.append(names.get(at, part) if numbered or re.fullmatch(r"layer(_with_weights)?-\d+", part) else part)
+        counted = numbered or re.fullmatch(r"layer(_with_weights)?-\d+", part)
+        path.append((counted and names.get(at)) or part)
         numbered = False
     return tuple(path), tuple(group)
 
@@ -103,13 +104,13 @@ def counted_anew(paths: Iterable[str]) -> dict[str, str]:
 
 
 def group_names(file: Any) -> dict[str, str]:
-    """The layers' own names by their groups, as far as a file of Keras 3 has them."""
+    """The layers' own names by their groups; "" where a file of Keras 3 does not have them."""
     found = {}
 
     def visit(name: str, item: Any) -> None:
         place, _, last = name.replace("\\", "/").rpartition("/")
-        if last == "vars" and place and (called := as_text(item.attrs.get("name"))):
-            found[place] = called
+        if last == "vars" and place:
+            found[place] = as_text(item.attrs.get("name")) or ""
 
     file.visititems(visit)
     return found
