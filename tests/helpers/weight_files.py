@@ -229,14 +229,18 @@ def tensorflow_variables(cell: naive.Cell, scope: str, kernel: str = "kernel", b
     return found
 
 
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
 def object_graph(
-    variables: Iterable[str], keys: Mapping[str, str], programs: Mapping[str, str], links: Mapping[str, str]
+    keys: Mapping[str, str], programs: Mapping[str, str], links: Mapping[str, str], empty: Iterable[str] = ()
 ) -> bytes:
-    """TensorFlow 2's graph of objects, by whose places the keys are. links: more names of an object, at places of their own."""
+    """TensorFlow 2's graph of objects. keys, programs: of variables, by their places, what their names in the checkpoint and in
+    the program are. links: other places of objects. empty: places of objects without variables."""
     numbers: dict[str, int] = {"": 0}
     children: list[dict[str, int]] = [{}]
-    for place in [*keys, *links.values()]:
-        parts = place.split("/") if place else []
+    for place in [*keys, *empty]:
+        parts = place.split("/")
         for k, name in enumerate(parts):
             at, above = "/".join(parts[: k + 1]), "/".join(parts[:k])
             if at not in numbers:
@@ -247,10 +251,8 @@ def object_graph(
         above, _, name = link.rpartition("/")
         children[numbers[above]][name] = numbers[target]
     nodes = [b"".join(field(1, field(1, child) + field(2, name)) for name, child in of.items()) for of in children]
-    for place in variables:
-        nodes[numbers[place]] += field(
-            2, field(1, "VARIABLE_VALUE") + field(2, programs.get(place, "")) + field(3, keys[place])
-        )
+    for place, key in keys.items():
+        nodes[numbers[place]] += field(2, field(1, "VARIABLE_VALUE") + field(2, programs.get(place, "")) + field(3, key))
     return b"".join(field(1, node) for node in nodes)
 
 
@@ -259,29 +261,24 @@ def write_objects(
     variables: Mapping[str, np.ndarray],
     programs: Mapping[str, str] = {},
     links: Mapping[str, str] = {},
+    empty: Iterable[str] = (),
     *,
     listed: bool = False,
 ) -> Path:
-    """A checkpoint of TensorFlow 2 of variables by their places. programs: what the program called them. listed: its keys are
-    those of a SavedModel, variables/0 and so on."""
-    keys = {
-        place: f"variables/{k}/.ATTRIBUTES/VARIABLE_VALUE" if listed else f"{place}/.ATTRIBUTES/VARIABLE_VALUE"
-        for k, place in enumerate(variables)
-    }
-    graph = object_graph(keys, programs, links)
+    """A checkpoint of TensorFlow 2 (see object_graph). listed: with the keys of a SavedModel, variables/0 and so on."""
+    ends = {place: f"variables/{k}" if listed else place for k, place in enumerate(variables)}
+    keys = {place: f"{end}/.ATTRIBUTES/VARIABLE_VALUE" for place, end in ends.items()}
+    stored = {keys[place]: value for place, value in variables.items()}
+    graph = object_graph(keys, programs, links, empty)
     length = struct.pack("<I", len(graph))
     after = masked(crc32c(length)) + graph
     text = v(len(graph)) + after
-    index = write_checkpoint(prefix, {keys[place]: value for place, value in variables.items()})
-    data = prefix.with_name(prefix.name + ".data-00000-of-00001")
-    begin = data.stat().st_size
+    begin = sum(value.nbytes for value in stored.values())
     entry = field(1, 7) + field(2, b"") + field(4, begin) + field(5, len(text)) + v(6 << 3 | 5) + masked(crc32c(length + after))
-    write_checkpoint(prefix, {keys[place]: value for place, value in variables.items()}, extra={GRAPH: entry})
+    index = write_checkpoint(prefix, stored, extra={GRAPH: entry})
+    data = prefix.with_name(prefix.name + ".data-00000-of-00001")
     data.write_bytes(data.read_bytes() + text)
     return index
-
-
-GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 # ONNX.
