@@ -1,0 +1,38 @@
+"""The lanes, which fill and empty places of a tile, run by Python: the code that Numba compiles is plain code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import lanes_in_python
+
+import lstmcli
+from lstmcli.blocks import Block, packed_starts
+from lstmcli.engine import packed_cell
+from lstmcli.engine.packed_cell import Layer
+from lstmcli.engine.work_split import Schedule, WorkSplit
+from lstmcli.kernel import lanes
+from lstmcli.kernel.layout import Options
+
+
+@pytest.mark.parametrize(("lane_count", "ahead"), [(1, 0), (3, 0), (7, 0), (2, 3), (3, 24)])
+def test_in_python_as_in_machine_code(lane_count: int, ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = lstmcli.init_model(5, [31], seed=1).layers[0]
+    assert isinstance(cell, lstmcli.Cell)
+    lengths = np.array([3, 1, 0, 4, 2, 4, 1], np.int64)
+    block = Block(np.random.default_rng(0).normal(size=(lengths.sum(), 5)), packed_starts(lengths), lengths)
+    monkeypatch.setattr(packed_cell, "split_work", lambda *_: WorkSplit(1, False, lane_count, ahead))
+
+    def run(layer: Layer) -> list[np.ndarray]:
+        outputs, cells = (block.like(np.zeros((len(block.rows), 31))) for _ in range(2))
+        state = {name: np.full((len(lengths), 31), 0.25) for name in ("c", "h")}
+        layer.run(block, outputs, cells, state, Schedule.of(lengths), 1, backward=False)
+        return [outputs.rows, cells.rows, state["c"], state["h"]]
+
+    layer = Layer("", cell, 64)
+    want = run(layer)
+    for name, function in lanes_in_python.PYTHON.items():
+        monkeypatch.setattr(lanes, name, function)
+    layer.kernel = layer.kernel._replace(call=lanes.define(layer.kernel.shape, Options()))
+    for one, other in zip(run(layer), want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-14)
