@@ -1,7 +1,8 @@
 """Compiled functions put into this process.
 
 Where the system has a linker (`ld`), the object file is made a shared library once, which the system itself loads: a run
-whose kernel is cached then needs nothing of LLVM. Elsewhere llvmlite links the object in each process.
+whose kernel is cached then needs nothing of LLVM. That takes a small run 0.90 of the time and 52 MB instead of 98 (medians of
+21 pairs of whole processes). Elsewhere llvmlite links the object in each process.
 """
 
 import ctypes
