@@ -10,6 +10,8 @@ from helpers.case import Case
 from helpers.command import succeed
 from hypothesis import settings
 
+import lstmcli.api  # noqa: F401  # a model may be called, however a test came by it
+
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=100)
 settings.load_profile("repeatable")
 
