@@ -24,11 +24,11 @@ class ChunkedArray(Source):
         # What has no chunks is compact, or in other files.
         dataset, shape, dtype = array.dataset, array.shape, array.dtype
         row = max(1, math.prod(shape[1:]) * dtype.itemsize)
-        chunks = dataset.chunks or (max(1, STAGING // row), *shape[1:])
+        chunks = (*dataset.chunks, 1)[:3] if dataset.chunks else (max(1, STAGING // row), *shape[1:])
         super().__init__(array, files, dataset.id.get_storage_size(), math.prod(chunks) * dtype.itemsize)
         self.space = dataset.id.get_space()
         self.written = hdf5.written_chunks(dataset)
-        first, second, third = (max(1, min(extent, size)) for extent, size in zip(chunks, dataset.shape, strict=True))
+        first, second, third = (max(1, min(extent, size)) for extent, size in zip(chunks, shape, strict=True))
         self.extent = self._from_stored((first, second, third))
         self.chunk, self.side_by_side = self.extent[:2], self.extent[0]
         self.staging = np.empty(0, dtype)
@@ -85,7 +85,8 @@ class ChunkedArray(Source):
         import h5py
 
         begin, count = self._to_stored(begin), self._to_stored(count)
-        corner = tuple(at // extent * extent for at, extent in zip(begin, self._to_stored(self.extent), strict=True))
+        rank = self.dataset.ndim  # 2 for token ids
+        corner = tuple(at // extent * extent for at, extent in zip(begin, self._to_stored(self.extent), strict=True))[:rank]
         where = f"{self.name}, chunk at {corner}"
         if self.written is not None and corner not in self.written:
             raise DataError(f"{where}: was never written, but holds valid steps; was its writer stopped?")
@@ -93,6 +94,6 @@ class ChunkedArray(Source):
             self.staging = np.empty(math.prod(self.extent), self.dtype)
         part = self.staging[: math.prod(count)].reshape(count)
         with hdf5.reading(where):
-            self.space.select_hyperslab(begin, count)
-            self.dataset.id.read(h5py.h5s.create_simple(count), self.space, part)
+            self.space.select_hyperslab(begin[:rank], count[:rank])
+            self.dataset.id.read(h5py.h5s.create_simple(count[:rank]), self.space, part)
         return part.transpose([self.axes.index(axis) for axis in "NTE"])

@@ -11,17 +11,19 @@ from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes, PipeBytes
 from lstmcli.inputs.chunked import ChunkedArray
 from lstmcli.inputs.contiguous import ContiguousArray
+from lstmcli.inputs.lengths import MASKS
 from lstmcli.inputs.source import Source, StoredArray
 from lstmcli.inputs.strided import StridedArray
 
 HEADER_BEGIN = 10  # bytes of an NPY file before the text of its header, at least
 
 
-def open_source(spec: str, axes: str = "NTE", follow_links: bool = False) -> Source:
+def open_source(spec: str, axes: str = "NTE", follow_links: bool = False, token_ids: bool = False) -> Source:
     """Opens the input that `spec` names: a path (NPY or HDF5, told by its first bytes), `file.h5::/dataset`, or `-`.
 
     axes: what its axes are, from the first to the last: NTE, TNE, ETN or ENT. Raises UsageError for a pipe in another order
     than the first, which would have to be read as a whole. follow_links: an HDF5 dataset may be a link or lie in other files.
+    token_ids: integers (N, T) are taken as well, as the ids of an embedding.
     Raises MissingInputError for no such file, and DataError for what is no array that can be read: it says what is there.
     """
     path, dataset = split_spec(spec)
@@ -38,7 +40,7 @@ def open_source(spec: str, axes: str = "NTE", follow_links: bool = False) -> Sou
             raise DataError(f"{data.name}: dataset {shown(dataset)} is named, but this is {what}")
         if kind is FileKind.HDF5:
             file = files.enter_context(hdf5.open_file(path))
-            array = _find_dataset(file, dataset, follow_links)
+            array = _find_dataset(file, dataset, follow_links, token_ids)
         elif kind is FileKind.STREAM:
             if axes != "NTE":
                 order = "time-major order" if axes == "TNE" else f"order {axes}"
@@ -50,6 +52,8 @@ def open_source(spec: str, axes: str = "NTE", follow_links: bool = False) -> Sou
         else:
             array = _read_npy(data, kind)
         array = array._replace(axes=axes)
+        if token_ids and array.dtype.kind in "iu" and len(array.shape) == 2 and axes[-1] == "E":
+            array = array._replace(shape=(*array.shape, 1), token_ids=True)
         source: Source
         if array.offset is None:
             source = ChunkedArray(array, files)
@@ -89,8 +93,8 @@ def _read_npy_stream(data: PipeBytes) -> StoredArray:
     return StoredArray(data, data.name, array.shape, array.dtype, array.offset)
 
 
-def _find_dataset(file: Any, name: str | None, follow_links: bool) -> StoredArray:
-    dataset = hdf5_safety.dataset(file, name or _only_candidate(file), follow_links)
+def _find_dataset(file: Any, name: str | None, follow_links: bool, token_ids: bool) -> StoredArray:
+    dataset = hdf5_safety.dataset(file, name or _only_candidate(file, token_ids), follow_links)
     where = hdf5.label(dataset)
     dtype, offset = hdf5.dtype_of(dataset), hdf5.raw_offset(dataset)
     data = FileBytes(dataset.file.id.get_vfd_handle(), where)
@@ -99,15 +103,18 @@ def _find_dataset(file: Any, name: str | None, follow_links: bool) -> StoredArra
     return StoredArray(data, where, dataset.shape, dtype, offset, dataset=dataset)
 
 
-def _only_candidate(file: Any) -> str:
-    """Returns the name of the only float dataset of rank 3."""
+def _only_candidate(file: Any, token_ids: bool) -> str:
+    """Returns the name of the only float dataset of rank 3; with token_ids one of integers of rank 2 will do."""
     found = hdf5.entries(file)
-    fitting = [e for e in found if e.dtype is not None and e.dtype.kind == "f" and e.shape and len(e.shape) == 3]
+    ranks = {"f": 3, "i": 2, "u": 2} if token_ids else {"f": 3}
+    fitting = [e for e in found if e.dtype is not None and e.shape and len(e.shape) == ranks.get(e.dtype.kind)]
+    fitting = [e for e in fitting if e.name.rpartition("/")[2] not in MASKS]
     if len(fitting) != 1:
+        expected = "one float dataset of rank 3" + " or one of token ids, integers of rank 2" * token_ids
         path = shown(file.filename)
         example = shown(fitting[0].name) if fitting else "/dataset"
         raise DataError(
-            f"{path}: expected one float dataset of rank 3, found {len(fitting)}: {hdf5.listed(fitting or found)}; "
+            f"{path}: expected {expected}, found {len(fitting)}: {hdf5.listed(fitting or found)}; "
             f"name the one to read: {path}::{example}"
         )
     return fitting[0].name

@@ -20,7 +20,7 @@ CALL = 8 << 10  # bytes that are copied in the time that a call takes: smaller g
 
 AXES = {"N": "sequences", "T": "steps", "E": "features"}
 
-Rows = NDArray[np.float32] | NDArray[np.float64]
+Rows = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.int64]
 Sizes = tuple[int, int, int]
 
 
@@ -35,6 +35,7 @@ class StoredArray(NamedTuple):
     axes: str = "NTE"  # what the axes of the shape are
     fortran: bool = False  # the first axis is the fastest one, not the last
     dataset: Any = None  # the h5py.Dataset, if it is one
+    token_ids: bool = False  # integers, one a step; the shape ends with a 1 that a dataset of rank 2 has not
 
     @property
     def order(self) -> str:
@@ -43,7 +44,7 @@ class StoredArray(NamedTuple):
 
 
 class Source:
-    """A padded (N, T, E) array of floats in a file or a pipe, read by valid rows only."""
+    """A padded array in a file or a pipe, read by valid rows only: floats (N, T, E), or token ids (N, T) taken as (N, T, 1)."""
 
     chunk: tuple[int, int] = (1, 1)  # (sequences, steps) that are decoded at once
     side_by_side: int = 1  # sequences that are best read together, rather than many steps of fewer of them
@@ -55,10 +56,10 @@ class Source:
         files: closed with the source; stored: bytes that really lie in the file; chunk: bytes that are decoded at once.
         """
         name, shape, dtype = array.name, array.shape, array.dtype
-        if not is_float(dtype):
+        if not (is_float(dtype) or array.token_ids):
             hint = ""
             if dtype.kind in "biu":
-                hint = "; convert it with: x.astype('float32')"
+                hint = "; convert it with: x.astype('float32'); token ids are for lstmcli predict and the whole model"
             elif dtype == np.dtype("V2"):
                 hint = ", which bfloat16 becomes in an NPY file; save x.astype('float32') instead"
             raise DataError(f"{name}: expected {FLOATS}, got {dtype}{hint}")
@@ -74,7 +75,8 @@ class Source:
         if taken > LARGE and taken > 1000 * stored:
             raise DataError(f"{name}: declares {what}, but holds only {stored} bytes of data")
         self.data, self.name, self.dataset = array.data, name, array.dataset
-        self.dtype = dtype  # as stored: float16, 32 or 64 of either byte order
+        self.dtype = dtype  # as stored: float16, 32 or 64 of either byte order, or integers
+        self.token_ids = array.token_ids
         self.files = files or ExitStack()
 
     @property
@@ -108,7 +110,8 @@ class Source:
         """Packs steps starts[s] .. starts[s] + lengths[s] of the sequences first + s, one after another, into `rows`.
 
         starts, lengths  (n,)               int64          in   starts[s] + lengths[s] <= T
-        rows             (sum(lengths), E)  float32 or 64  out  C-contiguous, native byte order; written in full
+        rows             (sum(lengths), E)  float32 or 64  out  C-contiguous, native byte order; written in full;
+                                            token ids: int64
 
         Raises DataError where the file ends early, is damaged, a chunk was never written, or a value does not fit float32;
         StorageError where the system could not read.
