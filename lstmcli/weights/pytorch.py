@@ -30,9 +30,9 @@ def import_contents(contents: Contents, where: str, choices: Choices) -> Importe
     """Likewise of a file whose pickle also names classes."""
     hint = ""
     if contents.quantized:
-        hint = "; its weights are quantized to int8, which is not read: save the state_dict of the float model"
+        hint = "; weights in it are quantized (int8 or float16), which is not read: save the state_dict of the float model"
     elif contents.named:
-        hint = f"; its pickle names {shown(', '.join(contents.named[:MANY]))}, of which nothing is run; {ADVICE}"
+        hint = f"; its pickle names {shown(', '.join(contents.named[:MANY]))[:300]}, of which nothing is run; {ADVICE}"
     elif not contents.tensors:
         hint = f"; {ADVICE}"
     return import_tensors(contents.kind, where, contents.tensors, choices, contents.classes, hint)

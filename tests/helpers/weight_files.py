@@ -132,6 +132,42 @@ def write_state_dict(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
     return write_pt(path, p_dict(pairs), data)
 
 
+LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
+
+
+def write_legacy(path: Path, pickle: bytes, storages: Mapping[str, np.ndarray], version: int = 1001) -> Path:
+    """As torch.save did before 1.6: pickles one after another, then for each storage its count and its values."""
+    system = b"}(" + p_text("little_endian") + b"\x88" + p_text("type_sizes") + b"}u"
+    keys = b"](" + b"".join(p_text(key) for key in storages) + b"e"
+    pickles = [LEGACY_MAGIC, p_int(version), system, pickle, keys]
+    data = b"".join(b"\x80\x02" + each + b"." for each in pickles)
+    data += b"".join(struct.pack("<q", value.size) + value.tobytes() for value in storages.values())
+    path.write_bytes(data)
+    return path
+
+
+def p_view(key: str, whole: int, start: int, value: np.ndarray) -> bytes:
+    """A tensor in a part of a storage, as in files of before 1.6."""
+    view = p_tuple(p_text(f"{key}-{start}"), p_int(start), p_int(value.size))
+    identity = p_tuple(p_text("storage"), b"ctorch\nFloatStorage\n", p_text(key), p_text("cpu"), p_int(whole), view)
+    sizes = p_tuple(*map(p_int, value.shape)), p_tuple(*(p_int(step // value.itemsize) for step in value.strides))
+    hooks = b"ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n" + p_tuple(identity + b"Q", p_int(0), *sizes, b"\x89", hooks) + b"R"
+
+
+def p_object(kind: str, state: bytes) -> bytes:
+    """An object of the class module.Name, made with no arguments and given its state."""
+    module, _, name = kind.rpartition(".")
+    return f"c{module}\n{name}\n)".encode() + b"\x81" + state + b"b"
+
+
+def p_module(kind: str, parameters: Mapping[str, bytes] = {}, modules: Mapping[str, bytes] = {}, **state: bytes) -> bytes:
+    """A module of PyTorch, as torch.save(module) has it."""
+    parts = {"_parameters": parameters, "_buffers": {}, "_modules": modules}
+    pairs = [*((name, p_dict(part.items())) for name, part in parts.items()), *state.items()]
+    return p_object(kind, p_dict(pairs))
+
+
 # TensorFlow 1.
 
 

@@ -6,6 +6,7 @@ which has the name of a class or function and what it was given, and does nothin
 
 import io
 import pickletools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, NoReturn
 
@@ -22,7 +23,8 @@ STORAGES = {
 REBUILT = {"_rebuild_tensor": 4, "_rebuild_tensor_v2": 6, "_rebuild_tensor_v3": 7, "_rebuild_qtensor": 4}  # how many arguments
 PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
 LARGEST = 1 << 48
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what a file of PyTorch before 1.6 begins with
+MAX_AXES = 64
+LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number with which a file of PyTorch before 1.6 begins, in any protocol
 ADVICE = "save the weights alone: torch.save(model.state_dict(), ...), or safetensors.torch.save_file"
 
 
@@ -82,7 +84,7 @@ class Key:
 @dataclass(eq=False)
 class Machine:
     """Runs pickles. named: the globals, by what they are called, in order. item_bytes: of the storages, by key.
-    inner: what inner_storage() gave, by its argument; None: this is one itself.
+    depth: how many machines this one is inside of. made: what once() has made, by the identity of what it was made of.
     """
 
     where: str
@@ -90,7 +92,8 @@ class Machine:
     memo: dict[int, Any] = field(default_factory=dict)
     named: dict[str, Global] = field(default_factory=dict)
     item_bytes: dict[str, int] = field(default_factory=dict)
-    inner: dict[int, Storage] | None = field(default_factory=dict)
+    depth: int = 0
+    made: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
     def run(self, stream: IO[bytes]) -> Any:
         """What the next pickle of a stream says. DataError: damaged, or not a pickle that PyTorch could have written."""
@@ -207,18 +210,20 @@ class Machine:
 
     def inner_storage(self, data: bytes) -> Storage:
         """Of a tensor that was pickled alone: its storage is a file of PyTorch in the pickle."""
-        if self.inner is None:
+        machine = Machine(self.where, depth=self.depth + 1)
+        if machine.depth > 1:
             self.refuse("a file in a file in a file")
-        if id(data) not in self.inner:
-            machine = Machine(self.where, inner=None)
-            root, places = read_legacy(data, machine)
-            if not isinstance(root, Storage) or root.key not in places:
-                self.refuse("a storage that is none of PyTorch's")
-            begin, count = places[root.key]
-            self.inner[id(data)] = replace(
-                root, data=data[begin : begin + count * machine.item_bytes[root.key]], key=f"inner {len(self.inner)}"
-            )
-        return self.inner[id(data)]
+        root, places = read_legacy(data, machine)
+        if not isinstance(root, Storage) or root.key not in places:
+            self.refuse("a storage that is none of PyTorch's")
+        begin, count = places[root.key]
+        return replace(root, data=data[begin : begin + count * machine.item_bytes[root.key]])
+
+    def once(self, given: Any, make: Callable[[Any], Any]) -> Any:
+        """What is made of an object, however often the pickle asks for it."""
+        if id(given) not in self.made:
+            self.made[id(given)] = given, make(given)
+        return self.made[id(given)][1]
 
     def global_name(self, module: Any, name: Any) -> Global:
         if not type(module) is type(name) is str:
@@ -246,7 +251,9 @@ class Machine:
             case Global("torch._tensor", "_rebuild_from_type_v2"), (Global() as made, _, tuple(given), _):
                 return self.call(made, given)
             case Global("torch.storage", "_load_from_bytes"), (bytes(data),):
-                return self.inner_storage(data)
+                return self.once(data, self.inner_storage)
+            case Global("_codecs", "encode"), (str(text), "latin1"):  # bytes, in the protocols before 3
+                return self.once(text, lambda text: text.encode("latin1"))
             case Global(), _:
                 return Thing(function, arguments)
             case Thing(), _:  # a class that a function has made
@@ -256,7 +263,11 @@ class Machine:
     def tensor(
         self, name: str, storage: Storage, at: int, shape: tuple[Any, ...], strides: tuple[Any, ...], more: list[Any]
     ) -> Strided:
-        if len(shape) != len(strides) or not all(type(n) is int and 0 <= n < LARGEST for n in (at, *shape, *strides)):
+        if (
+            len(shape) != len(strides)
+            or len(shape) > MAX_AXES
+            or not all(type(n) is int and 0 <= n < LARGEST for n in (at, *shape, *strides))
+        ):
             raise DataError(f"{self.where}: damaged: a tensor whose shape and strides are no sizes")
         dtype = storage.dtype
         if name == "_rebuild_tensor_v3":
@@ -301,7 +312,7 @@ def paired(values: list[Any]) -> dict[Any, Any]:
 
 def is_legacy(begin: bytes) -> bool:
     """Whether a file is of PyTorch before 1.6, or saved with _use_new_zipfile_serialization=False."""
-    return begin.startswith(LEGACY)
+    return LEGACY in begin[:32]
 
 
 def read_legacy(data: bytes, machine: Machine) -> tuple[Any, dict[str, tuple[int, int]]]:

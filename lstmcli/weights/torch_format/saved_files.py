@@ -20,7 +20,7 @@ from lstmcli.weights.containers.zip_archive import Archive
 from lstmcli.weights.torch_format.pickle_machine import (
     ADVICE,
     LARGEST,
-    Key,
+    MAX_AXES,
     Machine,
     Storage,
     Strided,
@@ -30,6 +30,7 @@ from lstmcli.weights.torch_format.pickle_machine import (
 )
 
 MAX_DEPTH = 100
+MAX_NAME = 300  # characters; a name may be put together of the same long text again and again
 EXPORTED = "data/weights/model_weights_config.json"
 EXPORTED_DTYPES = {6: "F16", 7: "F32", 8: "F64", 13: "BF16"}  # torch/_export/serde/schema.py
 OWN = ("torch", "torch._utils", "torch._tensor", "torch.storage", "torch.serialization", "torch.jit._pickle", "collections")
@@ -137,32 +138,35 @@ def leaves(root: Any, classes: dict[str, str]) -> Iterator[tuple[str, Strided]]:
         name, value, depth = waiting.pop()
         if isinstance(value, Strided):
             yield name, value
-        if not isinstance(value, dict | list | tuple | Thing) or id(value) in seen or depth > MAX_DEPTH:
+        if not isinstance(value, dict | list | tuple | Thing) or id(value) in seen or depth > MAX_DEPTH or len(name) > MAX_NAME:
             continue
         seen.add(id(value))
         if isinstance(value, Thing) and isinstance(value.state, dict):
             classes[name] = str(value.kind)
-        below = [(f"{name}.{key}" if name else str(key), part, depth + 1) for key, part in inside(value)]
+        below = [(f"{name}.{key}".strip("."), part, depth + 1) for key, part in inside(value)]
         waiting.extend(reversed(below))
 
 
-def inside(value: Any) -> list[tuple[Any, Any]]:
-    """What is right below a container, by its key. Of a module what its state_dict() has."""
+def inside(value: Any) -> list[tuple[str, Any]]:
+    """What is right below a container, by its key; "" for containers without a level of their own.
+
+    Of a module that is what its state_dict() has. A TorchScript module's _flat_weights are its parameters once more.
+    """
     if isinstance(value, dict):
-        return [(key, part) for key, part in value.items() if not isinstance(key, Key)]
+        # A text of a longer number is refused by Python.
+        plain = [
+            (key, part) for key, part in value.items() if isinstance(key, str) or (type(key) is int and abs(key) < LARGEST)
+        ]
+        return [(str(key), part) for key, part in plain if key != "_flat_weights"]
     if isinstance(value, list | tuple):
-        return list(enumerate(value))
+        return [(str(k), part) for k, part in enumerate(value)]
     state = value.state
-    if isinstance(state, tuple) and len(state) == 2:  # of a class with __slots__
-        state = {**(state[0] or {}), **(state[1] or {})} if all(isinstance(part, dict | None) for part in state) else None
-    state = state if isinstance(state, dict) else {}
     registered = ("_parameters", "_buffers", "_modules")
-    if all(isinstance(state.get(name), dict) for name in registered):
-        return [pair for name in registered for pair in inside(state[name])]
-    given = [part for part in value.arguments if isinstance(part, dict)] if isinstance(value.arguments, tuple) else []
-    found = [pair for part in (*given, value.items, state) for pair in inside(part)]
-    # A TorchScript module's _flat_weights are its parameters once more.
-    return [(key, part) for key, part in (*found, *enumerate(value.elements)) if key != "_flat_weights"]
+    if isinstance(state, dict) and all(isinstance(state.get(name), dict) for name in registered):
+        return [("", state[name]) for name in registered]
+    given = value.arguments if isinstance(value.arguments, tuple) else ()
+    states = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # two: of a class with __slots__
+    return [("", part) for part in (*given, *states, value.items) if isinstance(part, dict)] + inside(value.elements)
 
 
 def values(where: str, fetch: Fetch, name: str, tensor: Strided) -> Floats:
@@ -201,15 +205,8 @@ def read_export(archive: Archive, folder: str) -> Contents:
             case {
                 "path_name": str(path),
                 "use_pickle": False,
-                "tensor_meta": {
-                    "dtype": int(dtype),
-                    "sizes": list(sizes),
-                    "strides": list(strides),
-                    "storage_offset": {"as_int": int(offset)},
-                },
-            } if all(
-                isinstance(n, dict) and type(n.get("as_int")) is int and 0 <= n["as_int"] < LARGEST for n in (*sizes, *strides)
-            ):
+                "tensor_meta": {"dtype": int(dtype), "sizes": list(sizes), "strides": list(strides), "storage_offset": offset},
+            } if len(sizes) == len(strides) <= MAX_AXES and all(map(is_size, (*sizes, *strides, offset))):
                 shape, steps = (tuple(n["as_int"] for n in numbers) for numbers in (sizes, strides))
             case _:
                 raise DataError(
@@ -218,9 +215,13 @@ def read_export(archive: Archive, folder: str) -> Contents:
         kind = EXPORTED_DTYPES.get(dtype, f"type {dtype}")
         key = f"{folder}data/weights/{path}"
         held = archive.members[key].file_size // DTYPES[kind].itemsize if key in archive.members and kind in DTYPES else 0
-        strided = Strided(Storage(key, kind, held, 0, held), kind, offset, shape, steps)
+        strided = Strided(Storage(key, kind, held, 0, held), kind, offset["as_int"], shape, steps)
         tensors.append(Tensor(name, shape, kind, partial(values, archive.where, partial(member, archive), name, strided)))
     return Contents("PyTorch (.pt2 of torch.export)", tensors, {}, [])
+
+
+def is_size(value: Any) -> bool:
+    return isinstance(value, dict) and type(value.get("as_int")) is int and 0 <= value["as_int"] < LARGEST
 
 
 def member(archive: Archive, storage: Storage) -> tuple[bytes, int]:
