@@ -66,14 +66,14 @@ def import_tensors(
 
 
 def other_kind(layers: Layers) -> str:
-    """What has the same names as an LSTM, but three gates or one; "" for an LSTM."""
-    shapes = [tensor.shape for fields in layers.values() for field, tensor in fields.items() if field == "weight_hh"]
-    if not shapes or any("weight_hr" in parameters for parameters in layers.values()):
+    """What has the same names as an LSTM, but three gates or one; "" for an LSTM, whole or not."""
+    parameters = [(field, tensor.shape) for fields in layers.values() for field, tensor in fields.items()]
+    recurrent = [shape for field, shape in parameters if field == "weight_hh"]
+    gates = {shape[0] / shape[1] for shape in recurrent if len(shape) == 2 and shape[1]}
+    may_be = not recurrent and any(shape and shape[0] % 4 == 0 for _, shape in parameters)
+    if 4 in gates or may_be or any(field == "weight_hr" for field, _ in parameters):
         return ""
-    gates = {shape[0] // shape[1] for shape in shapes if len(shape) == 2 and shape[1] and not shape[0] % shape[1]}
-    if 4 in gates:
-        return ""
-    what = {3: "a GRU", 1: "an RNN without gates"}.get(min(gates, default=0), "no LSTM by its shapes")
+    what = "a GRU" if 3 in gates else "an RNN without gates" if 1 in gates else "no LSTM by its shapes"
     return f"{what} ({described(layers)})"
 
 

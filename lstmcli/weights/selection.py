@@ -102,7 +102,8 @@ def fitting_one(word: str | None, found: Mapping[str, str], draft: "Draft") -> s
             lambda name: name == word,
             lambda name: name.startswith((f"{word}.", f"{word}/")),
             lambda name: name.startswith(word),
-            lambda name: f".{word}." in f".{name}.",  # below a wrapper, or a key of a checkpoint
+            lambda name: name.endswith(f".{word}"),  # in a wrapper, or below a key of a checkpoint
+            lambda name: f".{word}." in f".{name}",
         ]
         names = next((fits for way in ways if (fits := [name for name in found if way(name)])), [])
         if not names and word in draft.others:

@@ -21,6 +21,19 @@ def tree(path: Path, **choices: object) -> naive.Node:
     return as_naive(load(path, **choices).model)
 
 
+def attempt(path: Path, **choices: object) -> naive.Node | str:
+    """The tree, or the one line with which a file is refused."""
+    try:
+        return tree(path, **choices)
+    except LstmcliError as error:
+        text = str(error)
+        code = error.exit_code
+    assert code == 65, text
+    assert "\n" not in text
+    assert len(text) < 5000
+    return text
+
+
 def as_naive(model: Model) -> naive.Node:
     match model:
         case Stack():

@@ -73,7 +73,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], **names: st
     """names: dtypes that NumPy does not have, by tensor."""
     header, data = {}, b""
     for name, value in tensors.items():
-        value = np.ascontiguousarray(value)
+        value = np.array(value, order="C")  # ascontiguousarray() makes (1,) of ()
         dtype = names.get(name, SAFE.get(value.dtype))
         header[name] = {"dtype": dtype, "shape": value.shape, "data_offsets": [len(data), len(data) + value.nbytes]}
         data += value.tobytes()
