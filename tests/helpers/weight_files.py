@@ -168,6 +168,27 @@ def p_module(kind: str, parameters: Mapping[str, bytes] = {}, modules: Mapping[s
     return p_object(kind, p_dict(pairs))
 
 
+def write_export(path: Path, tensors: Mapping[str, np.ndarray], **changes: object) -> Path:
+    """A .pt2 archive of torch.export. changes: of what it says of each tensor."""
+    config = {
+        name: {
+            "path_name": f"weight_{k}", "is_param": True, "use_pickle": False,
+            "tensor_meta": {
+                "dtype": 7, "sizes": [{"as_int": size} for size in value.shape],
+                "strides": [{"as_int": step // 4} for step in value.strides], "storage_offset": {"as_int": 0}, "layout": 7,
+            } | changes,
+        }
+        for k, (name, value) in enumerate(tensors.items())
+    }  # fmt: skip
+    with zipfile.ZipFile(path, "w") as archive:
+        for k, value in enumerate(tensors.values()):
+            archive.writestr(f"m/data/weights/weight_{k}", value.tobytes())
+        archive.writestr("m/data/weights/model_weights_config.json", json.dumps({"config": config}))
+        archive.writestr("m/archive_format", b"pt2")
+        archive.writestr("m/byteorder", b"little")
+    return path
+
+
 # TensorFlow 1.
 
 

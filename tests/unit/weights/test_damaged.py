@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import resource
 import shutil
 import time
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import speech
+from helpers import naive, speech
+from helpers import weight_files as wf
 from helpers.command import assert_one_line, lstmcli
 
 from lstmcli.errors import DataError
@@ -157,3 +159,74 @@ def test_a_damaged_file_and_the_command(path: Path, tmp_path: Path) -> None:
     args = ["run", "--input", speech.SAMPLE_DATA / "vowels.h5", "--weights", target, "--output", "out.h5"]
     assert_one_line(lstmcli(*args, cwd=tmp_path), 65, target.name)
     assert not (tmp_path / "out.h5").exists()
+
+
+# The other files of PyTorch: made here, because PyTorch writes them large.
+
+SMALL = {
+    name: np.ascontiguousarray(value)
+    for name, value in wf.torch_state_dict(naive.Stack((wf.random_cell(3, 4, 0), wf.random_cell(4, 4, 1))), "rnn.").items()
+}
+PICKLED = {name: wf.p_array(str(k), value) for k, (name, value) in enumerate(SMALL.items())}
+STORED = {str(k): value.tobytes() for k, value in enumerate(SMALL.values())}
+
+
+def made(kind: str, folder: Path) -> Path:
+    path = folder / "m.pt"
+    bare = {name.removeprefix("rnn."): value for name, value in PICKLED.items()}
+    inside = {"rnn": wf.p_module("torch.nn.modules.rnn.LSTM", bare)}
+    match kind:
+        case "before 1.6":
+            return wf.write_legacy(path, wf.p_dict(PICKLED.items()), {str(k): value for k, value in enumerate(SMALL.values())})
+        case "a checkpoint":
+            others = [("args", wf.p_object("argparse.Namespace", wf.p_dict([("lr", wf.p_int(1))]))), ("epoch", wf.p_int(3))]
+            return wf.write_pt(path, wf.p_dict([*others, ("state_dict", wf.p_dict(PICKLED.items()))]), STORED)
+        case "a module":
+            return wf.write_pt(path, wf.p_module("mine.Net", {}, inside), STORED)
+        case "torch.export":
+            return wf.write_export(path, SMALL)
+    raise ValueError(kind)
+
+
+KINDS = ["before 1.6", "a checkpoint", "a module", "torch.export"]
+
+
+def mutated(data: bytes, dice: random.Random) -> bytes:
+    """With some bits flipped, and bytes overwritten, lost, doubled or put in; now and then cut."""
+    changed = bytearray(data)
+    for _ in range(dice.choice((1, 1, 1, 2, 4))):
+        at, count = dice.randrange(len(changed)), dice.randrange(1, 9)
+        match dice.randrange(5):
+            case 0 | 1:
+                changed[at] ^= 1 << dice.randrange(8)
+            case 2:
+                changed[at : at + count] = dice.choice((b"\xff" * count, b"\0" * count, dice.randbytes(count)))
+            case 3:
+                del changed[at : at + count]
+            case 4:
+                changed[at:at] = dice.choice((changed[at : at + count], dice.randbytes(count)))
+    return bytes(changed[: dice.randrange(len(changed) + 1)] if dice.random() < 0.05 else changed)
+
+
+def mutate(kind: str, folder: Path, seed: int, count: int) -> None:
+    """Each mutation of the bytes ends in one line, or in a model."""
+    dice = random.Random(seed)
+    path = made(kind, folder)
+    data, want = path.read_bytes(), weights(path)
+    assert want is not None
+    came = []
+    for _ in range(count):
+        path.write_bytes(mutated(data, dice))
+        came.append(weights(path))
+    assert came.count(None) > count // 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mutations(kind: str, tmp_path: Path) -> None:
+    mutate(kind, tmp_path, 0, 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_mutations(kind: str, tmp_path: Path) -> None:
+    mutate(kind, tmp_path, 1, 2500)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 
@@ -133,29 +132,8 @@ def test_torchscript_of_before_1_4(tmp_path: Path) -> None:
     assert "TorchScript" in refusal(tmp_path / "a")
 
 
-def exported(path: Path, **changes: object) -> Path:
-    """A .pt2 archive of torch.export."""
-    config = {
-        name: {
-            "path_name": f"weight_{k}", "is_param": True, "use_pickle": False,
-            "tensor_meta": {
-                "dtype": 7, "sizes": [{"as_int": size} for size in value.shape],
-                "strides": [{"as_int": step // 4} for step in value.strides], "storage_offset": {"as_int": 0}, "layout": 7,
-            } | changes,
-        }
-        for k, (name, value) in enumerate(TENSORS.items())
-    }  # fmt: skip
-    with zipfile.ZipFile(path, "w") as archive:
-        for k, value in enumerate(TENSORS.values()):
-            archive.writestr(f"m/data/weights/weight_{k}", value.tobytes())
-        archive.writestr("m/data/weights/model_weights_config.json", json.dumps({"config": config}))
-        archive.writestr("m/archive_format", b"pt2")
-        archive.writestr("m/byteorder", b"little")
-    return path
-
-
 def test_torch_export(tmp_path: Path) -> None:
-    path = exported(tmp_path / "a")
+    path = wf.write_export(tmp_path / "a", TENSORS)
     assert_same(tree(path), STACK)
     assert "torch.export" in load(path).kind
 
@@ -175,7 +153,7 @@ def test_torch_export(tmp_path: Path) -> None:
     ],
 )
 def test_torch_export_that_lies(changes: dict[str, object], tmp_path: Path) -> None:
-    refusal(exported(tmp_path / "a", **changes))
+    refusal(wf.write_export(tmp_path / "a", TENSORS, **changes))
 
 
 def test_quantized_weights_are_refused_as_what_they_are(tmp_path: Path) -> None:
