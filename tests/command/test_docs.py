@@ -21,9 +21,9 @@ from lstmcli.cli.main import lstmcli as cli
 from lstmcli.model.tree import Cell
 
 CONTRIBUTING = TOP / ".github" / "CONTRIBUTING.md"
-WRITTEN = [CONTRIBUTING, TOP / "CHANGELOG.md", *PAGES]
-# What a block of code may be. Those after the first line are run elsewhere: by .ci/run, tests/cluster, and in no test.
-KINDS = {"sh", "python", "", "sh setup", "sh slurm", "sh dask", "python tensorflow"}
+WRITTEN = [README, CONTRIBUTING, TOP / "CHANGELOG.md", *PAGES]
+# What a block of code may be. Those of two words are run by .ci/run, in tests/cluster, or not at all.
+KINDS = {"sh", "python", "", "sh setup", "sh slurm", "sh dask", "sh slow", "python tensorflow"}
 EVERYTHING = "\n".join(page.read_text() for page in [README, *PAGES])
 
 
@@ -40,6 +40,11 @@ def test_a_page_begins_with_a_title_and_what_it_answers(page: Path) -> None:
     assert re.fullmatch(r"# \S.*", title)
     assert not empty
     assert re.match(r"(What|Which|How|Where|Why) ", answers)
+
+
+def test_the_readme_is_short_and_names_every_page() -> None:
+    assert README.read_text().count("\n") <= 180
+    assert {f"lstmcli/docs/{page.name}" for page in PAGES} <= {link.partition("#")[0] for link in pages.links(README)}
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.stem)
@@ -63,6 +68,13 @@ def test_every_option_is_on_a_page() -> None:
     options = {option for _, command in commands(cli) for param in command.params for option in param.opts if option[0] == "-"}
     missing = [option for option in sorted(options) if not re.search(rf"(?<![\w-]){option}(?![\w-])", EVERYTHING)]
     assert missing == []
+
+
+def test_every_variable_of_the_environment_is_on_a_page() -> None:
+    code = "\n".join(path.read_text() for path in (TOP / "lstmcli").rglob("*.py"))
+    names = set(re.findall(r'"(LSTMCLI_[A-Z_]+[A-Z])"', code))
+    assert "LSTMCLI_CACHE_DIR" in names
+    assert [name for name in sorted(names) if name not in EVERYTHING] == []
 
 
 def test_no_other_option_is_on_a_page() -> None:
@@ -133,12 +145,12 @@ def test_all_that_a_result_holds_is_on_the_page_about_results(tmp_path: Path, sa
 def test_kinds_of_examples() -> None:
     found = {(page.name, kind) for page in WRITTEN for kind, _ in pages.examples(page)}
     assert sorted((name, kind) for name, kind in found if kind not in KINDS) == []
-    for name in ("inputs.md", "results.md", "pipelines.md", "cluster.md"):
+    for name in ("README.md", "inputs.md", "results.md", "pipelines.md", "cluster.md"):
         assert (name, "sh") in found
 
 
 # Those of weights.md are run by test_weights_page.py.
-WITH_EXAMPLES = [page for page in PAGES if page.stem != "weights" and pages.examples(page, "sh", "python")]
+WITH_EXAMPLES = [page for page in [README, *PAGES] if page.stem != "weights" and pages.examples(page, "sh", "python")]
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.stem)
@@ -155,4 +167,4 @@ def test_the_picture_is_what_a_terminal_shows() -> None:
         return [re.sub(r"in .*", "in", line) if line.startswith("steps") else line for line in text.values()]
 
     assert shown(module["PICTURE"].read_text()) == shown(module["draw"]())
-    assert module["COMMAND"] in EVERYTHING
+    assert module["COMMAND"] in README.read_text()
