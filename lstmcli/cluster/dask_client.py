@@ -24,17 +24,18 @@ from lstmcli.cluster.dask_connect import connect
 from lstmcli.cluster.dask_worker import Place, ask_to_stop, run_rows
 from lstmcli.cluster.plan import split
 from lstmcli.errors import BusyError, ClusterError, LstmcliError, StoppedError, UsageError
-from lstmcli.files.partial_file import Partial, check_target
+from lstmcli.files.partial_file import Partial
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.results.journal import Done, Journal, journal_name
-from lstmcli.results.paths import Paths, refuse_inputs, result_paths
-from lstmcli.results.publish import complete, open_journal, restore
-from lstmcli.results.result import Facts, Field, Result
+from lstmcli.results.fields import Field
+from lstmcli.results.journal import StoredSpan
+from lstmcli.results.paths import Paths, check_paths
+from lstmcli.results.publish import UnpublishedResult, publishing
+from lstmcli.results.result import Result
 from lstmcli.run.job import Job
 from lstmcli.run.opened_job import OpenedJob, open_job
-from lstmcli.run.run import Progress
+from lstmcli.run.pipeline import Progress
 from lstmcli.run.stop import Stop
-from lstmcli.run.summary import attributes, describe, step_widths, stored_arrays
+from lstmcli.run.summary import describe, measured, metadata_of, step_widths, stored_arrays
 from lstmcli.version import __version__
 
 if TYPE_CHECKING:
@@ -57,13 +58,10 @@ def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Ca
     The same bytes, made as safely. note: is told in words what it waits for. LstmcliError.
     """
     options = job.resources
-    targets = result_paths(*job.output, job.compute.save, job.inputs.input)
-    if targets.main is None or job.inputs.input == "-":
+    paths = job.paths()
+    if paths.main is None or job.inputs.input == "-":
         raise UsageError("--scheduler: the workers open the files themselves; expected files as input and output, got -")
-    if not (options.resume and journal_name(targets.main).exists()):
-        for path in targets.all():
-            check_target(path, options.overwrite)
-    refuse_inputs(targets, job.files())
+    check_paths(paths, job.files(), options.overwrite, options.resume)
     with open_job(job) as work, connect(scheduler) as client:
         if work.source.sequential:
             raise UsageError(f"{work.source.name}: every worker opens the input, so it cannot be a pipe; give a file")
@@ -74,37 +72,30 @@ def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Ca
         with stop.deferred(), tasks:
             if not tasks.threads:
                 note(f"no workers at {client.scheduler.address}; waits for some")
-            found = make(work, targets, tasks)
+            nonfinite = make(work, paths, tasks)
         seconds = time.perf_counter() - began
-        return describe(work, targets) | {
+        about_cluster = {
             "scheduler": client.scheduler.address,
             "tasks": tasks.count,
             "threads": tasks.threads * (options.threads or 1),
-            "resumed_steps": tasks.resumed,
-            "nonfinite": found._asdict() if found and job.compute.nonfinite != "pass" else None,
-            "seconds": round(seconds, 6),
-            "steps_per_second": round((tasks.total - tasks.resumed) / seconds),
         }
+        return describe(work, paths) | measured(work, tasks.resumed, nonfinite, seconds) | about_cluster
 
 
-def make(work: OpenedJob, targets: Paths, tasks: "Tasks") -> Nonfinite | None:
-    """The result; what is not finite in it, as complete() knows it."""
-    job = work.job
-    arrays = stored_arrays(job.compute, work.model, *work.source.shape[:2])
-
-    def about(found: Nonfinite) -> Facts:
-        return Facts(work.model, work.valid, attributes(job.compute, None, work.model, work.about_weights.assumed, found))
-
+def make(opened: OpenedJob, paths: Paths, tasks: "Tasks") -> Nonfinite | None:
+    """Makes the result. Returns which steps are not finite; None: an earlier run has stored everything."""
+    compute, resources = opened.job.compute, opened.job.resources
+    arrays = stored_arrays(compute, opened.model, len(opened.lengths), opened.source.shape[1])
+    publication = (paths, arrays, metadata_of(opened), opened.fingerprint(), resources.overwrite, resources.resume)
     until = time.monotonic() + PATIENCE
     while True:
-        journal = open_journal(targets, work.fingerprint(), job.resources.overwrite, job.resources.resume)
-
-        def fill(result: Result, journal: Journal = journal) -> Nonfinite:
-            before = restore(journal, result, work.valid, {}, np.dtype(job.compute.dtype))
-            return tasks.fill(result, journal, before)
-
         try:
-            return complete(targets, job.resources.overwrite, journal, arrays, about, fill)
+            with publishing(*publication) as result:
+                if not result:
+                    return None
+                nonfinite = tasks.fill(result)
+                result.seal(nonfinite if compute.nonfinite != "pass" else None)
+            return nonfinite
         except BusyError:  # not by a run, which would have the journal: by workers of one whose client died
             if tasks.stop.reason() or time.monotonic() > until:
                 raise
@@ -146,7 +137,7 @@ class Tasks:
         self.waiting: deque[int] = deque()
         self.running: dict[Future, int] = {}
         self.ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        self.done: dict[int, list[Done]] = {}  # by the number of the task
+        self.done: dict[int, list[StoredSpan]] = {}  # by the number of the task
 
     def __enter__(self) -> None:
         pass
@@ -156,10 +147,13 @@ class Tasks:
             with suppress(OSError):
                 self.client.cancel(list(self.running))
 
-    def fill(self, result: Result, journal: Journal, before: Done | None) -> Nonfinite:
-        """What complete() asks for. ClusterError, StoppedError, and what a task has met."""
-        lengths, seen, start = self.work.lengths, Nonfinite(), 0
-        if before:
+    def fill(self, unpublished: UnpublishedResult) -> Nonfinite:
+        """Lets the workers store what is missing. Returns which steps of the whole run are not finite.
+
+        Raises ClusterError, StoppedError, and what a task has met.
+        """
+        result, lengths, seen, start = unpublished.result, self.work.lengths, Nonfinite(), 0
+        if before := unpublished.restored({}, np.dtype(self.work.job.compute.dtype)):
             seen, start = before.nonfinite, before.span.first + before.span.count
             self.ready = self.resumed = steps_until(before.span, lengths)
         self.on_progress(self.ready, self.total)
@@ -170,14 +164,13 @@ class Tasks:
             first = rows[0]
             for done in noted:
                 found = seen + done.nonfinite._replace(row=first + done.nonfinite.row) if done.nonfinite.steps else seen
-                journal.record(Done(replace(done.span, first=first + done.span.first), done.checksum, found, None), result)
+                span = replace(done.span, first=first + done.span.first)
+                unpublished.record(StoredSpan(span, done.checksum, found, None))
             seen = found if noted else seen
-        self.work.source.finish()
-        if self.work.initial:
-            self.work.initial.finish()
+        self.work.finish()
         return seen
 
-    def _iterate(self, parts: list[tuple[int, int]], result: Result) -> Iterator[tuple[tuple[int, int], list[Done]]]:
+    def _iterate(self, parts: list[tuple[int, int]], result: Result) -> Iterator[tuple[tuple[int, int], list[StoredSpan]]]:
         """What was stored, in the order of the sequences. When it shall stop, tasks that run may end, and no other begins."""
         self.count = len(parts)
         self.waiting.extend(range(len(parts)))
@@ -206,7 +199,8 @@ class Tasks:
         while self.waiting and len(self.running) < max(FEWEST, AHEAD * self.threads):
             number = self.waiting.popleft()
             future = self.client.submit(
-                run_rows, self.job, self.run, parts[number], places(result.fields), places(result.sums), __version__, self.name,
+                run_rows, self.job, self.run, parts[number], places(result.fields), places(result.checksums),
+                __version__, self.name,
                 key=f"lstm-{self.run['model']}-{self.name}-{number}", pure=False, retries=RETRIES,
             )  # fmt: skip
             self.running[future] = number
@@ -219,7 +213,7 @@ class Tasks:
             if isinstance(found, LstmcliError):
                 raise found
             if found is not None:
-                self.done[number] = [Done.decode(one) for one in found]
+                self.done[number] = [StoredSpan.decode(one) for one in found]
         elif future.status == "error":
             error = future.exception()
             raise error if isinstance(error, LstmcliError) else ClusterError(explain(error))

@@ -9,19 +9,25 @@ import fcntl
 import os
 import signal
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lstmcli.engine.prepared_model import Forward
+from lstmcli.blocks import Span, State
 from lstmcli.errors import BusyError, ClusterError, DataError, LstmcliError, StorageError, UsageError, shown
 from lstmcli.files.partial_file import Partial, partial_name
-from lstmcli.results.journal import Done, Fingerprint, Synced, decode_line, journal_name
-from lstmcli.results.result import Field, Result
+from lstmcli.inputs.nonfinite import Nonfinite
+from lstmcli.results.fields import Field
+from lstmcli.results.journal import Fingerprint, StoredSpan, decode_line, journal_name
+from lstmcli.results.result import Result
+from lstmcli.run.computation import LstmComputation
 from lstmcli.run.job import Job, Part
+from lstmcli.run.memory import block_limits
 from lstmcli.run.opened_job import open_job
-from lstmcli.run.run import compute
+from lstmcli.run.pipeline import Pipeline
 from lstmcli.run.stop import SIGNALS, Stop
 from lstmcli.version import __version__
 
@@ -66,36 +72,36 @@ def run_rows(
         return type(error)(f"{where}: {error}; workers must see the files that the client sees, under the same names")
 
 
-def store_rows(job: Job, fields: dict[str, Place], sums: dict[str, Place]) -> list[list[Any]]:
+def store_rows(job: Job, fields: dict[str, Place], checksums: dict[str, Place]) -> list[list[Any]]:
+    """Runs a part of a job whose arrays lie in files of the client. Returns what the client's journal shall note, for JSON."""
     assert job.part
     first, stop, run = job.part
-    stores: dict[str, Shared] = {}
-    noted = Noted()
+    stores: dict[str, SharedPartial] = {}
 
-    def here(place: Place) -> Field:
+    def rows_of(place: Place) -> Field:
+        """Returns the rows of this part in an array of the whole."""
         path, inode, offset, shape, dtype = place
         if path not in stores:
-            stores[path] = Shared(Path(path), inode)
+            stores[path] = SharedPartial(Path(path), inode)
         size = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
         return Field(stores[path], offset + first * size, (stop - first, *shape[1:]), np.dtype(dtype))
 
     try:
-        own = {name: here(place) for name, place in fields.items()}
-        own_sums = {name: here(place) for name, place in sums.items()}
+        own_fields = {name: rows_of(place) for name, place in fields.items()}
+        own_checksums = {name: rows_of(place) for name, place in checksums.items()}
         check_run(Path(next(iter(fields.values()))[0]), run)
-        result = Result(own, list(stores.values()), lambda facts: None, True, own_sums, {})
-        with open_job(job) as work:
-            forward = Forward(work.model, np.dtype(job.compute.dtype), job.resources.threads or 1)
-            compute(work, forward, result, noted, None, Stop(), lambda steps, total: None)
-            work.source.finish()
-            if work.initial:
-                work.initial.finish()
-        noted.flush(result)
+        with open_job(job) as opened:
+            computation = LstmComputation(opened.model, job.compute, job.resources.threads or 1)
+            limits = block_limits(computation, opened.source, opened.lengths, job.resources.max_memory, streams=False)
+            result = Result(list(stores.values()), own_fields, own_checksums, opened.valid)
+            with closing(WorkersResult(result)) as sink:
+                Pipeline(opened, computation, limits, sink, Stop(), lambda steps, total: None).run()
+                opened.finish()
+                sink.flush()
     finally:
-        noted.thread.shutdown()
         for store in stores.values():
             store.close()
-    return [done._replace(state=None).encode() for done in noted.done]
+    return [stored._replace(state=None).encode() for stored in sink.stored]
 
 
 def check_run(output: Path, run: Fingerprint) -> None:
@@ -110,30 +116,35 @@ def check_run(output: Path, run: Fingerprint) -> None:
         raise BusyError(f"{shown(str(output))}: another run is writing it")
 
 
-class Noted:
-    """In the place of a journal, which is the client's. What is stored goes to disk while more is computed."""
+class WorkersResult:
+    """A part of a result whose journal the client keeps. What is stored goes to disk while more is computed."""
 
-    def __init__(self) -> None:
-        self.done: list[Done] = []
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        self.stored: list[StoredSpan] = []
         self.thread = ThreadPoolExecutor(1)
         self.syncing: Future[None] | None = None
 
-    def record(self, done: Done, result: Synced) -> None:
-        self.done.append(done)
+    def store(self, span: Span, arrays: dict[str, NDArray[Any]], nonfinite: Nonfinite, state: State | None) -> None:
+        """Stores a span, as UnpublishedResult.store()."""
+        self.stored.append(StoredSpan(span, self.result.put(span, arrays), nonfinite, state))
         if self.syncing and self.syncing.done():
             self.syncing.result()
             self.syncing = None
         if not self.syncing:
-            self.syncing = self.thread.submit(result.start_sync)
+            self.syncing = self.thread.submit(self.result.start_sync)
 
-    def flush(self, result: Synced) -> None:
-        """All that was recorded is on disk. StorageError."""
+    def flush(self) -> None:
+        """Puts all on disk that was stored. Raises StorageError."""
         if self.syncing:
             self.syncing.result()
-        result.sync()
+        self.result.sync()
+
+    def close(self) -> None:
+        self.thread.shutdown()
 
 
-class Shared(Partial):
+class SharedPartial(Partial):
     """Some bytes of OUT.partial, which is a client's."""
 
     def __init__(self, path: Path, inode: int) -> None:

@@ -1,7 +1,7 @@
 """The parts of a plan joined: to the bytes that one run would have stored, or to a file that shows them as one."""
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -16,26 +16,27 @@ from lstmcli.cluster.parts import open_part
 from lstmcli.cluster.plan import Plan
 from lstmcli.errors import DataError, LstmcliError, MissingInputError, StoppedError, UsageError, shown
 from lstmcli.files import hdf5
-from lstmcli.files.partial_file import check_target, write_whole
+from lstmcli.files.partial_file import write_whole
 from lstmcli.files.positioned_file import FileBytes, open_readable
 from lstmcli.inputs.contiguous import ContiguousArray
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.inputs.source import StoredArray
 from lstmcli.model.model_file import model_in
 from lstmcli.model.tree import Model
-from lstmcli.results.journal import Done, Journal, journal_name
-from lstmcli.results.paths import Paths, refuse_inputs, result_paths
-from lstmcli.results.publish import complete, open_journal, restore
-from lstmcli.results.result import Arrays, Facts, Result, Sums, stored_steps, write_facts
+from lstmcli.results.fields import Arrays, Checksums
+from lstmcli.results.hdf5_result import stored_steps, write_metadata
+from lstmcli.results.journal import StoredSpan
+from lstmcli.results.paths import Paths, check_paths, result_paths
+from lstmcli.results.publish import UnpublishedResult, publishing
+from lstmcli.results.result import Metadata
 from lstmcli.results.verify import verify
 from lstmcli.run.cutting import Limits
 from lstmcli.run.cutting import plan as plan_spans
 from lstmcli.run.opened_job import mark_of_steps
+from lstmcli.run.pipeline import Progress
 from lstmcli.run.stop import Stop
-from lstmcli.run.summary import attributes, stored_arrays
+from lstmcli.run.summary import metadata, stored_arrays
 from lstmcli.version import __version__
-
-Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole
 
 BLOCK_BYTES = 32_000_000  # read while as many are written
 NAMED = 10  # parts in one message
@@ -51,7 +52,7 @@ class Stored:
     valid: Valid
     shapes: Arrays
     offsets: dict[str, int]
-    sums: dict[str, Sums]
+    sums: dict[str, Checksums]
     nonfinite: Nonfinite  # row: in the whole
 
     @property
@@ -72,15 +73,15 @@ class Joined:
     def arrays(self) -> Arrays:
         return stored_arrays(self.plan.job.compute, self.model, *self.plan.shape)
 
-    def nonfinite(self) -> Nonfinite:
+    def nonfinite(self) -> Nonfinite | None:
+        """Returns what the parts' runs have found; None: they did not look."""
+        if self.plan.job.compute.nonfinite == "pass":
+            return None
         return sum((part.nonfinite for part in self.parts), Nonfinite())
 
-    def facts(self, found: Nonfinite) -> Facts:
-        return Facts(
-            self.model,
-            self.valid,
-            attributes(self.plan.job.compute, None, self.model, self.plan.run.get("assumed", ()), found),
-        )
+    def metadata(self) -> Metadata:
+        run, compute = self.plan.run, self.plan.job.compute
+        return metadata(compute, self.model, self.valid, run.get("assumed", ()))
 
 
 def merge(
@@ -97,19 +98,18 @@ def merge(
     What was copied when it was stopped stays, as for run(). DataError: names the parts that are missing or wrong.
     """
     stop = stop or Stop()
-    targets = claim_names(plan, output, states, overwrite, resume)
+    paths = merged_paths(plan, output, states, overwrite, resume)
     whole = check_parts(plan)
-    assert targets.main
-    journal = open_journal(targets, plan.run | {"merged from": plan.checksum}, overwrite, resume)
-
-    def fill(result: Result) -> Nonfinite:
-        before = restore(journal, result, whole.valid, {}, np.dtype(plan.job.compute.dtype))
-        copy(whole, result, journal, before.span if before else None, stop, on_progress)
-        return whole.nonfinite()
-
-    with stop.deferred():
-        complete(targets, overwrite, journal, whole.arrays(), whole.facts, fill)
-    return describe(whole, targets)
+    fingerprint = plan.run | {"merged from": plan.checksum}
+    with (
+        stop.deferred(),
+        publishing(paths, whole.arrays(), whole.metadata(), fingerprint, overwrite, resume) as result,
+    ):
+        if result:
+            before = result.restored({}, np.dtype(plan.job.compute.dtype))
+            copy(whole, result, before.span if before else None, stop, on_progress)
+            result.seal(whole.nonfinite())
+    return describe(whole, paths)
 
 
 def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) -> dict[str, Any]:
@@ -119,15 +119,15 @@ def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) 
     """
     import h5py
 
-    targets = claim_names(plan, output, states, overwrite, resume=False)
-    if not targets.main or targets.main.suffix == ".npy":
+    paths = merged_paths(plan, output, states, overwrite, resume=False)
+    if not paths.main or paths.main.suffix == ".npy":
         raise UsageError(f"--virtual --output {output}: expected a name that ends in .h5 or .hdf5")
     whole = check_parts(plan)
     for part in whole.parts:
         verify(part.path)
-    folder = os.path.realpath(targets.main.parent)
+    folder = os.path.realpath(paths.main.parent)
     with h5py.File("merged", "w", driver="core", backing_store=False) as file:
-        write_facts(file, whole.facts(whole.nonfinite()))
+        write_metadata(file, whole.metadata()._replace(nonfinite=whole.nonfinite()))
         for name, values in stored_steps(whole.valid).items():
             file[name] = values
         for name, (shape, dtype) in whole.arrays().items():
@@ -139,21 +139,18 @@ def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) 
             file.create_virtual_dataset(name, layout, fillvalue=np.nan)
         file.flush()
         image = bytes(file.id.get_file_image())
-    write_whole(targets.main, image, overwrite)
-    return describe(whole, targets)
+    write_whole(paths.main, image, overwrite)
+    return describe(whole, paths)
 
 
-def claim_names(plan: Plan, output: str, states: str | None, overwrite: bool, resume: bool) -> Paths:
+def merged_paths(plan: Plan, output: str, states: str | None, overwrite: bool, resume: bool) -> Paths:
     """The files to make. UsageError, OutputError: they cannot be made, or are some of those that are read."""
-    targets = result_paths(output, states, plan.job.compute.save, plan.job.inputs.input)
-    if targets.main is None:
+    paths = result_paths(output, states, plan.job.compute.save, plan.job.inputs.input)
+    if paths.main is None:
         raise UsageError(f"--output {output}: expected a file; a merge cannot write to a pipe")
-    if not (resume and journal_name(targets.main).exists()):
-        for path in targets.all():
-            check_target(path, overwrite)
     parts = (str(plan.part_path(number)) for number in plan.numbers)
-    refuse_inputs(targets, (*plan.job.files(), str(plan.path), *parts))
-    return targets
+    check_paths(paths, (*plan.job.files(), str(plan.path), *parts), overwrite, resume)
+    return paths
 
 
 def check_parts(plan: Plan) -> Joined:
@@ -206,7 +203,7 @@ def stored(plan: Plan, number: int, model: Model | None) -> tuple[Stored, Model]
         return Stored(number, path, first, part.valid, shapes, part.offsets, part.sums, found), model
 
 
-def copy(whole: Joined, result: Result, journal: Journal, before: Span | None, stop: Stop, on_progress: Progress) -> None:
+def copy(whole: Joined, unpublished: UnpublishedResult, before: Span | None, stop: Stop, on_progress: Progress) -> None:
     """Reads span k + 1 while span k is stored. StoppedError; DataError: a row is not what its checksum says."""
     lengths, total = whole.valid.lengths, int(whole.valid.lengths.sum())
     ready = steps_until(before, lengths) if before else 0
@@ -216,15 +213,15 @@ def copy(whole: Joined, result: Result, journal: Journal, before: Span | None, s
         while (block := coming.result()) and not stop.reason():
             span, part, rows = block
             coming = reader.submit(next, reading, None)
-            checksum = result.put(span, whole.valid, rows)
-            if span.last:
-                compare(part, span, result.running)
-            journal.record(Done(span, checksum, Nonfinite(), None), result)
+            checksum = unpublished.result.put(span, rows)
+            if span.last:  # before it is recorded: what is recorded is not compared again
+                compare(part, span, unpublished.result.running)
+            unpublished.record(StoredSpan(span, checksum, Nonfinite(), None))
             count = int(span.lengths(lengths).sum())
             ready += count
             on_progress(count, total)
     if block:
-        journal.flush(result)
+        unpublished.flush()
         raise StoppedError(f"stopped by {stop.reason()} after {ready:,} of {total:,} steps")
 
 
@@ -271,7 +268,7 @@ def with_steps(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape if len(shape) == 3 else (shape[0], 1, shape[1])
 
 
-def compare(part: Stored, span: Span, sums: dict[str, Sums]) -> None:
+def compare(part: Stored, span: Span, sums: dict[str, Checksums]) -> None:
     """DataError where the rows that were read are not those that the part's run has stored."""
     first = span.first - part.first
     for name, found in sums.items():
@@ -283,14 +280,14 @@ def compare(part: Stored, span: Span, sums: dict[str, Sums]) -> None:
             )
 
 
-def describe(whole: Joined, targets: Paths) -> dict[str, Any]:
+def describe(whole: Joined, paths: Paths) -> dict[str, Any]:
     arrays = whole.arrays()
     return {
         "plan": str(whole.plan.path),
         "parts": len(whole.parts),
         "arrays": [{"path": f"/{name}", "shape": list(shape), "dtype": kind.name} for name, (shape, kind) in arrays.items()],
         "valid_steps": int(whole.valid.lengths.sum()),
-        "output": str(targets.main),
-        "states": str(targets.states) if targets.states else None,
-        "model_file": str(targets.model) if targets.model else None,
+        "output": str(paths.main),
+        "states": str(paths.states) if paths.states else None,
+        "model_file": str(paths.model) if paths.model else None,
     }

@@ -48,7 +48,6 @@ class Source:
 
     chunk: tuple[int, int] = (1, 1)  # (sequences, steps) that are decoded at once
     side_by_side: int = 1  # sequences that are best read together, rather than many steps of fewer of them
-    first: int = 0  # of the sequences in the file
 
     def __init__(self, array: StoredArray, files: ExitStack | None, stored: int, chunk: int = 0) -> None:
         """Checks shape and dtype. Raises DataError.
@@ -98,10 +97,6 @@ class Source:
         batch, steps, features = (sizes[self.axes.index(axis)] for axis in "NTE")
         return batch, steps, features
 
-    def restrict(self, first: int, stop: int) -> None:
-        """Leaves only the sequences first .. stop: from now on these are all."""
-        self.first, self.shape = self.first + first, (stop - first, *self.shape[1:])
-
     def identity(self) -> dict[str, Any]:
         """Returns what tells this input from another one, and from itself after a change, ready for JSON."""
         return self.data.identity()
@@ -118,7 +113,6 @@ class Source:
         """
         if not rows.size:
             return
-        first += self.first
         try:
             with np.errstate(over="raise", invalid="ignore"):
                 self._read(first, starts, lengths, rows)

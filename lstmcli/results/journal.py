@@ -10,7 +10,7 @@ import os
 import time
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -34,14 +34,7 @@ class Synced(Protocol):
     def sync(self) -> None: ...
 
 
-class Recorder(Protocol):
-    """A journal, or what is one for a while."""
-
-    def record(self, done: "Done", result: Synced) -> None: ...
-    def flush(self, result: Synced) -> None: ...
-
-
-class Done(NamedTuple):
+class StoredSpan(NamedTuple):
     """A span that is stored. state: after it, where steps of its sequences are still to come; in the file only after a sync."""
 
     span: Span
@@ -56,14 +49,14 @@ class Done(NamedTuple):
         span = self.span
         return [span.first, span.count, span.start, span.stop, span.last, self.checksum, list(self.nonfinite), texts]
 
-    def fits(self, widths: dict[str, int], dtype: np.dtype[Any]) -> bool:
+    def fits(self, widths: Mapping[str, int], dtype: np.dtype[Any]) -> bool:
         """Whether the state, if it has one, can be that of a model with these widths."""
         shapes = {name: (rows.dtype, rows.shape) for name, rows in (self.state or {}).items()}
         expected = {name: (dtype, (self.span.count, width)) for name, width in widths.items()}
         return self.span.last or not shapes or shapes == expected
 
     @classmethod
-    def decode(cls, value: Any) -> "Done":
+    def decode(cls, value: Any) -> "StoredSpan":
         """ValueError, TypeError and the like for anything that encode() does not make."""
         first, count, start, stop, last, checksum, nonfinite, texts = value
         state = {
@@ -87,10 +80,10 @@ class Journal:
         self.fingerprint: Fingerprint = FORMAT | {"run": fingerprint}
         if beside:
             self.fingerprint["files"] = [os.path.relpath(other, path.parent) for other in beside]
-        self.done: list[Done] = []
+        self.done: list[StoredSpan] = []
         self.sealed = False
         self.size = 0  # bytes of the lines that count
-        self.waiting: list[Done] = []
+        self.waiting: list[StoredSpan] = []
         self.syncing: Future[None] | None = None
         self.due = time.monotonic() + SECONDS
         self.failed = False
@@ -115,7 +108,7 @@ class Journal:
                 elif value == "sealed":
                     self.sealed = True
                 else:
-                    done = Done.decode(value)
+                    done = StoredSpan.decode(value)
                     if not follows(done.span, self.done[-1].span if self.done else None):
                         break
                     self.done.append(done)
@@ -158,7 +151,7 @@ class Journal:
         self.begin()
         self._write(self.done)
 
-    def record(self, done: Done, result: Synced) -> None:
+    def record(self, done: StoredSpan, result: Synced) -> None:
         """After `done` was written; now and then, in a thread of its own, what was recorded is put on disk and noted."""
         self.waiting.append(done)
         if self.syncing and not self.syncing.done():
@@ -192,7 +185,7 @@ class Journal:
         del self.waiting[:count]
         self.due = time.monotonic() + SECONDS
 
-    def _write(self, blocks: list[Done]) -> None:
+    def _write(self, blocks: list[StoredSpan]) -> None:
         with storing(self.name):
             for k, done in enumerate(blocks):
                 self._append((done if k == len(blocks) - 1 else done._replace(state=None)).encode())

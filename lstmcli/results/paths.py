@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from lstmcli.errors import OutputError, UsageError, shown
 from lstmcli.files.file_kind import split_spec
-from lstmcli.files.partial_file import partial_name
+from lstmcli.files.partial_file import check_target, partial_name
 from lstmcli.results.journal import journal_name
 
 
@@ -50,6 +50,14 @@ def result_paths(output: str | None, states: str | None, save: tuple[str, ...], 
     if len(set(names := temporary_names(paths))) < len(names):
         raise UsageError(f"--states {states}: is also the name of another file of this result; choose another one")
     return paths
+
+
+def check_paths(paths: Paths, inputs: Iterable[str | None], overwrite: bool, resume: bool) -> None:
+    """Raises OutputError before any work where a file is in the way, or is one of the inputs."""
+    if not (resume and paths.main and journal_name(paths.main).exists()):  # else some of them may have their names already
+        for path in paths.all():
+            check_target(path, overwrite)
+    refuse_inputs(paths, inputs)
 
 
 def temporary_names(paths: Paths) -> list[Path]:

@@ -1,27 +1,116 @@
-"""The way of a result to its name: claimed, laid out, filled, on disk, named; or left for a run that goes on with it."""
+"""How a result gets its name: only when it is complete and on disk. Until then it is OUT.partial, which a run can resume."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lstmcli.blocks import Valid
+from lstmcli.blocks import Span, State
 from lstmcli.errors import BusyError, DataError, LstmcliError, StorageError, UsageError
 from lstmcli.files.partial_file import Partial, check_left_over, check_target, partial_name
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.results.journal import Done, Fingerprint, Journal
+from lstmcli.results.fields import Arrays
+from lstmcli.results.hdf5_result import Hdf5Result
+from lstmcli.results.journal import Fingerprint, Journal, StoredSpan
+from lstmcli.results.npy_result import NpyResult
 from lstmcli.results.paths import Paths
-from lstmcli.results.result import Arrays, Facts, Result, create_result
+from lstmcli.results.result import Metadata, Result
 from lstmcli.results.verify import verify
 
 
-def open_journal(targets: Paths, fingerprint: Fingerprint, overwrite: bool, resume: bool) -> Journal:
-    """Claims the output for this run. DataError: what is there belongs to another run. OutputError: it may not be resumed."""
-    assert targets.main
-    journal = Journal(targets.main, fingerprint, resume, targets.all()[1:])
+class UnpublishedResult:
+    """A result that is filled, and the journal of what of it is on disk; None where the run cannot be resumed."""
+
+    def __init__(self, result: Result, journal: Journal | None) -> None:
+        self.result, self.journal = result, journal
+
+    def restored(self, widths: Mapping[str, int], dtype: np.dtype[Any]) -> StoredSpan | None:
+        """Returns the last span that an earlier run has stored, as far as the data are still what was stored.
+
+        widths, dtype: of the state that is kept between spans of the same sequences.
+        """
+        journal = self.journal
+        if not journal:
+            return None
+        for count, stored in enumerate(journal.done):
+            span = stored.span
+            fits = span.first + span.count <= len(self.result.valid.lengths) and stored.fits(widths, dtype)
+            if not fits or self.result.check(span) != stored.checksum:
+                journal.keep(count)
+                break
+        return journal.done[-1] if journal.done else None
+
+    def store(self, span: Span, arrays: dict[str, NDArray[Any]], nonfinite: Nonfinite, state: State | None) -> None:
+        """Stores a span and notes it; as Result.put(), and nonfinite and state as in StoredSpan."""
+        self.record(StoredSpan(span, self.result.put(span, arrays), nonfinite, state))
+
+    def record(self, stored: StoredSpan) -> None:
+        """Notes a span that was put into the result."""
+        if self.journal:
+            self.journal.record(stored, self.result)
+
+    def flush(self) -> None:
+        """Puts all on disk that was recorded. Raises StorageError."""
+        if self.journal:
+            self.journal.flush(self.result)
+
+    def seal(self, nonfinite: Nonfinite | None) -> None:
+        """Completes the result, all of whose spans are stored, and puts it on disk."""
+        self.result.seal(nonfinite)
+        if self.journal:
+            self.journal.seal()
+
+
+@contextmanager
+def publishing(
+    paths: Paths, arrays: Arrays, metadata: Metadata, fingerprint: Fingerprint | None, overwrite: bool, resume: bool
+) -> Iterator[UnpublishedResult | None]:
+    """Lays out a result for the body to fill and seal, and then gives its files their names.
+
+    Yields None where an earlier run has done all but that. If the body fails, what it has recorded stays for --resume; nothing
+    stays where nothing was recorded, or where the input or the options are bad. fingerprint: of the run; None: it cannot be
+    resumed. Raises OutputError where the files are another run's or may not be replaced, DataError where what another run left
+    cannot be resumed, and StorageError.
+    """
+    journal = open_journal(paths, fingerprint, overwrite, resume) if fingerprint is not None else None
+    if journal and journal.sealed:
+        name_sealed(paths, overwrite)
+        yield None
+        journal.remove()
+        return
+    result: Result | None = None
     try:
-        for path in targets.all():
+        resumes = bool(journal and journal.done)
+        if journal:
+            journal.begin()
+        result = lay_out(paths, arrays, metadata, overwrite, resumes)
+        yield UnpublishedResult(result, journal)
+        result.publish()
+    except BaseException as error:
+        if keep_or_discard(result, journal, error) and isinstance(error, StorageError):
+            raise StorageError(f"{error}; --resume goes on from what was done") from error
+        raise
+    if journal:
+        journal.remove()
+    result.close()
+
+
+def lay_out(paths: Paths, arrays: Arrays, metadata: Metadata, overwrite: bool, resume: bool) -> Result:
+    """Makes a result with all its space taken. resume: keeps what an earlier run has stored. OutputError, StorageError."""
+    if paths.main is not None and paths.main.suffix != ".npy":
+        return Hdf5Result(paths.main, arrays, metadata, overwrite, resume)
+    return NpyResult(paths, arrays, metadata, overwrite, resume)
+
+
+def open_journal(paths: Paths, fingerprint: Fingerprint, overwrite: bool, resume: bool) -> Journal:
+    """Claims the output for this run."""
+    assert paths.main
+    journal = Journal(paths.main, fingerprint, resume, paths.all()[1:])
+    try:
+        for path in paths.all():
+            # Once more, now that no other run can make the files: between the first look and this one some may have come.
             if not journal.sealed:
                 check_target(path, overwrite)
             if not (resume or overwrite):
@@ -32,50 +121,13 @@ def open_journal(targets: Paths, fingerprint: Fingerprint, overwrite: bool, resu
     return journal
 
 
-def complete(
-    targets: Paths,
-    overwrite: bool,
-    journal: Journal | None,
-    arrays: Arrays,
-    about: Callable[[Nonfinite], Facts],
-    fill: Callable[[Result], Nonfinite],
-) -> Nonfinite | None:
-    """Makes the result, or what is missing of it; None: an earlier run has done all but name it.
-
-    fill: stores what the journal has not, and gives what is not finite in the whole.
-    """
-    if journal and journal.sealed:
-        name_sealed(targets, overwrite)
-        journal.remove()
-        return None
-    resumes = bool(journal and journal.done)
-    result: Result | None = None
-    try:
-        if journal:
-            journal.begin()
-        result = create_result(targets, arrays, about(Nonfinite()), overwrite, resumes)
-        found = fill(result)
-        result.seal(about(found))
-        if journal:
-            journal.seal()
-        result.publish()
-    except BaseException as error:
-        if leave(result, journal, error) and isinstance(error, StorageError):
-            raise StorageError(f"{error}; --resume goes on from what was done") from error
-        raise
-    if journal:
-        journal.remove()
-    result.close()
-    return found
-
-
-def leave(result: Result | None, journal: Journal | None, error: BaseException) -> bool:
-    """Whether what was done stays for --resume: if anything was, and if it can be of use."""
+def keep_or_discard(result: Result | None, journal: Journal | None, error: BaseException) -> bool:
+    """Keeps what was done for --resume, if anything was and it can be of use. Returns whether it did."""
     useless = isinstance(error, DataError | UsageError)  # the input, or the options, will be others
     if journal and result and not useless and not journal.sealed:
         with suppress(LstmcliError):
             journal.flush(result)
-    busy = isinstance(error, BusyError)  # OUT.partial: it stays, and needs its journal
+    busy = isinstance(error, BusyError)  # OUT.partial is another run's: it stays, and needs its journal
     if journal and (journal.done or journal.sealed or busy) and not useless:
         if result:
             result.close()
@@ -88,9 +140,9 @@ def leave(result: Result | None, journal: Journal | None, error: BaseException) 
     return False
 
 
-def name_sealed(targets: Paths, overwrite: bool) -> None:
-    """An earlier run was stopped while it gave its files, complete and on disk, their names."""
-    for path in reversed(targets.all()):
+def name_sealed(paths: Paths, overwrite: bool) -> None:
+    """Gives names to the files of an earlier run that was stopped when they were complete and on disk."""
+    for path in reversed(paths.all()):
         name = partial_name(path)
         if not name.exists():
             continue  # it has its name
@@ -101,18 +153,3 @@ def name_sealed(targets: Paths, overwrite: bool) -> None:
         partial = Partial(path, overwrite, resume=True)
         partial.publish()
         partial.close()
-
-
-def restore(journal: Journal | None, result: Result, valid: Valid, widths: dict[str, int], dtype: np.dtype[Any]) -> Done | None:
-    """The last span that an earlier run has stored, as far as its data are still what was stored.
-
-    widths, dtype: of the states that are kept between spans of the same sequences.
-    """
-    if not journal:
-        return None
-    for count, done in enumerate(journal.done):
-        fits = done.span.first + done.span.count <= len(valid.lengths) and (done.state is None or done.fits(widths, dtype))
-        if not fits or result.check(done.span, valid) != done.checksum:
-            journal.keep(count)
-            break
-    return journal.done[-1] if journal.done else None

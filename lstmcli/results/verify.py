@@ -18,8 +18,9 @@ from lstmcli.files.positioned_file import FileBytes
 from lstmcli.files.zip_reader import reading_zip
 from lstmcli.model.model_check import read_check
 from lstmcli.model.model_file import FORMAT, load_model, model_in
+from lstmcli.results.fields import Checksums, Extent
+from lstmcli.results.hdf5_result import CHECKSUMS, CONTAINER, container_checksum
 from lstmcli.results.model_check import confirm
-from lstmcli.results.result import CHECKSUMS, CONTAINER, Extent, Sums, container_checksum
 
 BLOCK = 16 << 20  # bytes read at a time
 
@@ -73,7 +74,7 @@ class Whole(NamedTuple):
     valid: Valid
     fields: dict[str, Any]  # h5py.Dataset
     offsets: dict[str, int]  # of the fields in the file
-    sums: dict[str, Sums]  # of the rows of the fields
+    sums: dict[str, Checksums]  # of the rows of the fields
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from lstmcli.files.file_kind import split_spec
 from lstmcli.model.new_weights import PLAIN, CellOptions
 from lstmcli.results.journal import Fingerprint
+from lstmcli.results.paths import Paths, result_paths
 
 if TYPE_CHECKING:
     from lstmcli.weights.draft import Choices
@@ -97,6 +98,10 @@ class Job(NamedTuple):
     output: Output = Output()
     resources: Resources = Resources()
     part: Part | None = None  # None: all sequences of the input
+
+    def paths(self) -> Paths:
+        """Returns the files to make. Raises UsageError for names and options that do not go together."""
+        return result_paths(self.output.output, self.output.states, self.compute.save, self.inputs.input)
 
     def files(self) -> tuple[str | None, ...]:
         """Returns the names of the files that are read."""

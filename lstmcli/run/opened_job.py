@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lstmcli.blocks import Lengths, Valid
+from lstmcli.blocks import Lengths, Span, State, Valid
 from lstmcli.errors import DataError, UsageError
 from lstmcli.inputs.initial_state import States, open_states
 from lstmcli.inputs.lengths import ValidSteps, read_valid_steps
@@ -49,6 +49,21 @@ class OpenedJob(NamedTuple):
     def lengths(self) -> Lengths:
         return self.valid.lengths
 
+    @property
+    def first(self) -> int:
+        """The number of the first sequence of this run in the input."""
+        return self.job.part.first if self.job.part else 0
+
+    def initial_state(self, span: Span) -> State | None:
+        """Reads the state in which the sequences of a span begin, if one was given. Raises DataError or StorageError."""
+        return self.initial.read(self.first + span.first, span.count) if self.initial else None
+
+    def finish(self) -> None:
+        """Raises DataError if an input changed while it was read, or if a pipe holds too little or too much."""
+        self.source.finish()
+        if self.initial:
+            self.initial.finish()
+
     def fingerprint(self) -> Fingerprint:
         """Returns what tells this run from all others whose results may differ, ready for JSON.
 
@@ -86,7 +101,6 @@ class OpenedJob(NamedTuple):
                 f"{self.source.name}: the run is not the one that was planned: {'; '.join(differences)}; "
                 "make it as it was, or plan anew"
             )
-        self.source.restrict(part.first, part.stop)
         valid = self.valid.part(part.first, part.stop)
         return self._replace(valid_steps=self.valid_steps._replace(valid=valid))
 

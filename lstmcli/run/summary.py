@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from lstmcli.blocks import Valid
 from lstmcli.engine.cpus import available_threads
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.tree import Model
+from lstmcli.results.fields import Arrays
 from lstmcli.results.paths import Paths
-from lstmcli.results.result import Arrays
+from lstmcli.results.result import Metadata
 from lstmcli.run.job import Compute, Part
 from lstmcli.run.opened_job import OpenedJob
 from lstmcli.version import __version__
@@ -34,26 +36,30 @@ def stored_arrays(compute: Compute, model: Model, batch: int, time: int) -> Arra
     return arrays
 
 
-def attributes(compute: Compute, part: Part | None, model: Model, assumed: Sequence[str], found: Nonfinite) -> dict[str, Any]:
-    """Returns what an HDF5 result says of its making besides its arrays. assumed: of the weights, in sentences."""
-    known: dict[str, Any] = {
+def metadata_of(opened: OpenedJob) -> Metadata:
+    """Returns what the result of a run says besides its arrays."""
+    job = opened.job
+    return metadata(job.compute, opened.model, opened.valid, opened.about_weights.assumed, job.part)
+
+
+def metadata(compute: Compute, model: Model, valid: Valid, assumed: Sequence[str], part: Part | None = None) -> Metadata:
+    """Returns what a result says besides its arrays. assumed: of the weights, in sentences."""
+    attributes: dict[str, Any] = {
         "model_config": model.config(),
         "options": {"dtype": compute.dtype, "save": sorted(compute.save)},
         "versions": {"lstmcli": __version__},
     }
     if assumed:
-        known["assumed"] = list(assumed)
+        attributes["assumed"] = list(assumed)
     if part:
-        known["part"] = part.mark()
-    if compute.nonfinite != "pass":
-        known |= {"nonfinite_steps": np.int64(found.steps), "nonfinite_first": np.array([found.row, found.step], np.int64)}
-    return known
+        attributes["part"] = part.mark()
+    return Metadata(model, valid, attributes, Nonfinite() if compute.nonfinite != "pass" else None)
 
 
-def describe(work: OpenedJob, targets: Paths) -> dict[str, Any]:
+def describe(opened: OpenedJob, paths: Paths) -> dict[str, Any]:
     """Returns the facts of a run that are known before it, ready for JSON; the others are there with their first values."""
-    job, source, lengths, model = work.job, work.source, work.lengths, work.model
-    (batch, time, _), about = source.shape, work.about_weights
+    job, source, lengths, model = opened.job, opened.source, opened.lengths, opened.model
+    batch, time, about = len(opened.lengths), source.shape[1], opened.about_weights
     total, cells, dtype = int(lengths.sum()), [cell for _, cell in model.cells()], job.compute.dtype
     return {
         "input": {
@@ -64,8 +70,8 @@ def describe(work: OpenedJob, targets: Paths) -> dict[str, Any]:
             "dtype": source.dtype.name,
         },
         "lengths": {
-            "from": work.valid_steps.origin,
-            "padding": work.valid_steps.padding,
+            "from": opened.valid_steps.origin,
+            "padding": opened.valid_steps.padding,
             "min": int(lengths.min(initial=time)) if batch else 0,
             "mean": total / batch if batch else 0.0,
             "max": int(lengths.max(initial=0)),
@@ -78,14 +84,14 @@ def describe(work: OpenedJob, targets: Paths) -> dict[str, Any]:
             "units": [cell.units for cell in cells],
             "parameters": model.parameters(),
         },
-        "initial_state": work.initial.name if work.initial else None,
+        "initial_state": opened.initial.name if opened.initial else None,
         "outputs": {"shape": [batch, time, model.output_size], "dtype": dtype, "stored": "outputs" in job.compute.save},
         "state": [
             {"path": f"/state/{name}", "shape": [batch, width], "dtype": dtype} for name, width in model.state_widths().items()
         ],
-        "output": str(targets.main or "-"),
-        "states": str(targets.states) if targets.states else None,
-        "model_file": str(targets.model) if targets.model else None,
+        "output": str(paths.main or "-"),
+        "states": str(paths.states) if paths.states else None,
+        "model_file": str(paths.model) if paths.model else None,
         "threads": job.resources.threads or available_threads(),
         "valid_steps": total,
         "seconds": 0.0,
@@ -94,17 +100,33 @@ def describe(work: OpenedJob, targets: Paths) -> dict[str, Any]:
         "nonfinite": None,
         "dry_run": job.resources.dry_run,
         "part": [job.part.first, job.part.stop] if job.part else None,
-        "notes": [*work.valid_steps.notes, *about.notes, *notes_on_mask(about.masked, work)],
+        "notes": [*opened.valid_steps.notes, *about.notes, *notes_on_mask(about.masked, opened)],
         "assumed": list(about.assumed),
         "left_out": {"before": list(about.before), "after": list(about.after)},
     }
 
 
-def notes_on_mask(masked: bool | None, work: OpenedJob) -> list[str]:
+def notes_on_mask(masked: bool | None, opened: OpenedJob) -> list[str]:
     """Returns what to know where lengths are given and the model's framework had none, or the other way round."""
-    padded = bool((work.lengths < work.source.shape[1]).any())
+    padded = bool((opened.lengths < opened.source.shape[1]).any())
     if masked is False and padded:
         return ["no mask: Keras computed the padding as data; --lens none repeats it"]
-    if masked and work.valid_steps.origin is None:
+    if masked and opened.valid_steps.origin is None:
         return ["a mask: Keras skips the steps that its Masking or mask_zero hides; without --lens they are computed here"]
     return []
+
+
+def measured(opened: OpenedJob, resumed: int, nonfinite: Nonfinite | None, seconds: float) -> dict[str, Any]:
+    """Returns the facts that are known only after a run.
+
+    resumed: steps that an earlier run had stored. nonfinite: None where that run had stored everything.
+    """
+    if nonfinite and nonfinite.steps:
+        nonfinite = nonfinite._replace(row=opened.first + nonfinite.row)
+    looked = opened.job.compute.nonfinite != "pass"
+    return {
+        "resumed_steps": resumed,
+        "nonfinite": nonfinite._asdict() if nonfinite and looked else None,
+        "seconds": round(seconds, 6),
+        "steps_per_second": round((int(opened.lengths.sum()) - resumed) / seconds),
+    }

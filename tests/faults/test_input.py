@@ -47,7 +47,7 @@ def accepts(path: Path, content: bytes) -> bool:
     with suppress(DataError), closing(open_source(str(path))) as source:
         batch, steps, width = source.shape
         rows = np.empty((batch * steps, width), np.float64)
-        source.read(0, 0, np.full(batch, steps), rows)
+        source.read(0, np.zeros(batch, np.int64), np.full(batch, steps), rows)
         want = X
         with suppress(ValueError):
             want = np.load(path)

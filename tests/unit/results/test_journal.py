@@ -8,15 +8,15 @@ import pytest
 from lstmcli.blocks import Span
 from lstmcli.errors import DataError, OutputError, StorageError
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.results.journal import Done, Journal, differing
+from lstmcli.results.journal import Journal, StoredSpan, differing
 
 RUN = {"input": {"bytes": 100}, "options": {"dtype": "float32"}}
 STATE = {"0/c": np.arange(6, dtype="<f4").reshape(2, 3), "0/h": np.zeros((2, 3), "<f4")}
 BLOCKS = [
-    Done(Span(0, 4, 0, 9, last=True), 11, Nonfinite(), None),
-    Done(Span(4, 2, 0, 5, last=False), 22, Nonfinite(1, 4, 3), STATE),
-    Done(Span(4, 2, 5, 9, last=True), 33, Nonfinite(1, 4, 3), None),
-    Done(Span(6, 1, 0, 0, last=True), 2**32 - 1, Nonfinite(1, 4, 3), None),
+    StoredSpan(Span(0, 4, 0, 9, last=True), 11, Nonfinite(), None),
+    StoredSpan(Span(4, 2, 0, 5, last=False), 22, Nonfinite(1, 4, 3), STATE),
+    StoredSpan(Span(4, 2, 5, 9, last=True), 33, Nonfinite(1, 4, 3), None),
+    StoredSpan(Span(6, 1, 0, 0, last=True), 2**32 - 1, Nonfinite(1, 4, 3), None),
 ]
 
 
@@ -107,7 +107,7 @@ def test_lines_out_of_order_count_for_nothing(order, tmp_path):
 def test_a_state_that_is_missing_takes_its_span_along(tmp_path):
     journal = Journal(tmp_path / "out", RUN, resume=False)
     journal.begin()
-    journal.waiting = [*BLOCKS[:2], Done(Span(4, 2, 5, 7, last=False), 5, Nonfinite(), STATE)]
+    journal.waiting = [*BLOCKS[:2], StoredSpan(Span(4, 2, 5, 7, last=False), 5, Nonfinite(), STATE)]
     journal.flush(Synced())  # of spans that are noted together only the last keeps its state
     journal.close()
     found = read(tmp_path)

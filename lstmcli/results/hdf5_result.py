@@ -1,0 +1,139 @@
+"""A result in one HDF5 file: outputs (N, T, D), lengths (N,), state/... (N, D), model/..., checksums/... and attributes.
+
+starts (N,) is there where valid steps do not begin at 0.
+
+What makes it a file that can be opened, the container, is written last, so that nobody takes a part for the whole.
+
+checksums/NAME (N,) uint32 is the CRC-32 of the bytes of each row of NAME: of its valid steps where NAME has steps.
+checksums/container (1,) uint32 is the CRC-32 of all other bytes of the file, this number left out.
+"""
+
+import io
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstmcli.blocks import Lengths, Valid
+from lstmcli.files.partial_file import Partial
+from lstmcli.files.positioned_file import storing
+from lstmcli.inputs.nonfinite import Nonfinite
+from lstmcli.model.model_file import RESULT_FORMAT, RESULT_VERSION, write_model
+from lstmcli.results.fields import Arrays, Extent, Field
+from lstmcli.results.result import Metadata, Result
+
+CHECKSUMS = "checksums"
+CONTAINER = f"{CHECKSUMS}/container"
+PIECE = 4 << 20  # bytes that are copied or summed at a time
+
+
+class Hdf5Result(Result):
+    """A result in an HDF5 file, laid out with all its space taken."""
+
+    def __init__(self, path: Path, arrays: Arrays, metadata: Metadata, overwrite: bool, resume: bool) -> None:
+        """resume: keeps what an earlier run has stored. Raises OutputError or StorageError."""
+        self.path, self.arrays, self.metadata = path, arrays, metadata
+        self.partial = Partial(path, overwrite, resume)
+        try:
+            with storing(path), container(arrays, metadata) as (_, self.size, offsets):
+                self.partial.reserve(self.size)
+        except BaseException:
+            self.partial.close() if resume else self.partial.discard()
+            raise
+        rows = metadata.valid.lengths.shape
+        fields = {name: Field(self.partial, offsets[name], *array) for name, array in arrays.items()}
+        checksums = {name: Field(self.partial, offsets[f"{CHECKSUMS}/{name}"], rows, np.dtype(np.uint32)) for name in arrays}
+        self.own_checksum = Field(self.partial, offsets[CONTAINER], (1,), np.dtype(np.uint32))
+        steps = stored_steps(metadata.valid)
+        self.valid_steps = {name: Field(self.partial, offsets[name], rows, values.dtype) for name, values in steps.items()}
+        super().__init__([self.partial], fields, checksums, metadata.valid)
+
+    def seal(self, nonfinite: Nonfinite | None) -> None:
+        metadata = self.metadata._replace(nonfinite=nonfinite)
+        all_fields = (self.own_checksum, *self.valid_steps.values(), *self.fields.values(), *self.checksums.values())
+        with storing(self.path), container(self.arrays, metadata) as (image, _, _):
+            for offset, count in outside([field.extent() for field in all_fields], self.size):
+                image.seek(offset)
+                self.partial.write(image.read(count), offset)
+        for name, values in stored_steps(metadata.valid).items():
+            self.valid_steps[name].put_rows(0, values)
+        summed_elsewhere = [field.extent() for field in (*self.fields.values(), self.own_checksum)]
+        checksum = container_checksum(self.partial.take, self.size, summed_elsewhere)
+        self.own_checksum.put_rows(0, np.array([checksum], np.uint32))
+        super().seal(nonfinite)
+
+
+def stored_steps(valid: Valid) -> dict[str, Lengths]:
+    """Returns what a result holds of the valid steps: the starts only where padding does not stand behind all sequences."""
+    return {"lengths": valid.lengths} | ({"starts": valid.starts} if valid.starts.any() else {})
+
+
+@contextmanager
+def container(arrays: Arrays, metadata: Metadata) -> Iterator[tuple[io.BufferedRandom, int, dict[str, int]]]:
+    """Makes a result without the values of its arrays. Yields the file, its size, and the offsets of the values by name."""
+    import h5py
+
+    # libhdf5 writes it into memory (a sparse file there), never to the disk: on a full disk it would crash.
+    with in_memory() as image:
+        with h5py.File(image, "w") as file:
+            write_metadata(file, metadata)
+            rows = metadata.valid.lengths.shape
+            all_arrays = arrays | {name: (rows, values.dtype) for name, values in stored_steps(metadata.valid).items()}
+            all_arrays |= {CONTAINER: ((1,), np.dtype(np.uint32))}
+            all_arrays |= {f"{CHECKSUMS}/{name}": (rows, np.dtype(np.uint32)) for name in arrays}
+            offsets = {name: allocate(file, name, *array) for name, array in all_arrays.items()}
+        yield image, image.seek(0, os.SEEK_END), offsets
+
+
+def write_metadata(file: Any, metadata: Metadata) -> None:
+    """Writes attributes and model into an empty h5py.File; the valid steps are among its arrays."""
+    file.attrs["format"] = RESULT_FORMAT
+    file.attrs["format_version"] = RESULT_VERSION
+    for name, value in metadata.attributes.items():
+        file.attrs[name] = json.dumps(value)
+    if (found := metadata.nonfinite) is not None:
+        file.attrs["nonfinite_steps"] = np.int64(found.steps)
+        file.attrs["nonfinite_first"] = np.array([found.row, found.step], np.int64)
+    write_model(file.create_group("model"), metadata.model)
+
+
+def container_checksum(take: Callable[[int, int], bytes], size: int, left_out: Iterable[Extent]) -> int:
+    """Returns the CRC-32 of a file of `size` bytes without the extents. take(offset, count) gives bytes of it."""
+    checksum = 0
+    for offset, count in outside(left_out, size):
+        checksum = zlib.crc32(take(offset, count), checksum)
+    return checksum
+
+
+def outside(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
+    """Yields the rest of a file of `size` bytes, in pieces."""
+    at = 0
+    for extent in sorted([*extents, Extent(size, 0)]):
+        for offset in range(at, extent.offset, PIECE):
+            yield Extent(offset, min(extent.offset - offset, PIECE))
+        at = max(at, extent.offset + extent.size)
+
+
+def allocate(file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Makes a contiguous dataset whose values libhdf5 never writes. Returns its offset in the file."""
+    import h5py
+
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)  # the same run gives the same bytes
+    dataset = file.create_dataset(name, shape, dtype, dcpl=properties)
+    return dataset.id.get_offset() or 0  # None where the shape has a zero
+
+
+def in_memory() -> io.BufferedRandom:
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("lstmcli", os.MFD_CLOEXEC), "w+b")
+    return tempfile.TemporaryFile()

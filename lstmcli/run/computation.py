@@ -1,0 +1,64 @@
+"""What a pipeline computes: named arrays of blocks, and a state that goes from one block of a sequence to the next."""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstmcli.blocks import Block, State
+from lstmcli.engine.prepared_model import Forward
+from lstmcli.model.tree import Model
+from lstmcli.run.job import Compute
+from lstmcli.run.summary import step_widths
+
+
+class Computation(Protocol):
+    """All that a pipeline needs to know of a model. A further kind of model is one more class in this file."""
+
+    dtype: np.dtype[Any]
+    threads: int
+    causal: bool  # a step depends on no later one, so that sequences may be cut in time
+    input_width: int  # of the rows that are read
+    step_widths: dict[str, int]  # of the arrays (R, width) with a row for each step
+    state_widths: dict[str, int]  # of the arrays (n, width) of the state
+    scratch_width: int  # of the rows that are needed for a while
+    weight_bytes: int
+    step_flops: int
+    full: int  # sequences that keep all lanes of all threads busy
+
+    def initial_state(self, count: int) -> State:
+        """Makes the state in which `count` sequences begin if nothing else is given."""
+
+    def run(self, block: Block, arrays: dict[str, Block], state: State) -> None:
+        """Computes a block.
+
+        block   in      rows (R, input_width), packed
+        arrays  out     rows (R, width) for each of step_widths
+        state   in/out  arrays (n, width): before the first step of the block, after its last one
+        """
+
+    def of_sequences(self, state: State) -> dict[str, NDArray[Any]]:
+        """Returns the arrays (n, width) of a result that hold a row for each sequence, from the state after its last step."""
+
+
+class LstmComputation:
+    """The LSTMs of a model: outputs, and where wanted cells and the outputs of each layer; final states."""
+
+    def __init__(self, model: Model, compute: Compute, threads: int) -> None:
+        self.forward = Forward(model, np.dtype(compute.dtype), threads)
+        self.dtype, self.threads, self.causal = self.forward.dtype, threads, model.causal
+        self.input_width = model.input_size
+        self.step_widths = step_widths(model, compute.save) | {"outputs": model.output_size}  # computed in any case
+        self.state_widths = self.forward.widths
+        self.scratch_width = sum(self.forward.scratch_widths.values())
+        self.weight_bytes, self.step_flops = self.forward.weight_bytes, self.forward.flops
+        self.full = 2 * self.forward.rows * threads
+
+    def initial_state(self, count: int) -> State:
+        return self.forward.initial_state(count)
+
+    def run(self, block: Block, arrays: dict[str, Block], state: State) -> None:
+        self.forward(block, arrays["outputs"], state, arrays)
+
+    def of_sequences(self, state: State) -> dict[str, NDArray[Any]]:
+        return {f"state/{name}": rows for name, rows in state.items()}

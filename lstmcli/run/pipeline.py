@@ -1,0 +1,146 @@
+"""The pipeline of a run: the next span is read and the last one is stored while one is computed."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstmcli.blocks import Block, Floats, Span, State, packed_starts, steps_until
+from lstmcli.errors import DataError, StoppedError
+from lstmcli.inputs.nonfinite import Nonfinite, find_nonfinite
+from lstmcli.results.journal import StoredSpan
+from lstmcli.run.computation import Computation
+from lstmcli.run.cutting import Limits, plan
+from lstmcli.run.opened_job import OpenedJob
+from lstmcli.run.stop import Stop
+
+Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole run
+
+
+class Sink(Protocol):
+    """Where spans go: an UnpublishedResult, or what a worker of a cluster has in its place."""
+
+    def store(self, span: Span, arrays: dict[str, NDArray[Any]], nonfinite: Nonfinite, state: State | None) -> None: ...
+    def flush(self) -> None: ...
+
+
+class Buffer(NamedTuple):
+    """Memory for one span, used again and again."""
+
+    rows: Floats  # (R, features) what is read
+    arrays: dict[str, Floats]  # (R, width) what is computed of it
+
+
+class ComingSpan(NamedTuple):
+    """A span that is being read."""
+
+    span: Span
+    buffer: Buffer
+    read: Future[tuple[Block, Nonfinite]]
+
+
+class Pipeline:
+    """Reads span k + 1 and stores span k - 1 while span k is computed, each in a thread of its own.
+
+    Spans take two buffers in turn. The rows of a buffer are the reader's until a span is read, then the computation's until it
+    is computed; then the reader gets them for the next span but one. The arrays are the computation's, and from then on the
+    writer's until the span is stored: the computation waits for that before it fills them again.
+    """
+
+    def __init__(
+        self, opened: OpenedJob, computation: Computation, limits: Limits, sink: Sink, stop: Stop, on_progress: Progress
+    ) -> None:
+        self.opened, self.computation, self.limits, self.sink = opened, computation, limits, sink
+        self.stop, self.on_progress = stop, on_progress
+        self.total = int(opened.lengths.sum())
+        self.done = 0  # steps that are stored
+        self.nonfinite = Nonfinite()  # in the spans that are stored
+        self.buffers = [self.new_buffer(), self.new_buffer()]
+        self.spans: Iterator[Span] = iter(())
+        self.reader, self.writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.storing: deque[Future[None]] = deque()
+
+    def new_buffer(self) -> Buffer:
+        def empty(width: int) -> Floats:
+            return np.empty((self.limits.rows, width), self.computation.dtype)
+
+        arrays = {name: empty(width) for name, width in self.computation.step_widths.items()}
+        return Buffer(empty(self.computation.input_width), arrays)
+
+    def run(self, before: StoredSpan | None = None) -> Nonfinite:
+        """Stores all spans after `before`. Returns which steps of the whole run are not finite.
+
+        Raises StoppedError when it was asked to stop, DataError for bad input, and StorageError.
+        """
+        state: State = {}
+        if before:
+            self.nonfinite, state = before.nonfinite, before.state or {}
+            self.done = steps_until(before.span, self.opened.lengths)
+        self.on_progress(self.done, self.total)
+        self.spans = plan(self.opened.lengths, self.limits, self.opened.source.chunk, before.span if before else None)
+        with self.reader, self.writer:
+            try:
+                coming = self.submit_next()
+                while coming and not self.stop.reason():
+                    current, (block, found) = coming, coming.read.result()
+                    coming = self.submit_next()
+                    if len(self.storing) == 2:
+                        self.storing.popleft().result()
+                    state = self.compute(current, block, state, found)
+                while self.storing:
+                    self.storing.popleft().result()
+            except BaseException:
+                self.opened.source.stop()  # the reader may be waiting for a pipe in which nothing comes
+                raise
+        if coming:
+            self.sink.flush()
+            raise StoppedError(f"stopped by {self.stop.reason()} after {self.done:,} of {self.total:,} steps")
+        return self.nonfinite
+
+    def submit_next(self) -> ComingSpan | None:
+        """Lets the reader begin with the next span, if there is one, in the buffer whose turn it is."""
+        span = next(self.spans, None)
+        if span is None:
+            return None
+        buffer = self.buffers[0]
+        self.buffers.reverse()
+        return ComingSpan(span, buffer, self.reader.submit(self.read, span, buffer.rows))
+
+    def read(self, span: Span, rows: Floats) -> tuple[Block, Nonfinite]:
+        """Reads a span. Returns its block, and which of its steps are not finite."""
+        opened = self.opened
+        starts, steps = span.valid(opened.valid)
+        block = Block(rows[: steps.sum()], packed_starts(steps), steps)
+        opened.source.read(opened.first + span.first, starts, steps, block.rows)
+        policy = opened.job.compute.nonfinite
+        found = find_nonfinite(block.rows, span.first, starts, steps) if policy != "pass" else Nonfinite()
+        if found.steps and policy == "error":
+            raise DataError(
+                f"{opened.source.name}, sequence {opened.first + found.row}, step {found.step}: expected finite values, got "
+                "NaN or Inf; --nonfinite warn computes with them"
+            )
+        return block, found
+
+    def compute(self, current: ComingSpan, block: Block, state: State, found: Nonfinite) -> State:
+        """Computes a span and lets the writer store it. Returns the state after it."""
+        span = current.span
+        if span.start == 0:
+            state = self.opened.initial_state(span) or self.computation.initial_state(span.count)
+        arrays = {name: block.like(rows[: len(block.rows)]) for name, rows in current.buffer.arrays.items()}
+        self.computation.run(block, arrays, state)
+        # The next span of these sequences goes on from the state, perhaps while this one is stored.
+        kept = state if span.last else {name: rows.copy() for name, rows in state.items()}
+        self.storing.append(self.writer.submit(self.store, span, block, arrays, kept, found))
+        return state
+
+    def store(self, span: Span, block: Block, arrays: dict[str, Block], state: State, found: Nonfinite) -> None:
+        """Stores a span."""
+        self.nonfinite += found
+        rows = {name: array.rows for name, array in arrays.items()} | self.computation.of_sequences(state)
+        self.sink.store(span, rows, self.nonfinite, None if span.last else state)
+        steps = int(block.lengths.sum())
+        self.done += steps
+        self.on_progress(steps, self.total)
