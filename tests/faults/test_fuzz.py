@@ -27,6 +27,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lengths = np.array([3, 0, 2, 1, 5, 60, 41, 0, 60, 2, 4, 1, 7, 0])
     files.write_npy(folder / "x.npy", x)
     files.write_npy(folder / "lens.npy", lengths)
+    files.write_npy(folder / "mask.npy", np.arange(60) < lengths[:, None])
     (folder / "lens.txt").write_text("\n".join(map(str, lengths)) + "\n")
     files.write_h5(folder / "x.h5", x=x)
     with h5py.File(folder / "chunked.h5", "w") as file:
@@ -51,7 +52,7 @@ def fuzz(job: Path, folder: Path, kind: str, seed: int, count: int) -> None:
     assert 65 in ast.literal_eval(codes), codes
 
 
-KINDS = ["npy", "lengths", "text", "hdf5", "chunked", "model", "journal", "result"]
+KINDS = ["npy", "lengths", "mask", "text", "hdf5", "chunked", "model", "journal", "result"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,8 +2,8 @@
 
     python tests/helpers/fuzz.py KIND SEED COUNT
 
-In the current folder lie x.npy, lens.npy, lens.txt, x.h5, model.h5, golden.h5, and for "journal" a run that was killed. Prints
-what is neither refused in one line nor run right, and at the end how often which exit code came.
+In the current folder lie x.npy, lens.npy, mask.npy, lens.txt, x.h5, model.h5, golden.h5, and for "journal" a run that was
+killed. Prints what is neither refused in one line nor run right, and at the end how often which exit code came.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ BASE = {"-i": "x.npy", "-l": "lens.npy", "-w": "model.h5", "-o": "out.h5"}
 KINDS = {  # the option that gets the damaged file, the file, and the bytes in which most of the damage is done
     "npy": ("-i", "x.npy", 128),
     "lengths": ("-l", "lens.npy", 128),
+    "mask": ("-l", "mask.npy", 1000),
     "text": ("-l", "lens.txt", 100),
     "hdf5": ("-i", "x.h5", 4000),
     "chunked": ("-i", "chunked.h5", 8000),
@@ -73,7 +74,8 @@ def right(kind: str) -> bool:
         with h5py.File(given["-i"]) as file:
             x = file["x"][:]
     lengths = np.load(given["-l"]) if given["-l"].endswith(".npy") else np.loadtxt(given["-l"], np.int64, ndmin=1)
-    outputs, _ = lstmcli.load_model(given["-w"])(np.asarray(x, np.float32), lengths, threads=1)
+    told = {"mask": lengths} if lengths.shape == x.shape[:2] else {"lengths": lengths.reshape(-1).astype(np.int64)}
+    outputs, _ = lstmcli.load_model(given["-w"])(np.asarray(x, np.float32), **told, threads=1)
     with h5py.File("out.h5") as file:
         got = file["outputs"][:]
     os._exit(0 if np.array_equal(got, outputs, equal_nan=True) else 1)

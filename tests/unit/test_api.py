@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lstmcli
-from lstmcli.errors import DataError
+from lstmcli.errors import DataError, UsageError
 
 
 @st.composite
@@ -177,6 +177,22 @@ def test_errors_say_what_came(case: Case) -> None:
         model(case.x, initial_state={**case.state, "0/c": case.state["0/c"][:, :20]})
     with pytest.raises(ValueError, match="2/h"):
         model(case.x, initial_state={**case.state, "2/h": case.state["0/h"]})
+
+
+def test_what_says_which_steps_are_valid(case: Case) -> None:
+    model = lstmcli.load_model(case.weights)
+    mask = np.arange(17) < case.lengths[:, None]
+    for said in ({"lengths": case.lengths[:, None]}, {"mask": mask}, {"mask": mask.astype(float).tolist()}):
+        files.assert_same_bits(model(case.x, **said), case.result)  # type: ignore[arg-type]
+    for wrong in ({"mask": mask, "lengths": case.lengths}, {"mask": mask, "padding": "pre"}):
+        with pytest.raises(UsageError, match=r"^mask: says itself which steps are valid; leave lengths and padding out$"):
+            model(case.x, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"^padding: expected post or pre, got 'front'$"):
+        model(case.x, case.lengths, padding="front")
+    with pytest.raises(DataError, match=r"^mask: expected shape \(13, 17\), got \(17, 13\)$"):
+        model(case.x, mask=mask.T)
+    with pytest.raises(DataError, match=r"^mask, row 0, step 1: expected the ones of a row in one run"):
+        model(case.x, mask=np.broadcast_to(np.arange(17) % 2 == 0, (13, 17)))
 
 
 def test_a_lone_cell_is_a_model() -> None:
