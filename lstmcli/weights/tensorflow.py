@@ -132,7 +132,10 @@ def named_lstms(tensors: list[Tensor], draft: Draft) -> Iterator[tuple[str, LSTM
             level, layer, side = match["level"], match["layer"], match["direction"]
             place = Place(int(level) if level else None, side[-2:].lower() if side else None, int(layer) if layer else None)
             scope = f"{match['scope']}{'BiRNN' * (side or '').startswith('BiRNN')}".rstrip("/")
-            cells = groups.setdefault(Group(scope, match["multi"] or "", side is not None), {}).setdefault(place, {})
+            multi = match["multi"] or ""
+            if side:  # the other one may have a lone cell
+                multi = multi.removeprefix("multi_rnn_cell").removeprefix("MultiRNNCell")
+            cells = groups.setdefault(Group(scope, multi, side is not None), {}).setdefault(place, {})
             draft.place(cells.setdefault(match["cell"], {}), FIELDS[match["field"]], tensor)
     scopes = [group.scope for group in groups]
     for group, places in groups.items():

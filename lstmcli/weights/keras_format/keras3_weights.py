@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from lstmcli.errors import DataError, shown
 from lstmcli.weights.containers.tensor import DTYPES, Tensor
 from lstmcli.weights.containers.tf_objects import Place
 from lstmcli.weights.keras_format.configuration import Path
@@ -41,7 +42,10 @@ def placed_layers(tensors: list[Tensor], names: dict[str, str], models: list[lis
     for place, cells in layers.items():
         cells.extra = [tensor for tensor in weights_below(place, held) if tensor not in cells.tensors()]
         if stored := cells.stored():
-            path, group = path_of(place, names, ranks)
+            path, group, named = path_of(place, names, ranks)
+            if path in found.by_path:
+                raise DataError(f"two layers are called {shown('/'.join(path))}; was the file put together by hand?")
+            found.named |= {path} if named else set()
             found.by_path[path], found.by_class[group], found.places[place] = stored, path, path
             if place.split("/")[-2:-1] in ([name] for name in CONTAINERS):
                 found.classes[path] = kind_and_count(group[-1])[0]
@@ -65,9 +69,9 @@ def weights_below(place: str, held: dict[str, Tensor]) -> list[Tensor]:
     return [tensor for name, tensor in held.items() if name.startswith(f"{place}/") and tensor.dtype in DTYPES]
 
 
-def path_of(place: str, names: dict[str, str], ranks: dict[str, str]) -> tuple[Path, Path]:
-    """(the names of a group's layer and of the models around it, what Keras 3 calls their groups)."""
-    path, group, at, numbered = [], [], "", False
+def path_of(place: str, names: dict[str, str], ranks: dict[str, str]) -> tuple[Path, Path, bool]:
+    """(the names of a layer and of the models around it, what Keras 3 calls their groups, whether the file has the names)."""
+    path, group, at, numbered, named = [], [], "", False, True
     for part in place.split("/"):
         at = f"{at}/{part}".lstrip("/")
         if part in CONTAINERS:
@@ -76,9 +80,10 @@ def path_of(place: str, names: dict[str, str], ranks: dict[str, str]) -> tuple[P
         group.append(ranks.get(at, part))
         # Elsewhere a group has the name of an attribute, which the author chose.
         counted = numbered or re.fullmatch(r"layer(_with_weights)?-\d+", part)
-        path.append((counted and names.get(at)) or part)
-        numbered = False
-    return tuple(path), tuple(group)
+        own = names.get(at) if counted else part
+        path.append(own or part)
+        numbered, named = False, named and bool(own)
+    return tuple(path), tuple(group), named
 
 
 def contents(paths: Iterable[str]) -> dict[str, list[str]]:

@@ -1,14 +1,17 @@
 """Which layer feeds which in a file of weights alone, as far as that is certain enough to be assumed and said."""
 
 import itertools
+from collections.abc import Iterator
 
-from lstmcli.weights.containers.tensor import DTYPES
 from lstmcli.weights.keras_format.configuration import PASSING, Path, snake_case
 from lstmcli.weights.keras_format.stored_layers import Found, Member, kind_and_count
 
 IDLE = {"input", *map(snake_case, PASSING)}  # layers that change nothing, as files call them
+BEFORE = {"embedding"}  # takes no steps of features
 LAST = {"flatten", "global_average_pooling1d", "global_max_pooling1d"}  # after which there are no steps for an LSTM
 MERGING = {"add", "average", "concatenate", "dot", "maximum", "merge", "minimum", "multiply", "subtract", "unknown"}
+
+TRIES = 10_000  # of a search for the order of layers
 
 
 def guess_below(found: Found, merge: str | None) -> dict[Path, Path | None]:
@@ -27,7 +30,7 @@ def guess_below(found: Found, merge: str | None) -> dict[Path, Path | None]:
 
 class Order:
     def __init__(self, found: Found, merge: str | None) -> None:
-        self.layers, self.merge = found.by_path, merge
+        self.layers, self.merge, self.tries = found.by_path, merge, 0
 
     def fits(self, lower: Path, upper: Path) -> bool:
         return self.layers[lower].output_size(self.merge) == self.layers[upper].input_size
@@ -37,14 +40,15 @@ class Order:
         merging = any(member.kind in MERGING and not member.weights for member in members[1:])
         below: dict[Path, Path] = {}
         lower: Path | None = None
+        between: list[Member] = []
         for member in members:
-            if member.path is not None:
-                side_by_side = merging and lower and self.layers[lower].input_size == self.layers[member.path].input_size
-                if lower and self.fits(lower, member.path) and not side_by_side:
-                    below[member.path] = lower
-                lower = member.path
-            elif lower and may_stand_between(member, self.layers[lower].output_size(self.merge)):
-                lower = None
+            if member.path is None:
+                between.append(member)
+                continue
+            if lower and self.fits(lower, member.path) and not may_stand_between(between, self.layers[member.path].input_size):
+                side_by_side = merging and self.layers[lower].input_size == self.layers[member.path].input_size
+                below |= {} if side_by_side else {member.path: lower}
+            lower, between = member.path, []
         return below
 
     def by_kind(self, members: list[Member]) -> dict[Path, Path]:
@@ -52,7 +56,7 @@ class Order:
         return {
             upper: lower
             for lower, upper in itertools.pairwise(self.only_order(members))
-            if not any(may_stand_between(other, self.layers[upper].input_size) for other in others)
+            if not may_stand_between(others, self.layers[upper].input_size)
         }
 
     def only_order(self, members: list[Member]) -> list[Path]:
@@ -62,27 +66,42 @@ class Order:
             if member.path is not None:
                 kinds.setdefault(member.kind, []).append((kind_and_count(member.name)[1], member.path))
         ordered = [[path for _, path in sorted(each)] for each in kinds.values()]
-        orders = [order for each in ordered if (order := self.order_from(each[0], ordered))]
-        return orders[0] if len(orders) == 1 else []
+        self.tries = 0
+        orders = list(itertools.islice(self.orders([], ordered), 2))
+        return orders[0] if len(orders) == 1 and self.tries < TRIES else []
 
-    def order_from(self, first: Path, kinds: list[list[Path]]) -> list[Path]:
-        order, left = [first], [[path for path in each if path != first] for each in kinds]
-        while any(left):
-            fitting = [each for each in left if each and self.fits(order[-1], each[0])]
-            if len(fitting) != 1:
-                return []
-            order.append(fitting[0].pop(0))
-        return order
+    def orders(self, begun: list[Path], kinds: list[list[Path]]) -> Iterator[list[Path]]:
+        """All ways to go on from the layers that are in order already."""
+        self.tries += 1
+        if not any(kinds):
+            yield begun
+        for k, each in enumerate(kinds):
+            if each and self.tries < TRIES and (not begun or self.fits(begun[-1], each[0])):
+                yield from self.orders([*begun, each[0]], [*kinds[:k], each[1:], *kinds[k + 1 :]])
 
 
-def may_stand_between(member: Member, width: int) -> bool:
-    """Whether a layer without LSTM cells may take `width` features from one LSTM and give as many to the next one."""
-    if member.kind in IDLE | LAST:
-        return False
-    shapes = [tensor.shape for tensor in member.weights if tensor.dtype in DTYPES and tensor.shape]
+def may_stand_between(members: list[Member], width: int) -> bool:
+    """Whether layers without LSTM cells, or some of them, may take `width` features of one LSTM and give as many to another."""
+    others = [member for member in members if member.kind not in IDLE | BEFORE | LAST]
+    reached, seen = {width}, 0
+    while len(reached) > seen:
+        seen = len(reached)
+        for member in others:
+            takes, gives = widths(member)
+            if not member.weights or (takes & reached and width in gives):
+                return True
+            reached |= gives if takes & reached else set()
+    return False
+
+
+def widths(member: Member) -> tuple[set[int], set[int]]:
+    """The numbers of features that a layer may take, and give, by the shapes of its weights."""
+    shapes = [tensor.shape for tensor in member.weights if tensor.shape]
     matrices = [shape for shape in shapes if len(shape) > 1]
     if not matrices:
-        return not shapes or any(shape[0] == width for shape in shapes)
-    units = [shape[-2] for shape in matrices if shape[-1] in (shape[-2], 3 * shape[-2])]  # of a simple RNN or a GRU
-    gives = {shape[-1] for shape in matrices} | {*units} | {2 * count for count in units}
-    return any(shape[-2] == width for shape in matrices) and width in gives
+        return {shape[0] for shape in shapes}, {shape[0] for shape in shapes}
+    more = {size for shape in matrices if len(shape) > 2 for size in shape}
+    units = {shape[-2] for shape in matrices if shape[-1] in (shape[-2], 3 * shape[-2])}  # of a simple RNN or a GRU
+    return {shape[-2] for shape in matrices} | more, {shape[-1] for shape in matrices} | more | units | {
+        2 * each for each in units
+    }

@@ -75,25 +75,26 @@ class Member(NamedTuple):
 class Found:
     """The layers with LSTM cells in a file.
 
-    by_path: by their own names as far as the file has them. by_class: of which of them each of Keras 3's groups is, which are
-    called after the classes of the layers. classes: what its group says of the class of a layer. places: which layer is at a
-    place. models: the layers of each
-    model, in their order; by_kind: where only the order within each class is known.
+    by_path: by names: the layers' own in a file of Keras 2, and in another those in `named`. by_class: by what Keras 3
+    calls its groups, after the classes of the layers. classes: what the group of a layer says of its class. places: which layer
+    is at a place. models: the layers of each model, in their order; by_kind: where only the order within each class is known.
     """
 
     by_path: dict[Path, Stored]
     by_class: dict[Path, Path] = field(default_factory=dict)
+    named: set[Path] = field(default_factory=set)
     classes: dict[Path, str] = field(default_factory=dict)
     places: dict[str, Path] = field(default_factory=dict)
     models: list[list[Member]] = field(default_factory=list)
     by_kind: list[list[Member]] = field(default_factory=list)
 
     def get(self, path: Path, group: Path) -> Stored | None:
+        """What is stored of the layer of this path and group in a configuration."""
+        if self.by_class:
+            found = path if path in self.named else self.by_class.get(group)
+            return self.by_path[found] if found and (found == path or found not in self.named) else None
         # A file of Keras 2 has one group for all that is inside a model.
-        for key in (path, self.by_class.get(group), (path[0], path[-1]), path[:1]):
-            if key in self.by_path:
-                return self.by_path[key]
-        return None
+        return next((self.by_path[key] for key in (path, (path[0], path[-1]), path[:1]) if key in self.by_path), None)
 
 
 class Cells:

@@ -242,6 +242,27 @@ def test_groups_of_keras_2_13_are_counted_by_rank(tmp_path: Path) -> None:
     assert_same(tree(archive(tmp_path / "b", config, nested, "2.13.1")), stack(A, B, C))
 
 
+def test_a_group_is_no_layer_of_that_name(tmp_path: Path) -> None:
+    """Keras counts the layers of a session up: the first one of a later model is lstm_1, and lies in the group lstm."""
+    config = wf.sequential(wf.keras_lstm("lstm_1", 4), wf.keras_lstm("lstm", 5), wf.keras_lstm("lstm_2", 2))
+    groups = {"layers/lstm": A, "layers/lstm_1": B, "layers/lstm_2": C}
+    assert_same(tree(archive(tmp_path / "a", config, groups)), stack(A, B, C))
+    square = [wf.random_cell(4, 4, k) for k in range(3)]
+    config = wf.sequential(*(wf.keras_lstm(name, 4) for name in ("lstm_2", "lstm", "lstm_1")))
+    path = archive(tmp_path / "b", config, dict(zip(groups, square, strict=True)))
+    assert_same(tree(path), stack(*square))
+
+
+def test_many_layers_of_two_classes_take_no_time(tmp_path: Path) -> None:
+    """Their orders are too many to try."""
+    cells = {f"layers/lstm{f'_{k}' * (k > 0)}": wf.random_cell(4, 4, k) for k in range(20)}
+    for k in range(20):
+        group = f"layers/bidirectional{f'_{k}' * (k > 0)}"
+        cells |= {f"{group}/{side}_layer": wf.random_cell(4, 2, 100 + k) for side in ("forward", "backward")}
+    cells["layers/rnn"] = wf.random_cell(9, 9, 200)
+    assert "41 LSTMs" in refusal(keras3(tmp_path / "a", cells))
+
+
 def test_backslashes_of_windows(tmp_path: Path) -> None:
     config = wf.sequential(wf.keras_lstm("x", 4), wf.keras_lstm("y", 5))
     path = archive(tmp_path / "a", config, {"layers\\lstm\\cell": A, "layers\\lstm_1\\cell": B})
