@@ -4,7 +4,6 @@ For a small batch the call itself is most of the work, so nothing is computed he
 """
 
 import functools
-import os
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,17 +13,15 @@ from numpy.typing import ArrayLike
 
 from lstmcli.blocks import FLOATS, Block, Floats, Lengths, State, Valid, is_float
 from lstmcli.engine.cpus import available_threads
-from lstmcli.engine.prepared_model import Forward
+from lstmcli.engine.prepared_model import PreparedModel
 from lstmcli.engine.work_split import FEW
 from lstmcli.errors import DataError, UsageError
 from lstmcli.inputs.masks import read_mask
 from lstmcli.model.tree import Model
 
-SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
-_ready: WeakKeyDictionary[Model, dict[tuple[np.dtype[Any], int | None], Forward]] = WeakKeyDictionary()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_ready.clear)  # a forked child has none of the threads
+_prepared: WeakKeyDictionary[Model, dict[tuple[np.dtype[Any], int | None], PreparedModel]] = WeakKeyDictionary()
 
 
 def run_padded(
@@ -36,11 +33,11 @@ def run_padded(
     padding: str,
     mask: ArrayLike | None,
 ) -> tuple[Floats, State]:
-    """Does what Model.__call__ says: checks arguments and runs padded arrays as blocks, without a copy where x allows it."""
+    """Do what Model.__call__ says: check arguments and run padded arrays as blocks, without a copy where x allows it."""
     x = np.asarray(x)
-    dtype = DOUBLE if x.dtype.itemsize == 8 else SINGLE
-    forward = ready(model, dtype, threads)
-    if x.ndim != 3 or not is_float(x.dtype) or x.shape[2] != forward.input_size:
+    dtype = FLOAT64 if x.dtype.itemsize == 8 else FLOAT32
+    prepared = prepare(model, dtype, threads)
+    if x.ndim != 3 or not is_float(x.dtype) or x.shape[2] != prepared.input_size:
         raise DataError(f"x: expected {FLOATS} (batch, time, {model.input_size}), got {x.dtype} {x.shape}")
     batch, time, features = x.shape
     starts = padded_starts(batch, time)
@@ -53,30 +50,30 @@ def run_padded(
             starts = starts + (time - steps)
         elif padding != "post":
             raise UsageError(f"padding: expected post or pre, got {padding!r}")
-    state = start_state(forward, batch, initial_state)
-    width = forward.output_size
+    state = start_state(prepared, batch, initial_state)
+    width = prepared.output_size
     outputs = np.zeros((batch, time, width), dtype)
     rows: Any = np.ascontiguousarray(x, dtype).reshape(batch * time, features)
-    if forward.pointwise:
+    if prepared.pointwise:
         places, begins = padded_starts(batch, time)[:, None] + np.arange(time), starts[:, None]
         is_valid = ((begins <= places) & (places < begins + steps[:, None])).reshape(-1)
         packed = Block(rows, starts, steps).like(rows[is_valid])
-        above = packed.like(np.empty((len(packed.rows), width), dtype))
-        forward(packed, above, state)
-        outputs.reshape(batch * time, width)[is_valid] = above.rows
+        packed_outputs = packed.like(np.empty((len(packed.rows), width), dtype))
+        prepared(packed, packed_outputs, state)
+        outputs.reshape(batch * time, width)[is_valid] = packed_outputs.rows
     else:
-        forward(Block(rows, starts, steps), Block(outputs.reshape(batch * time, width), starts, steps), state)
+        prepared(Block(rows, starts, steps), Block(outputs.reshape(batch * time, width), starts, steps), state)
     return outputs, state
 
 
-def ready(model: Model, dtype: np.dtype[Any], threads: int | None) -> Forward:
-    """Returns the model packed for this dtype and number of threads, and keeps that for as long as the model."""
-    known = _ready.setdefault(model, {})
-    if (forward := known.get((dtype, threads))) is None:
+def prepare(model: Model, dtype: np.dtype[Any], threads: int | None) -> PreparedModel:
+    """Return the model packed for this dtype and number of threads, and keep that for as long as the model."""
+    known = _prepared.setdefault(model, {})
+    if (prepared := known.get((dtype, threads))) is None:
         if threads is not None and threads < 1:
             raise UsageError(f"threads: expected 1 or more, got {threads}")
-        forward = known[dtype, threads] = Forward(model, dtype, threads or available_threads())
-    return forward
+        prepared = known[dtype, threads] = PreparedModel(model, dtype, threads or available_threads())
+    return prepared
 
 
 @functools.lru_cache(16)
@@ -90,7 +87,7 @@ def full_lengths(batch: int, time: int) -> Lengths:
 
 
 def checked_mask(mask: ArrayLike, lengths: ArrayLike | None, padding: str, batch: int, time: int) -> Valid:
-    """Returns the valid steps of a mask. Raises UsageError where something else says them too, DataError for a bad mask."""
+    """Return the valid steps of a mask. Raises UsageError where something else says them too, DataError for a bad mask."""
     if lengths is not None or padding != "post":
         raise UsageError("mask: says itself which steps are valid; leave lengths and padding out")
     given = np.asarray(mask)
@@ -100,7 +97,7 @@ def checked_mask(mask: ArrayLike, lengths: ArrayLike | None, padding: str, batch
 
 
 def checked_lengths(lengths: ArrayLike, batch: int, time: int) -> Lengths:
-    """Returns lengths as (batch,) int64. Raises DataError."""
+    """Return lengths as (batch,) int64. Raises DataError."""
     given = np.asarray(lengths)
     if given.shape == (batch, 1):
         given = given[:, 0]
@@ -115,14 +112,14 @@ def checked_lengths(lengths: ArrayLike, batch: int, time: int) -> Lengths:
     return np.ascontiguousarray(given, np.int64)
 
 
-def start_state(forward: Forward, batch: int, given: Mapping[str, ArrayLike] | None) -> State:
-    """Returns the initial state as new arrays: a copy of what is given, or the model's own. Raises DataError."""
+def start_state(prepared: PreparedModel, batch: int, given: Mapping[str, ArrayLike] | None) -> State:
+    """Return the initial state as new arrays: a copy of what is given, or the model's own. Raises DataError."""
     if given is None:
-        return forward.initial_state(batch)
-    widths = forward.widths
+        return prepared.initial_state(batch)
+    widths = prepared.widths
     if set(given) != set(widths):
         raise DataError(f"initial_state: expected {', '.join(widths)}, got {', '.join(given) or 'nothing'}")
-    state = {name: np.array(given[name], forward.dtype, order="C") for name in widths}
+    state = {name: np.array(given[name], prepared.dtype, order="C") for name in widths}
     for name, width in widths.items():
         if state[name].shape != (batch, width):
             raise DataError(f"initial_state, {name}: expected shape {(batch, width)}, got {state[name].shape}")

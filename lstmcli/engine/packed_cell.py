@@ -14,8 +14,8 @@ from lstmcli.kernel.layout import ARGUMENTS, SYNC_WORDS, Options, pack, pack_cel
 from lstmcli.model.tree import Cell
 
 
-class Layer:
-    """A cell ready for the kernel. `path` names its state: {path}/c and {path}/h."""
+class PackedCell:
+    """A cell ready to run: its kernel loaded, its weights packed. `path` names its state: {path}/c and {path}/h."""
 
     def __init__(self, path: str, cell: Cell, bits: int) -> None:
         self.kernel = lstm.load(bits, kernel_options(cell))
@@ -27,8 +27,8 @@ class Layer:
         sizes = inputs, units, outputs = cell.input_size, cell.units, cell.output_size
         clips = (cell.cell_clip or 0.0, cell.projection_clip or 0.0, cell.gate_clip or 0.0)
         self.packed = pack_cell(tuple(map(address, self.weights)), sizes, clips)
-        self.flops = 8 * units * (inputs + outputs) + 2 * self.weights.projection.size  # of one step of one sequence
-        self.size = CellSize(self.flops, self.weights.panels.nbytes, len(self.weights.biases), self.kernel.shape.rows)
+        flops = 8 * units * (inputs + outputs) + 2 * self.weights.projection.size
+        self.size = CellSize(flops, self.weights.panels.nbytes, len(self.weights.biases), self.kernel.shape.rows)
         # Bytes of a lane's h before the projection.
         self.hidden_bytes = units * self.float_bytes if cell.projection is not None else 0
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lstmcli.blocks import Block, Floats, Lengths, State, packed_starts
-from lstmcli.engine.prepared_model import Forward
+from lstmcli.engine.prepared_model import PreparedModel
 from lstmcli.errors import DataError
 from lstmcli.kernel.heads import call as heads
 from lstmcli.model.chain import Chain
@@ -135,7 +135,7 @@ class Cast:
 class LstmStep:
     def __init__(self, chain: PreparedChain, model: Model, number: int) -> None:
         self.chain, self.number = chain, number
-        self.forward = Forward(model, chain.dtype, chain.threads)
+        self.forward = PreparedModel(model, chain.dtype, chain.threads)
 
     def __call__(self, passing: Passing) -> None:
         block = Block(passing.rows, passing.starts, passing.lengths)

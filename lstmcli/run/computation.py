@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.blocks import Block, State
-from lstmcli.engine.prepared_model import Forward
+from lstmcli.engine.prepared_model import PreparedModel
 from lstmcli.model.tree import Model
 from lstmcli.run.job import Compute
 from lstmcli.run.summary import step_widths
@@ -45,14 +45,14 @@ class LstmComputation:
     """The LSTMs of a model: outputs, and where wanted cells and the outputs of each layer; final states."""
 
     def __init__(self, model: Model, compute: Compute, threads: int) -> None:
-        self.forward = Forward(model, np.dtype(compute.dtype), threads)
+        self.forward = PreparedModel(model, np.dtype(compute.dtype), threads)
         self.dtype, self.threads, self.causal = self.forward.dtype, threads, model.causal
         self.input_width = model.input_size
         self.step_widths = step_widths(model, compute.save) | {"outputs": model.output_size}  # computed in any case
         self.state_widths = self.forward.widths
         self.scratch_width = sum(self.forward.scratch_widths.values())
         self.weight_bytes, self.step_flops = self.forward.weight_bytes, self.forward.flops
-        self.full = 2 * self.forward.rows * threads
+        self.full = 2 * self.forward.tile_rows * threads
 
     def initial_state(self, count: int) -> State:
         return self.forward.initial_state(count)

@@ -8,7 +8,7 @@ import pytest
 import lstmcli
 from lstmcli.blocks import Block, packed_starts
 from lstmcli.engine import packed_cell
-from lstmcli.engine.prepared_model import Forward
+from lstmcli.engine.prepared_model import PreparedModel
 from lstmcli.engine.work_split import Schedule, WorkSplit, split_work
 from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack
 
@@ -56,7 +56,7 @@ def run(kind, threads=1, rows=slice(None), split=None):
 
 
 def ready(model, dtype, threads):
-    return Forward(MODELS[model], np.dtype(dtype), threads)
+    return PreparedModel(MODELS[model], np.dtype(dtype), threads)
 
 
 def by_row(block):
@@ -107,8 +107,8 @@ def test_packed_rows_are_the_same_as_padded_ones(want):
 def test_the_split_fits_what_it_is_for():
     """Small work stays in one thread; large weights and few sequences are shared; many sequences are not."""
     for units, count, length, shared in [(7, 5, 10, None), (1024, 8, 50, True), (128, 64, 100, False)]:
-        forward = Forward(lstmcli.init_model(units, [units]), np.dtype(np.float32), 2)
-        threads, share, lanes, ahead = split_work(forward.layers["0"].size, Schedule.of(np.full(count, length)), 2)
+        forward = PreparedModel(lstmcli.init_model(units, [units]), np.dtype(np.float32), 2)
+        threads, share, lanes, ahead = split_work(forward.cells["0"].size, Schedule.of(np.full(count, length)), 2)
         assert (threads, share) == ((1, False) if shared is None else (2, shared))
         assert 1 <= lanes <= count
         assert ahead >= 0

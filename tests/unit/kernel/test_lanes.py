@@ -9,7 +9,7 @@ from helpers import lanes_in_python
 import lstmcli
 from lstmcli.blocks import Block, packed_starts
 from lstmcli.engine import packed_cell
-from lstmcli.engine.packed_cell import Layer
+from lstmcli.engine.packed_cell import PackedCell
 from lstmcli.engine.work_split import Schedule, WorkSplit
 from lstmcli.kernel import lanes
 from lstmcli.kernel.layout import Options
@@ -23,16 +23,16 @@ def test_in_python_as_in_machine_code(lane_count: int, ahead: int, monkeypatch: 
     block = Block(np.random.default_rng(0).normal(size=(lengths.sum(), 5)), packed_starts(lengths), lengths)
     monkeypatch.setattr(packed_cell, "split_work", lambda *_: WorkSplit(1, False, lane_count, ahead))
 
-    def run(layer: Layer) -> list[np.ndarray]:
+    def run(packed: PackedCell) -> list[np.ndarray]:
         outputs, cells = (block.like(np.zeros((len(block.rows), 31))) for _ in range(2))
         state = {name: np.full((len(lengths), 31), 0.25) for name in ("c", "h")}
-        layer.run(block, outputs, cells, state, Schedule.of(lengths), 1, backward=False)
+        packed.run(block, outputs, cells, state, Schedule.of(lengths), 1, backward=False)
         return [outputs.rows, cells.rows, state["c"], state["h"]]
 
-    layer = Layer("", cell, 64)
-    want = run(layer)
+    packed = PackedCell("", cell, 64)
+    want = run(packed)
     for name, function in lanes_in_python.PYTHON.items():
         monkeypatch.setattr(lanes, name, function)
-    layer.kernel = layer.kernel._replace(call=lanes.define(layer.kernel.shape, Options()))
-    for one, other in zip(run(layer), want, strict=True):
+    packed.kernel = packed.kernel._replace(call=lanes.define(packed.kernel.shape, Options()))
+    for one, other in zip(run(packed), want, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-14)
