@@ -17,17 +17,15 @@ settings.load_profile("repeatable")
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, and what they start would inherit that
 
-SAMPLE_DATA = Path(__file__).parents[1] / "sample_data"
-
 
 @pytest.fixture(scope="session")
 def sample_x() -> Path:
-    return SAMPLE_DATA / "x.h5"
+    return files.SAMPLE_DATA / "x.h5"
 
 
 @pytest.fixture(scope="session")
 def sample_lens() -> Path:
-    return SAMPLE_DATA / "lens.npy"
+    return files.SAMPLE_DATA / "lens.npy"
 
 
 @pytest.fixture(scope="session")

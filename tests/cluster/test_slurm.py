@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SAMPLE_DATA
 from helpers import files, pages, slurm
 from helpers.command import shell, succeed
 
@@ -130,7 +129,7 @@ def test_cpus_of_a_task(folder: Path) -> None:
 
 
 def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sample_data").symlink_to(SAMPLE_DATA)
+    (tmp_path / "sample_data").symlink_to(files.SAMPLE_DATA)
     command = tmp_path / "bin" / "lstmcli"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m lstmcli "$@"\n')

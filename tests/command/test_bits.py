@@ -21,11 +21,6 @@ def run(case: Case, folder: Path, x: np.ndarray, lengths: np.ndarray, *args: obj
     return files.read_result(folder / "out.h5")
 
 
-def rows_of(result: Result, rows: object) -> Result:
-    assert result[0] is not None
-    return result[0][rows], {path: value[rows] for path, value in result[1].items()}
-
-
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30, -0.0, 1e-45])
 def test_padding_changes_no_bit(garbage: float, case: Case, tmp_path: Path) -> None:
     x = case.x.copy()
@@ -45,7 +40,7 @@ def test_more_padding_changes_no_valid_step(case: Case, tmp_path: Path) -> None:
 def test_permuted_batch_permutes_the_result(case: Case, tmp_path: Path) -> None:
     order = np.random.default_rng(3).permutation(13)
     got = run(case, tmp_path, case.x[order], case.lengths[order])
-    files.assert_same_bits(got, rows_of(case.result, order))
+    files.assert_same_bits(got, files.rows_of(case.result, order))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 64])
@@ -56,7 +51,7 @@ def test_threads_change_no_bit(threads: int, case: Case, tmp_path: Path) -> None
 @pytest.mark.parametrize("row", [0, 1, 2, 12])
 def test_a_sequence_alone_is_the_sequence_in_its_batch(row: int, case: Case, tmp_path: Path) -> None:
     one = slice(row, row + 1)
-    files.assert_same_bits(run(case, tmp_path, case.x[one], case.lengths[one]), rows_of(case.result, one))
+    files.assert_same_bits(run(case, tmp_path, case.x[one], case.lengths[one]), files.rows_of(case.result, one))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -70,7 +65,7 @@ def test_memory_and_threads_change_no_bit_of_a_run_of_many_blocks(dtype: str, ca
         got = run(case, tmp_path, x, lengths, "--dtype", dtype, "--max-memory", options[0], "--threads", options[1])
         files.assert_same_bits(got, want)
     rows = np.array([0, 250, 499])
-    files.assert_same_bits(run(case, tmp_path, x[rows], lengths[rows], "--dtype", dtype), rows_of(want, rows))
+    files.assert_same_bits(run(case, tmp_path, x[rows], lengths[rows], "--dtype", dtype), files.rows_of(want, rows))
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -102,7 +97,7 @@ def test_nan_in_a_valid_step_stays_in_its_sequence_and_after_it(case: Case, tmp_
     outputs, state = run(case, tmp_path, x, case.lengths)
     assert outputs is not None
     others = np.arange(13) != 3
-    files.assert_same_bits(rows_of((outputs, state), others), rows_of(case.result, others))
+    files.assert_same_bits(files.rows_of((outputs, state), others), files.rows_of(case.result, others))
     assert outputs[3, :4].tobytes() == case.outputs[3, :4].tobytes()
     assert np.isnan(outputs[3, 4:9]).all()
     assert not outputs[3, 9:].any()

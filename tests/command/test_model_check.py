@@ -11,7 +11,7 @@ import pytest
 from helpers import naive
 from helpers import weight_files as wf
 from helpers.command import assert_one_line, lstmcli, succeed
-from helpers.importing import load
+from helpers.weight_imports import load
 
 from lstmcli.errors import LstmcliError
 from lstmcli.model.model_check import read_check_files

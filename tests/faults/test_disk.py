@@ -15,8 +15,8 @@ import h5py
 import numpy as np
 import pytest
 from helpers import files
-from helpers.command import OFTEN, Ran, assert_one_line, lstmcli, succeed
-from helpers.system import injected, mounted, need, need_root, started, under
+from helpers.command import SYNCING, Ran, assert_one_line, lstmcli, succeed
+from helpers.system_tools import injected, mounted, need, need_root, started, under
 
 SHUTDOWN, WITHOUT_LOG = 0x8004587D, 2  # FS_IOC_SHUTDOWN: what was not synced is lost, as when the power goes
 
@@ -272,7 +272,7 @@ def test_the_power_goes(overwrite: bool, job: Path, tmp_path: Path) -> None:
                 output.write_bytes(old)
             os.sync()
             args = [*run(job, output), *["--overwrite"] * overwrite]
-            with subprocess.Popen([*OFTEN, *map(str, args)], stderr=subprocess.DEVNULL) as running:
+            with subprocess.Popen([*SYNCING, *map(str, args)], stderr=subprocess.DEVNULL) as running:
                 if number % 4:
                     while running.poll() is None and not journal.exists():
                         time.sleep(0.002)

@@ -18,7 +18,7 @@ import pytest
 from helpers import files
 from helpers.case import Case
 from helpers.command import Ran, assert_one_line, lstmcli, succeed
-from helpers.system import injected, under
+from helpers.system_tools import injected, under
 
 from lstmcli.errors import DataError
 from lstmcli.inputs.open_input import open_source

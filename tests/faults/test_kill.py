@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import files
-from helpers.command import OFTEN, SECONDS, Ran
-from helpers.system import injected, need
+from helpers.command import SECONDS, SYNCING, Ran
+from helpers.system_tools import injected, need
 
 CALLS = ("pwrite64", "write", "fallocate", "fsync", "fdatasync", "rename", "link", "unlink", "ftruncate")
 RUN = [
@@ -48,13 +48,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
 
 
 def run(folder: Path, *args: str) -> Ran:
-    done = subprocess.run([*OFTEN, *RUN, *args], cwd=folder, capture_output=True, timeout=SECONDS, check=False)
+    done = subprocess.run([*SYNCING, *RUN, *args], cwd=folder, capture_output=True, timeout=SECONDS, check=False)
     return Ran(done.returncode, done.stdout, done.stderr.decode())
 
 
 def traced(folder: Path, call: str, what: str, *args: str, on: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
     need("strace")
-    command = [*map(str, injected(call, what, *on)), *OFTEN, *RUN, *args]
+    command = [*map(str, injected(call, what, *on)), *SYNCING, *RUN, *args]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False)
 
 
@@ -145,7 +145,7 @@ def killed_at_random(job: tuple[Path, bytes], count: int, seed: int) -> None:
     clock = random.Random(seed)
     for _ in range(count):
         for args in ((), ("--resume",)):
-            running = subprocess.Popen([*OFTEN, *RUN, *args], cwd=folder, stderr=subprocess.PIPE, text=True)
+            running = subprocess.Popen([*SYNCING, *RUN, *args], cwd=folder, stderr=subprocess.PIPE, text=True)
             try:
                 _, err = running.communicate(timeout=clock.uniform(0.3, 1.1) * whole_run)
             except subprocess.TimeoutExpired:

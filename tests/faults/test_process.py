@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import files
 from helpers.command import LSTMCLI, SECONDS, Ran, assert_one_line, lstmcli, succeed
-from helpers.system import injected, started, under
+from helpers.system_tools import injected, started, under
 
 ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1"}  # it prints lines of its own about threads that it cannot have
 

@@ -13,7 +13,7 @@ from typing import Any
 from helpers.files import snapshot
 
 LSTMCLI = [sys.executable, "-m", "lstmcli"]
-OFTEN = [sys.executable, str(Path(__file__).parent / "often.py")]  # each block is put on disk and noted at once
+SYNCING = [sys.executable, str(Path(__file__).parent / "sync_every_block.py")]  # each block is put on disk and noted at once
 SECONDS = 240  # a hang is a failure, not a wait
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from helpers import naive
 
+SAMPLE_DATA = Path(__file__).parents[2] / "sample_data"
 Arrays = dict[str, np.ndarray]
 DATASETS = ("input_kernel", "recurrent_kernel", "bias", "peephole", "projection", "initial_c", "initial_h")
 CLIPS = ("cell_clip", "projection_clip", "gate_clip")
@@ -135,6 +136,13 @@ def assert_same_bits(got: tuple[np.ndarray | None, Arrays], want: tuple[np.ndarr
     assert got[1].keys() == want[1].keys()
     for path, value in want[1].items():
         assert bits(got[1][path]) == bits(value), path
+
+
+def rows_of(result: tuple[np.ndarray | None, Arrays], rows: object) -> tuple[np.ndarray, Arrays]:
+    """The same result of some of its sequences: an index, a slice or a mask along the first axis."""
+    outputs, state = result
+    assert outputs is not None
+    return outputs[rows], {path: value[rows] for path, value in state.items()}
 
 
 def padding(shape: tuple[int, ...], lengths: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from helpers.command import SECONDS
-from helpers.system import need, need_root
+from helpers.system_tools import need, need_root
 
 CONFIGURATION = """\
 ClusterName=tests

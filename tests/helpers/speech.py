@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 
 from helpers import files
+from helpers.files import SAMPLE_DATA
 
 FOLDER = Path(__file__).parents[1] / "data" / "vowels"
-SAMPLE_DATA = Path(__file__).parents[2] / "sample_data"
 SAFETENSORS = SAMPLE_DATA / "vowels_bilstm.safetensors"
 KERAS = FOLDER / "keras_stack.keras"
 CHECKPOINT = FOLDER / "tf1_stack.ckpt.index"

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import golden, naive
+from helpers import files, golden, naive
+from helpers.weight_imports import as_naive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,7 +38,7 @@ class Batch:
         rng = random(data)
         lengths = rng.permutation([1, steps, *more])
         x = rng.normal(size=(len(lengths), steps, features)).astype(np.float32)
-        x[np.arange(steps) >= lengths[:, None]] = 1e3
+        x[files.padding(x.shape, lengths)] = 1e3
         return cls(x, lengths)
 
 
@@ -88,7 +89,7 @@ def agree(model: Model, batch: Batch, peer: Peer, data: st.DataObject) -> None:
     widths = model.state_widths()
     start = {name: rng.normal(size=(len(batch.x), width)).astype(np.float32) for name, width in widths.items()}
     want, want_state = peer(batch.x, batch.lengths, start)
-    want[np.arange(want.shape[1]) >= batch.lengths[:, None]] = 0  # what a peer leaves there is its own affair
+    want[files.padding(want.shape, batch.lengths)] = 0  # what a peer leaves there is its own affair
     assert want_state.keys() == widths.keys()
     for name, (outputs, state) in {
         "lstmcli": model(batch.x, batch.lengths, initial_state=start),
@@ -97,19 +98,6 @@ def agree(model: Model, batch: Batch, peer: Peer, data: st.DataObject) -> None:
         assert golden.relative_error(outputs, want) <= TOLERANCE, name
         for path, value in want_state.items():
             assert golden.relative_error(state[path], value) <= TOLERANCE, (name, path)
-
-
-def as_naive(model: Model) -> naive.Node:
-    match model:
-        case Cell():
-            return naive.Cell(**model.weights(), **model.options())
-        case Stack():
-            return naive.Stack(tuple(as_naive(layer) for layer in model.layers))
-        case Bidirectional():
-            return naive.Bidirectional(as_naive(model.forward), as_naive(model.backward), model.merge)
-        case Reverse():
-            return naive.Reverse(as_naive(model.inner))
-    raise AssertionError(model.kind)
 
 
 def bias_of(one: Cell) -> np.ndarray:
@@ -233,7 +221,7 @@ def keras_peer(model: Stack) -> Peer:
         layers.append(layer)
 
     def call(x: np.ndarray, lengths: np.ndarray, start: Arrays) -> tuple[np.ndarray, Arrays]:
-        mask = np.arange(x.shape[1]) < lengths[:, None]
+        mask = ~files.padding(x.shape, lengths)
         outputs, states = keras.ops.convert_to_tensor(x), {}
         for k, (layer, tree) in enumerate(zip(layers, model.layers, strict=True)):
             names = [f"{k}/{path}{name}" for path in directions(tree) for name in "hc"]

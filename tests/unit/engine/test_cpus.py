@@ -4,7 +4,7 @@ import os
 
 import pytest
 from helpers.command import succeed
-from helpers.system import need_root, under
+from helpers.system_tools import need_root, under
 
 from lstmcli.engine import cpus
 

@@ -45,10 +45,6 @@ def batches(draw: st.DrawFn, features: int | None = None) -> Batch:
     return Batch(rng.normal(size=(n, steps, width)).astype(np.float32), lengths, units, rng)
 
 
-def rows_of(result: Result, rows: object) -> Result:
-    return result[0][rows], {path: value[rows] for path, value in result[1].items()}
-
-
 @given(batch=batches(), garbage=st.sampled_from([np.nan, np.inf, -np.inf, 1e30, -3.4e38, 1e-45, -0.0]))
 def test_garbage_in_the_padding(batch: Batch, garbage: float) -> None:
     x = batch.x.copy()
@@ -109,7 +105,7 @@ def test_more_padding(batch: Batch, more: int) -> None:
 @given(batch=batches())
 def test_permuted_rows(batch: Batch) -> None:
     order = batch.rng.permutation(len(batch.x))
-    files.assert_same_bits(batch.run(batch.x[order], batch.lengths[order]), rows_of(batch.run(), order))
+    files.assert_same_bits(batch.run(batch.x[order], batch.lengths[order]), files.rows_of(batch.run(), order))
 
 
 @given(batch=batches(), data=st.data())
@@ -118,7 +114,7 @@ def test_batch_mates(batch: Batch, data: st.DataObject) -> None:
     n = len(batch.x)
     start = data.draw(st.integers(0, n - 1))
     part = slice(start, data.draw(st.integers(start + 1, n)))
-    files.assert_same_bits(batch.run(batch.x[part], batch.lengths[part]), rows_of(batch.run(), part))
+    files.assert_same_bits(batch.run(batch.x[part], batch.lengths[part]), files.rows_of(batch.run(), part))
 
 
 @given(batch=batches(), threads=st.sampled_from([2, 3, 7, None]))
@@ -157,4 +153,4 @@ def test_threads_on_batches_that_are_worth_them(shape: tuple[int, int, int, int]
     x = rng.normal(size=(n, steps, features)).astype(np.float32)
     batch = Batch(x, rng.integers(0, steps + 1, n), [units, 30], rng)
     files.assert_same_bits(batch.run(threads=threads), batch.run(threads=1))
-    files.assert_same_bits(batch.run(x[::-1], batch.lengths[::-1], threads), rows_of(batch.run(), slice(None, None, -1)))
+    files.assert_same_bits(batch.run(x[::-1], batch.lengths[::-1], threads), files.rows_of(batch.run(), slice(None, None, -1)))

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import files
 
 import lstmcli
 from lstmcli.blocks import Block, packed_starts
@@ -42,7 +43,7 @@ def run(kind, threads=1, rows=slice(None), split=None):
     model, dtype = kind
     forward = ready(model, dtype, threads)
     lengths = LENGTHS[rows]
-    x = X[rows][np.arange(9) < lengths[:, None]].astype(dtype)
+    x = X[rows][~files.padding(X.shape, lengths)].astype(dtype)
     state = {name: np.full((len(lengths), width), 0.25, dtype) for name, width in forward.widths.items()}
     block = Block(x, packed_starts(lengths), lengths)
     outputs, cells = (
@@ -68,7 +69,7 @@ def want(request):
     return request.param, *run(request.param)
 
 
-def assert_same(got, want, rows=slice(None)):
+def assert_rows(got, want, rows=slice(None)):
     _, *arrays, state = want
     for array, other in zip(got[:2], arrays, strict=True):
         assert [row.tobytes() for row in array] == [row.tobytes() for row in other[rows]]
@@ -78,29 +79,29 @@ def assert_same(got, want, rows=slice(None)):
 @pytest.mark.parametrize("lanes", [*range(1, 14), 21, 48, 50])
 @pytest.mark.parametrize("ahead", [0, 1, 5, 24])
 def test_lanes_and_input_products_in_advance(want, lanes, ahead):
-    assert_same(run(want[0], split=(1, False, lanes, ahead)), want)
+    assert_rows(run(want[0], split=(1, False, lanes, ahead)), want)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize(("lanes", "ahead"), [(1, 0), (7, 0), (21, 0), (1, 24), (4, 3)])
 def test_threads_that_take_sequences_or_share_steps(want, threads, share, lanes, ahead):
-    assert_same(run(want[0], threads, split=(threads, share, lanes, ahead)), want)
+    assert_rows(run(want[0], threads, split=(threads, share, lanes, ahead)), want)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
 def test_blocks(want, size):
     for first in range(0, len(LENGTHS), size):
         rows = slice(first, first + size)
-        assert_same(run(want[0], rows=rows), want, rows)
+        assert_rows(run(want[0], rows=rows), want, rows)
 
 
 def test_packed_rows_are_the_same_as_padded_ones(want):
     (model, dtype), outputs, _, state = want
     start = {name: np.full((len(LENGTHS), width), 0.25, dtype) for name, width in MODELS[model].state_widths().items()}
     padded, after = MODELS[model](X.astype(dtype), LENGTHS, initial_state=start)
-    assert padded[np.arange(9) < LENGTHS[:, None]].tobytes() == np.concatenate(outputs).tobytes()
-    assert not padded[np.arange(9) >= LENGTHS[:, None]].any()
+    assert padded[~files.padding(X.shape, LENGTHS)].tobytes() == np.concatenate(outputs).tobytes()
+    assert not padded[files.padding(X.shape, LENGTHS)].any()
     assert all(after[name].tobytes() == state[name].tobytes() for name in state)
 
 

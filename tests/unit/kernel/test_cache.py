@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.system import mounted
+from helpers.system_tools import mounted
 
 import lstmcli
 from lstmcli.kernel import lstm

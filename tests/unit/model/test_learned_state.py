@@ -12,7 +12,7 @@ import pytest
 from helpers import naive
 from helpers import weight_files as wf
 from helpers.command import assert_one_line, lstmcli, succeed
-from helpers.importing import as_naive
+from helpers.weight_imports import as_naive
 
 from lstmcli.api import Bidirectional, Cell, Model, Reverse, Stack
 from lstmcli.errors import DataError

@@ -13,7 +13,7 @@ from helpers import naive
 from helpers import weight_files as wf
 from helpers.command import assert_one_line
 from helpers.command import lstmcli as command
-from helpers.importing import assert_same, load, refusal, tree
+from helpers.weight_imports import assert_same, load, refusal, tree
 
 import lstmcli
 

@@ -16,7 +16,7 @@ import pytest
 from helpers import naive, speech
 from helpers import weight_files as wf
 from helpers.command import assert_one_line, lstmcli
-from helpers.importing import assert_same, load, refusal, tree
+from helpers.weight_imports import assert_same, load, refusal, tree
 
 from lstmcli.errors import DataError
 

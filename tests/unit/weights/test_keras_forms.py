@@ -13,7 +13,7 @@ import pytest
 from helpers import naive
 from helpers import weight_files as wf
 from helpers.command import lstmcli, succeed
-from helpers.importing import assert_same, load, refusal, tree
+from helpers.weight_imports import assert_same, load, refusal, tree
 
 A, B, C = (wf.random_cell(features, units, seed) for seed, (features, units) in enumerate([(3, 4), (4, 5), (5, 2)]))
 FW, BW = wf.random_cell(3, 2, 10), wf.random_cell(3, 2, 11)

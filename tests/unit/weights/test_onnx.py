@@ -11,7 +11,7 @@ import pytest
 from helpers import naive
 from helpers import weight_files as wf
 from helpers.command import assert_one_line, lstmcli
-from helpers.importing import as_naive, assert_same, load, refusal, tree
+from helpers.weight_imports import as_naive, assert_same, load, refusal, tree
 
 CELL = wf.random_cell(3, 4, 0)
 BACK = wf.random_cell(3, 4, 1)

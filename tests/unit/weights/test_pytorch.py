@@ -14,7 +14,7 @@ import pytest
 from helpers import files, naive
 from helpers import weight_files as wf
 from helpers.command import assert_one_line, lstmcli, succeed
-from helpers.importing import assert_same, load, refusal, tree
+from helpers.weight_imports import assert_same, load, refusal, tree
 
 STACK = naive.Stack((wf.random_cell(3, 5, 0), wf.random_cell(5, 5, 1)))
 BOTH = naive.Stack(

@@ -12,7 +12,7 @@ import pytest
 from helpers import naive
 from helpers import weight_files as wf
 from helpers.command import assert_one_line, lstmcli, succeed
-from helpers.importing import assert_same, load, refusal, tree
+from helpers.weight_imports import assert_same, load, refusal, tree
 
 
 def cell(features: int, units: int, seed: int, **options: Any) -> naive.Cell:

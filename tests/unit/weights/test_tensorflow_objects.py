@@ -13,7 +13,7 @@ import pytest
 from helpers import naive
 from helpers import weight_files as wf
 from helpers.command import succeed
-from helpers.importing import assert_same, load, refusal, tree
+from helpers.weight_imports import assert_same, load, refusal, tree
 
 from lstmcli.errors import DataError
 
