@@ -68,12 +68,11 @@ def import_tensors(
 def other_kind(layers: Layers) -> str:
     """What has the same names as an LSTM, but three gates or one; "" for an LSTM, whole or not."""
     parameters = [(field, tensor.shape) for fields in layers.values() for field, tensor in fields.items()]
-    recurrent = [shape for field, shape in parameters if field == "weight_hh"]
-    gates = {shape[0] / shape[1] for shape in recurrent if len(shape) == 2 and shape[1]}
-    may_be = not recurrent and any(shape and shape[0] % 4 == 0 for _, shape in parameters)
-    if 4 in gates or may_be or any(field == "weight_hr" for field, _ in parameters):
+    gates = {shape[0] / shape[1] for field, shape in parameters if field == "weight_hh" and len(shape) == 2 and shape[1]}
+    whole = not gates and any(shape and shape[0] % 4 == 0 for _, shape in parameters)
+    if whole or gates - {1, 3} or any(field == "weight_hr" for field, _ in parameters):
         return ""
-    what = "a GRU" if 3 in gates else "an RNN without gates" if 1 in gates else "no LSTM by its shapes"
+    what = "a GRU" if 3 in gates else "an RNN without gates" if gates else "no LSTM by its shapes"
     return f"{what} ({described(layers)})"
 
 
@@ -96,6 +95,10 @@ def read_layers(layers: Layers, starts: list[dict[str, Floats]], draft: Draft) -
             raise DataError("expected one LSTMCell or one LSTM, got parameters of both")
         yield read_cell(layers[""], "", starts, draft)
         return
+    fields = {field for parameters in layers.values() for field in parameters}
+    for suffix, parameters in layers.items():
+        if missing := sorted(fields - set(parameters)):  # as with bias and proj_size, which are of all layers or of none
+            raise DataError(f"expected {missing[0]}{suffix}, as other layers have it, got none; was the file cut or edited?")
     both = any(suffix.endswith("_reverse") for suffix in layers)
     count = len(layers) // (2 if both else 1)
     first = 0

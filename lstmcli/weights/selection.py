@@ -121,9 +121,11 @@ def fitting_one(word: str | None, found: Mapping[str, str], draft: "Draft") -> s
         )
     if not names:
         raise DataError(f"{draft.where}: no LSTM's name begins with {shown(word or '')!r}; there is {listed(found, found)}")
+    patterns = {re.sub("[0-9]+", "*", name) for name in names}
+    several = f"'{shown(patterns.pop())}'" if len(patterns) == 1 else "A --select B"
     raise DataError(
         f"{draft.where}: holds {len(names)} LSTMs; choose one with --select PREFIX, or several, from the bottom to the top, "
-        f"with --select A --select B: {listed(names, found)}"
+        f"with --select {several}: {listed(names, found)}"
     )
 
 

@@ -32,6 +32,7 @@ from lstmcli.weights.torch_format.pickle_machine import (
 MAX_DEPTH = 100
 MAX_NAME = 300  # characters; a name may be put together of the same long text again and again
 EXPORTED = "data/weights/model_weights_config.json"
+EXPORTS = ("archive_format", "serialized_exported_program.json", "model_weights_config.json")  # of any version of torch.export
 EXPORTED_DTYPES = {6: "F16", 7: "F32", 8: "F64", 13: "BF16"}  # torch/_export/serde/schema.py
 OWN = ("torch", "torch._utils", "torch._tensor", "torch.storage", "torch.serialization", "torch.jit._pickle", "collections")
 QUANTIZED = ("quantized", "ScriptObject", "torch.classes.rnn", "_rebuild_qtensor")
@@ -55,7 +56,9 @@ class Contents:
 
 
 def is_torch(archive: Archive) -> bool:
-    return any(map(is_pickle, archive.members)) or bool(export_folders(archive)) or "model.json" in basenames(archive)
+    """Whether an archive is one of PyTorch's."""
+    held = {name.rpartition("/")[2] for name in archive.members}
+    return any(map(is_pickle, archive.members)) or not held.isdisjoint({"model.json", *EXPORTS})
 
 
 def read_archive(archive: Archive) -> Contents:
@@ -63,6 +66,8 @@ def read_archive(archive: Archive) -> Contents:
     if folders := export_folders(archive):
         return read_export(archive, folders[0])
     pickles = [name for name in archive.members if is_pickle(name)]
+    if not pickles and any(name.endswith(EXPORTS) for name in archive.members):
+        raise DataError(f"{archive.where}: a .pt2 archive without plain weights; save torch.export.load(...).state_dict()")
     if not pickles:
         raise DataError(f"{archive.where}: a TorchScript archive of PyTorch before 1.4; {TORCHSCRIPT}")
     folder = pickles[0].removesuffix("data.pkl")
@@ -115,10 +120,6 @@ def contents(root: Any, where: str, machine: Machine, fetch: Fetch) -> Contents:
     named = [text for text, name in machine.named.items() if name.module not in OWN]
     quantized = any(sign in text for text in machine.named for sign in QUANTIZED)
     return Contents("PyTorch (.pt)", tensors, classes, named, quantized)
-
-
-def basenames(archive: Archive) -> set[str]:
-    return {name.rpartition("/")[2] for name in archive.members}
 
 
 def is_pickle(member: str) -> bool:

@@ -58,6 +58,7 @@ def test_a_pattern_is_a_stack_in_the_order_of_its_numbers(tmp_path: Path) -> Non
     assert_same(tree(path, select=("other", "rnns.1*")), stack(0, 1, 10, 11))
     assert_same(tree(path, select=("rnns.1",)), stack(1))  # not rnns.10 and rnns.11, which begin with it, too
     assert "like 'x*'" in refusal(path, select=("x*",))
+    assert "--select 'rnns.*'" in refusal(path, select=("rnns",))  # that is what is meant, if all are
 
 
 @pytest.mark.parametrize(

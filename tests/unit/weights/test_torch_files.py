@@ -138,6 +138,14 @@ def test_torch_export(tmp_path: Path) -> None:
     assert "torch.export" in load(path).kind
 
 
+def test_torch_export_of_other_versions(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a", "w") as archive:
+        archive.writestr("serialized_exported_program.json", "{}")
+        archive.writestr("serialized_state_dict.pt", b"PK")
+    for word in (".pt2", "torch.export"):
+        assert word in refusal(tmp_path / "a")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
