@@ -158,6 +158,14 @@ def test_what_was_stopped_is_neither_taken_nor_lost(left: Path) -> None:
     assert_one_line(lstmcli("verify", "out.h5.partial", cwd=left), 65, "never completed")
 
 
+def test_other_padding_is_another_run(left: Path) -> None:
+    before = files.snapshot(left)
+    ran = resume(left, "--resume", "--padding", "pre")
+    assert_one_line(ran, 65, "out.h5.journal: belongs to another run", "lengths was", "is now")
+    assert files.snapshot(left) == before
+    assert resume(left, "--resume", "--padding", "post").code == 0
+
+
 def test_resumed_with_other_threads_and_memory(job: Path, left: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     run = [word for word in RUN if word != "-q"]
     ran = resume(left, "--resume", "--threads", 2, "--max-memory", "1GB", "--json", run=run)
