@@ -139,7 +139,7 @@ def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) 
             file.create_virtual_dataset(name, layout, fillvalue=np.nan)
         file.flush()
         image = bytes(file.id.get_file_image())
-    write_whole(paths.main, image, overwrite)
+    write_whole(paths.main, [image], overwrite)
     return describe(whole, paths)
 
 

@@ -131,7 +131,7 @@ def write_plan(plan: Plan, overwrite: bool) -> None:
     """The plan and the folder for its parts. OutputError, StorageError."""
     content = plan.content()
     text = json.dumps(content | {"checksum": checksum(content)}, indent=2) + "\n"
-    write_whole(plan.path, text.encode(), overwrite)
+    write_whole(plan.path, [text.encode()], overwrite)
     try:
         plan.folder().mkdir(exist_ok=True)
     except OSError as error:

@@ -3,8 +3,10 @@
 import ctypes
 import errno
 import fcntl
+import itertools
 import os
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -126,12 +128,15 @@ class Partial:
             os.close(self.fd)
 
 
-def write_whole(path: Path, content: bytes, overwrite: bool) -> None:
-    """Writes a small file, whole or not at all. Raises OutputError, StorageError."""
+def write_whole(path: Path, pieces: Sequence[Data], overwrite: bool) -> None:
+    """Writes a file of pieces that lie one after the other, whole or not at all. Raises OutputError, StorageError."""
     partial = Partial(path, overwrite, resume=True)  # what a killed command may have left is written over
+    views = [as_bytes(piece) for piece in pieces]
+    ends = list(itertools.accumulate(map(len, views)))
     try:
-        partial.reserve(len(content))
-        partial.write(content, 0)
+        partial.reserve(ends[-1])
+        for view, end in zip(views, ends, strict=True):
+            partial.write(view, end - len(view))
         partial.seal()
         partial.publish()
         partial.close()

@@ -64,7 +64,7 @@ def model_image(model: Model, check: Check | None = None) -> bytes:
 
 def save_model(model: Model, path: Path, overwrite: bool = False, check: Check | None = None) -> None:
     """Writes a model file, whole or not at all. Raises OutputError, StorageError."""
-    write_whole(path, model_image(model, check), overwrite)
+    write_whole(path, [model_image(model, check)], overwrite)
 
 
 def load_model(path: str) -> Model:

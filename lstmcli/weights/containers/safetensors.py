@@ -12,7 +12,7 @@ import numpy as np
 
 from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
-from lstmcli.files.partial_file import Partial
+from lstmcli.files.partial_file import write_whole
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.weights.containers.tensor import DTYPES, Tensor, decode
 
@@ -79,7 +79,7 @@ def values(file: FileBytes, dtype: str, shape: tuple[int, ...], offset: int) -> 
 
 
 def save(tensors: Mapping[str, Floats], path: Path, overwrite: bool) -> None:
-    """Writes a file, whole or not at all. OutputError, StorageError."""
+    """Writes a file, whole or not at all. Raises OutputError or StorageError."""
     names = {np.dtype("f2"): "F16", np.dtype("f4"): "F32", np.dtype("f8"): "F64"}
     entries, end = {}, 0
     for name, tensor in tensors.items():
@@ -87,16 +87,5 @@ def save(tensors: Mapping[str, Floats], path: Path, overwrite: bool) -> None:
         entries[name] = {"dtype": names[tensor.dtype], "shape": tensor.shape, "data_offsets": (start, end)}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the values are aligned
-    made = Partial(path, overwrite)
-    try:
-        made.reserve(8 + len(text) + end)
-        made.write(struct.pack("<Q", len(text)) + text, 0)
-        for name, tensor in tensors.items():
-            made.write(
-                np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")), 8 + len(text) + entries[name]["data_offsets"][0]
-            )
-        made.publish()
-        made.close()
-    except BaseException:
-        made.discard()
-        raise
+    contents = [np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")) for tensor in tensors.values()]
+    write_whole(path, [struct.pack("<Q", len(text)) + text, *contents], overwrite)

@@ -2,10 +2,11 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from lstmcli.errors import OutputError, StorageError
-from lstmcli.files.partial_file import Partial, check_left_over
+from lstmcli.files.partial_file import Partial, check_left_over, write_whole
 from lstmcli.files.standard_output import StandardOutput
 
 
@@ -144,3 +145,10 @@ def test_a_stream_fills_what_is_left_out_with_zeros(capfd):
     stream.seal()
     stream.close()
     assert capfd.readouterr().out == "ab\0\0\0cd" + "\0" * 5
+
+
+def test_a_whole_file_of_pieces(tmp_path):
+    pieces = [b"ab", np.arange(3, dtype="<u2"), np.zeros((0, 4), "<f4"), memoryview(b"z")]
+    write_whole(tmp_path / "out", pieces, overwrite=False)
+    assert (tmp_path / "out").read_bytes() == b"ab\0\0\1\0\2\0z"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,127 @@
+"""A result gets its name only when it is whole. What a failed body has recorded stays, and only that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstmcli.blocks import Span, Valid
+from lstmcli.errors import DataError, OutputError, StorageError
+from lstmcli.inputs.nonfinite import Nonfinite
+from lstmcli.model.new_weights import init_model
+from lstmcli.results.paths import Paths
+from lstmcli.results.publish import publishing
+from lstmcli.results.result import Metadata
+from lstmcli.results.verify import verify
+
+LENGTHS = np.array([2, 0, 3, 1])
+ROWS = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+ARRAYS: dict[str, Any] = {"outputs": ((4, 3, 5), ROWS.dtype), "state/0/h": ((4, 5), ROWS.dtype)}
+SPANS = [Span(0, 2, 0, 2, last=True), Span(2, 2, 0, 3, last=True)]
+
+
+def fill(result: Any, spans: list[Span]) -> None:
+    ends = np.r_[0, np.cumsum(LENGTHS)]
+    for span in spans:
+        rows = ROWS[ends[span.first] : ends[span.first + span.count]]
+        states = np.full((span.count, 5), span.first, np.float32)
+        result.store(span, {"outputs": rows, "state/0/h": states}, Nonfinite(), None)
+
+
+def opened(paths: Paths, resume: bool = False, run: str = "run", starts: list[int] | None = None) -> Any:
+    valid = Valid(np.array(starts or [0, 0, 0, 0]), LENGTHS)
+    metadata = Metadata(init_model(2, [5]), valid, {"options": {}}, Nonfinite())
+    return publishing(paths, ARRAYS, metadata, {"name": run}, overwrite=False, resume=resume)
+
+
+def seal_and_die(paths: Paths) -> None:
+    with opened(paths) as result:
+        fill(result, SPANS)
+        result.seal(Nonfinite())
+        raise KeyboardInterrupt
+
+
+def fill_and_fail(paths: Paths, spans: list[Span], error: type[Exception]) -> None:
+    with opened(paths) as result:
+        fill(result, spans)
+        raise error("no")
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_filled_in_two_runs(tmp_path: Path) -> None:
+    with opened(Paths(tmp_path / "whole.h5")) as result:
+        fill(result, SPANS)
+        result.seal(Nonfinite())
+    with pytest.raises(StorageError, match="--resume"):
+        fill_and_fail(Paths(tmp_path / "resumed.h5"), SPANS[:1], StorageError)
+    assert left(tmp_path) == ["resumed.h5.journal", "resumed.h5.partial", "whole.h5"]
+    with opened(Paths(tmp_path / "resumed.h5"), resume=True) as result:
+        assert result.restored({}, ROWS.dtype).span == SPANS[0]
+        fill(result, SPANS[1:])
+        result.seal(Nonfinite())
+    assert left(tmp_path) == ["resumed.h5", "whole.h5"]
+    assert (tmp_path / "resumed.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert "2 arrays" in verify(str(tmp_path / "whole.h5"))
+
+
+@pytest.mark.parametrize("starts", [[0, 0, 0, 0], [1, 0, 0, 2]])
+def test_rows_lie_where_the_valid_steps_are(starts: list[int], tmp_path: Path) -> None:
+    import h5py
+
+    with opened(Paths(tmp_path / "out.h5"), starts=starts) as result:
+        fill(result, SPANS)
+        result.seal(Nonfinite())
+    padded, at = np.zeros((4, 3, 5), np.float32), 0
+    for row, (start, length) in enumerate(zip(starts, LENGTHS.tolist(), strict=True)):
+        padded[row, start : start + length] = ROWS[at : at + length]
+        at += length
+    with h5py.File(tmp_path / "out.h5") as file:
+        np.testing.assert_array_equal(file["outputs"][:], padded, strict=True)
+        assert ("starts" in file) == any(starts)
+    verify(str(tmp_path / "out.h5"))
+
+
+@pytest.mark.parametrize(("error", "spans"), [(StorageError, []), (DataError, SPANS), (ZeroDivisionError, [])])
+def test_nothing_stays_where_it_is_of_no_use(error: type[Exception], spans: list[Span], tmp_path: Path) -> None:
+    with pytest.raises(error):
+        fill_and_fail(Paths(tmp_path / "out.h5"), spans, error)
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["out.h5", "out.npy"])
+def test_what_was_sealed_only_needs_its_name(name: str, tmp_path: Path) -> None:
+    paths = Paths(tmp_path / name)
+    if name == "out.npy":
+        paths = Paths(tmp_path / name, tmp_path / "out.npz", tmp_path / "out.model.h5")
+    with pytest.raises(KeyboardInterrupt):
+        seal_and_die(paths)
+    assert f"{name}.partial" in left(tmp_path)
+    with opened(paths, resume=True) as result:
+        assert result is None
+    assert left(tmp_path) == sorted(path.name for path in paths.all())
+
+
+def test_another_name_of_a_file_beside_the_output_is_refused(tmp_path: Path) -> None:
+    main, model = tmp_path / "out.npy", tmp_path / "out.model.h5"
+    with pytest.raises(KeyboardInterrupt):
+        seal_and_die(Paths(main, tmp_path / "a.npz", model))
+    before = left(tmp_path)
+    with (
+        pytest.raises(DataError, match=r"files was \['a.npz', 'out.model.h5'\], is now"),
+        opened(Paths(main, tmp_path / "b.npz", model), resume=True),
+    ):
+        raise AssertionError
+    assert left(tmp_path) == before
+
+
+def test_an_output_that_is_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out.h5").write_text("precious")
+    with pytest.raises(OutputError, match="exists already"), opened(Paths(tmp_path / "out.h5")):
+        raise AssertionError
+    assert left(tmp_path) == ["out.h5"]
