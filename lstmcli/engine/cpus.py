@@ -8,14 +8,14 @@ CGROUPS, MEMBERSHIPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def available_threads() -> int:
-    """The least of the CPUs of its affinity, the quota of its control groups, and SLURM_CPUS_PER_TASK; at least 1."""
+    """Return the least of this process's affinity, the quotas of its control groups, and SLURM_CPUS_PER_TASK; at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return max(1, min([affinity, *quotas(), *([int(slurm)] if slurm.isdecimal() else [])]))
 
 
 def quotas() -> Iterator[int]:
-    """CPUs, rounded up, that the control groups (version 1 and 2) of this process allow; those above a group limit it too."""
+    """Yield how many CPUs, rounded up, each control group (version 1 and 2) of this process allows, and each group above it."""
     try:
         memberships = MEMBERSHIPS.read_text().splitlines()
     except OSError:

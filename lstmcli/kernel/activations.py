@@ -1,7 +1,7 @@
 """The activations of a cell, on vectors.
 
-tanh and sigmoid are accurate to 4 units in the last place (ULP) over all floats; the others are what their formulas give.
-NaN stays NaN, and an infinite sum gives the function's limit.
+tanh and sigmoid are accurate to 4 units in the last place (ULP) for every float; the others are as accurate as their formulas.
+NaN stays NaN, and an infinite argument gives the function's limit.
 """
 
 from collections.abc import Callable
@@ -12,20 +12,20 @@ import llvmlite.ir as ir
 from lstmcli.kernel.simd import Vector, fma, if_less
 
 LOG2E = 1.442695040888963407
-LARGE = 1e30  # a float32 next to which 1 is nothing
+LARGE = 1e30  # a float32 so large that adding 1 does not change it
 
 
 @dataclass(frozen=True)
 class Constants:
-    """Of exp, tanh and sigmoid for one type of float."""
+    """The constants of exp, tanh and sigmoid for one type of float."""
 
     expm1: tuple[float, ...]  # expm1(r) = r + r^2 * (expm1[0] + expm1[1] * r + ...), minimax for |r| <= ln(2) / 2
     ln2: tuple[float, float]  # their sum is ln(2) to twice the precision
-    round: float  # added to a number, leaves its nearest integer in the low bits
+    round: float  # a number plus this has its nearest integer in the low bits
     mantissa: int  # bits
     tanh_one: float  # from here on tanh rounds to 1
     sigmoid_zero: float  # below -sigmoid_zero sigmoid would not be a normal number, and exp(sigmoid_zero) is still finite
-    atanh_terms: int  # of its series, for arguments up to 1/3
+    atanh_terms: int  # how many terms of its series are enough for arguments up to 1/3
 
 
 CONSTANTS = {
@@ -57,15 +57,15 @@ CONSTANTS = {
 
 
 def expm1_parts(x: Vector, factor: float = 1.0) -> tuple[Vector, Vector]:
-    """(p, s) with exp(factor * x) = s * (1 + p), s a power of two and |p| < 0.42, so that neither exp nor expm1 loses digits.
+    """Return (p, s) with exp(factor * x) = s * (1 + p), s a power of two and |p| < 0.42: so neither exp nor expm1 loses digits.
 
-    factor  1 or -1, which is in the constants and so takes no operation
+    factor  1 or -1; it goes into the constants, and so takes no operation
     """
     simd, builder, constants = x.simd, x.simd.builder, CONSTANTS[x.simd.bits]
     magic = simd.constant(constants.round)
     biased = fma(x, simd.constant(factor * LOG2E), magic)
     n = biased - magic
-    # r is factor times what is left of factor * x; a polynomial in r whose odd terms carry the factor.
+    # r is factor times the remainder of factor * x, so the odd terms of the polynomial carry the factor.
     r = fma(n, simd.constant(-factor * constants.ln2[0]), x)
     r = fma(n, simd.constant(-factor * constants.ln2[1]), r)
     *rest, last = (coefficient * factor**k for k, coefficient in enumerate(constants.expm1))

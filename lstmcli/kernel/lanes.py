@@ -1,8 +1,8 @@
-"""Sequences through lanes: every lane holds one running sequence, and takes the next one when its own ends.
+"""The loop over steps: every lane holds one running sequence, and takes the next one when its own ends.
 
-So the tile stays full until the work is used up, instead of narrowing whenever a short sequence ends (as the batch of a
-packed sequence does), and no step past a sequence's length is ever visited. Units are the outer loop and lanes the inner
-one: a panel of weights is read once a step for all lanes.
+So the tile stays full until there is no more work, instead of narrowing whenever a short sequence ends (as a batch of packed
+sequences does), and no step past a sequence's length is ever visited. Units are the outer loop and lanes the inner one: a
+panel of weights is read once a step for all lanes.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from lstmcli.kernel.layout import GATES, Argument, Column, Options, Shape
 from lstmcli.kernel.simd import I64, POINTER
 
 ADDRESSES = types.CPointer(types.int64)
-SPINS = 2000  # some microseconds; a thread that waits longer lets others run, perhaps just the one it waits for
+SPINS = 2000  # some microseconds: a thread that waits longer lets others run, perhaps the one that it waits for
 
 COLUMNS = len(Column)
 
 
 @intrinsic
 def get(context: Any, array: types.Type, index: types.Type) -> Any:
-    """array[index]"""
+    """Return array[index]."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         return builder.load(builder.gep(args[0], [args[1]], source_etype=I64), typ=I64)
@@ -36,7 +36,7 @@ def get(context: Any, array: types.Type, index: types.Type) -> Any:
 
 @intrinsic
 def put(context: Any, array: types.Type, index: types.Type, value: types.Type) -> Any:
-    """array[index] = value"""
+    """Set array[index] = value."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         builder.store(args[2], builder.gep(args[0], [args[1]], source_etype=I64))
@@ -47,7 +47,7 @@ def put(context: Any, array: types.Type, index: types.Type, value: types.Type) -
 
 @intrinsic
 def at(context: Any, address: types.Type) -> Any:
-    """The array of int64 at an address."""
+    """Return the array of int64 at an address."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         return builder.inttoptr(args[0], context.get_value_type(ADDRESSES))
@@ -57,7 +57,7 @@ def at(context: Any, address: types.Type) -> Any:
 
 @intrinsic
 def take_next(context: Any, counter: types.Type) -> Any:
-    """counter[0]++, so that threads never take the same sequence."""
+    """Return counter[0] and count it up, in one operation: no two threads take the same sequence."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         return builder.atomic_rmw("add", args[0], ir.Constant(I64, 1), "monotonic")
@@ -67,9 +67,9 @@ def take_next(context: Any, counter: types.Type) -> Any:
 
 @intrinsic
 def meet(context: Any, arrived: types.Type, expected: types.Type) -> Any:
-    """arrived[0]++, then waits until it is `expected` or more. What the others wrote before they came is then visible.
+    """Count arrived[0] up, and wait until it is `expected` or more. All that the others wrote before is then visible.
 
-    It is not read again by who is not to wait: the others may be through by then, and its memory gone.
+    A thread that does not have to wait never reads the counter again: the others may have ended, and freed its memory.
     """
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
@@ -103,7 +103,7 @@ def meet(context: Any, arrived: types.Type, expected: types.Type) -> Any:
 
 @intrinsic
 def min_of(context: Any, a: types.Type, b: types.Type) -> Any:
-    """The smaller one; Numba's own min() brings in code that needs the interpreter."""
+    """Return the smaller one. Numba's own min() brings in code that needs the interpreter."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         return builder.select(builder.icmp_signed("<", *args), *args)
@@ -113,7 +113,7 @@ def min_of(context: Any, a: types.Type, b: types.Type) -> Any:
 
 @intrinsic
 def copy(context: Any, target: types.Type, source: types.Type, size: types.Type) -> Any:
-    """Copies `size` bytes between addresses that do not overlap."""
+    """Copy `size` bytes between places that do not overlap."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         target, source = (builder.inttoptr(a, POINTER) for a in args[:2])
@@ -124,9 +124,9 @@ def copy(context: Any, target: types.Type, source: types.Type, size: types.Type)
 
 
 def tile_call(shape: Shape, options: Options) -> Callable[..., None]:
-    """The call of the tile of `rows` lanes from lane `first` on, with the arguments of tile.define.
+    """Return a function that runs the tile of `rows` lanes, from lane `first` on; its other arguments are those of tile.define.
 
-    `half_unit` is the first unit of the panel that has two gates in a vector, -1: none.
+    half_unit  the first unit of the panel that has two gates in a vector; -1: none
     """
 
     @intrinsic
@@ -149,7 +149,7 @@ def tile_call(shape: Shape, options: Options) -> Callable[..., None]:
 
 
 def projection_call(shape: Shape, options: Options) -> Callable[..., None]:
-    """The call of the projection of `rows` lanes from lane `first` on, with the arguments of tile.define_projection."""
+    """Return a function that runs the projection of `rows` lanes from lane `first` on, as tile.define_projection says."""
 
     @intrinsic
     def call(context, rows, call, weights, table, lanes, first, column):  # type: ignore[no-untyped-def]
@@ -169,7 +169,7 @@ def projection_call(shape: Shape, options: Options) -> Callable[..., None]:
 def switch_rows(
     builder: ir.IRBuilder, shape: Shape, rows: ir.Value, values: list[ir.Value], function: Callable[[int], ir.Function]
 ) -> None:
-    """Calls the function for as many rows as there are."""
+    """Write a switch: call the function for the number of rows that there are."""
     after = builder.append_basic_block()
     switch = builder.switch(rows, after)
     for count in range(1, shape.rows + 1):
@@ -183,7 +183,7 @@ def switch_rows(
 
 @register_jitable(inline="always")
 def start_lane(call, table, lanes, lane, sequence, float_bytes):  # type: ignore[no-untyped-def]
-    """The first step of a sequence into an empty lane."""
+    """Put the first step of a sequence into an empty lane."""
     h = get(call, Argument.H_AT) + sequence * get(call, Argument.OUTPUTS) * float_bytes
     c = get(call, Argument.C_AT) + sequence * get(call, Argument.UNITS) * float_bytes
     x_row, y_row = get(at(get(call, Argument.X_STARTS_AT)), sequence), get(at(get(call, Argument.Y_STARTS_AT)), sequence)
@@ -203,7 +203,7 @@ def start_lane(call, table, lanes, lane, sequence, float_bytes):  # type: ignore
 
 @register_jitable(inline="always")
 def advance_lane(call, table, lanes, lane, sums_step):  # type: ignore[no-untyped-def]
-    """From a step to the next one of the same sequence."""
+    """Go on to the next step of the same sequence."""
     y, c = get(table, Column.Y * lanes + lane), get(table, Column.NEW_C * lanes + lane)
     put(table, Column.X * lanes + lane, get(table, Column.X * lanes + lane) + get(call, Argument.X_STEP))
     put(table, Column.H * lanes + lane, y)
@@ -217,7 +217,7 @@ def advance_lane(call, table, lanes, lane, sums_step):  # type: ignore[no-untype
 
 @register_jitable(inline="always")
 def retire_lane(table, lanes, lane, last):  # type: ignore[no-untyped-def]
-    """Empties a lane: the sequence of lane `last` moves into it. What is the lanes' own memory changes places."""
+    """Empty a lane: the sequence of lane `last` moves into it. The two lanes exchange the memory that they own."""
     home, hidden = get(table, Column.HOME * lanes + lane), get(table, Column.HIDDEN * lanes + lane)
     for column in range(COLUMNS):
         put(table, column * lanes + lane, get(table, column * lanes + last))
@@ -226,7 +226,7 @@ def retire_lane(table, lanes, lane, last):  # type: ignore[no-untyped-def]
 
 
 def define(shape: Shape, options: Options) -> Callable[..., None]:
-    """The kernel for one tile shape and one kind of cell, to be compiled with compiled.SIGNATURE."""
+    """Return the kernel for one tile shape and one kind of cell, as Numba compiles it with compiled.SIGNATURE."""
     tile_of, projection_of = tile_call(shape, options), projection_call(shape, options)
     width, half, rows, size, projected = shape.width, shape.half, shape.rows, shape.bits // 8, options.projection
     row_bytes = GATES * width * size  # of a panel
@@ -234,7 +234,7 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
     def lstm(call, thread):  # type: ignore[no-untyped-def]
         """Run one cell over the sequences that the table `call` names (see layout.Argument), as thread number `thread`.
 
-        Threads take whole sequences, or, where SHARERS > 1, they run all sequences together, each for its part of the units.
+        Threads take whole sequences. Where SHARERS > 1, they run all sequences together, each a part of the units.
         """
         inputs, units, outputs = get(call, Argument.INPUTS), get(call, Argument.UNITS), get(call, Argument.OUTPUTS)
         lanes, ahead, count = get(call, Argument.LANES), get(call, Argument.AHEAD), get(call, Argument.COUNT)
@@ -245,7 +245,7 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
         scratch = get(call, Argument.SCRATCH_AT) + thread * get(call, Argument.SCRATCH_STEP)
         table = at(scratch)
         slots = lanes * ahead
-        coming = at(scratch + 8 * COLUMNS * lanes)  # a table as well, for the steps whose input products are computed now
+        coming = at(scratch + 8 * COLUMNS * lanes)  # a second table, for the steps whose input products are computed now
         sums = scratch + 8 * COLUMNS * (lanes + slots)
         panels, columns = (units + width - 1) // width, (outputs + GATES * width - 1) // (GATES * width)
         half_unit = (panels - 1) * width if 0 < units % width <= half else -1
@@ -269,7 +269,7 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
             # Empty lanes take the next sequences.
             while active < room:
                 turn = taken
-                if sharers == 1:  # the first ones are dealt out, or the first thread to come would have all the longest ones
+                if sharers == 1:  # dealt out at first, or the thread that comes first would take all the longest ones
                     turn = taken * threads + thread
                     if taken >= lanes:
                         turn = lanes * threads + take_next(at(get(call, Argument.SYNC_AT)))
@@ -282,12 +282,12 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
             if active == 0:
                 break
 
-            # The input products of some steps at once: rows of one tile are then not only lanes, but also steps of a lane.
+            # The input products of some steps at once: the rows of a tile are then steps as well as lanes.
             coming_rows = 0
             for lane in range(active if ahead > 0 else 0):
                 if get(table, Column.READY * lanes + lane) > 0:
                     continue
-                # Up to the next multiple of `ahead`, so that all lanes come to their end together.
+                # Up to the next multiple of `ahead`, so that all lanes need new products at the same step.
                 home, ready = get(table, Column.HOME * lanes + lane), get(table, Column.LEFT * lanes + lane)
                 ready = min_of(ready, ahead - steps % ahead)
                 for k in range(ready):
@@ -336,7 +336,7 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                 active -= 1
                 retire_lane(table, lanes, lane, active)
 
-        # Thread 0, whose caller owns all the memory, is the last to go.
+        # Thread 0, whose caller owns all the memory, is the last to end.
         if get(call, Argument.THREADS) > 1:
             meet(at(get(call, Argument.SYNC_AT) + 128), get(call, Argument.THREADS) if thread == 0 else 0)
 

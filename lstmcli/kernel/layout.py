@@ -15,9 +15,9 @@ Floats = NDArray[np.floating]
 
 
 class Shape(NamedTuple):
-    """The tile: `rows` sequences times `width` units times GATES sums of `bits`-bit floats, `together` gates at a time.
+    """The tile: `rows` sequences times `width` units times GATES sums of `bits`-bit floats.
 
-    So many gates at a time that the sums stay in registers.
+    It computes `together` gates at a time, so many that all their sums stay in registers.
     """
 
     bits: int
@@ -31,18 +31,18 @@ class Shape(NamedTuple):
 
     @property
     def half(self) -> int:
-        """The last panel has two gates in a vector where it has no more units than this: else half of it would be zeros."""
+        """The last panel has two gates in a vector if it has no more units than this: else half of a vector would be zeros."""
         return self.width // 2 if self.width > 2 else 0
 
 
 def tile_shape(target: Target, bits: int) -> Shape:
-    """The widest vectors, and tiles of 24 sums where there are 32 registers for them, of 12 where there are 16."""
+    """Choose the widest vectors, and tiles of 24 vectors where the CPU has 32 registers, of 12 where it has 16."""
     together = 4 if target.vector_registers == 32 else 2
     return Shape(bits, target.vector_bytes * 8 // bits, rows=6, together=together)
 
 
 class Options(NamedTuple):
-    """Of a cell, those that are compiled in: so what is off costs nothing."""
+    """The options of a cell that are compiled in, so that what a cell does not have costs nothing."""
 
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
@@ -160,7 +160,7 @@ TABLE_WORDS = len(Column)
 
 
 def scratch_words(lanes: int, ahead: int, biases: Floats) -> int:
-    """What one thread needs: its table of lanes, one for the steps that it computes in advance, and their paused sums."""
+    """Return how many words a thread needs: for its lanes, the steps that it computes in advance, and their paused sums."""
     return TABLE_WORDS * lanes + (lanes * ahead * (TABLE_WORDS + biases.nbytes // 8) if ahead else 0) + 8
 
 
@@ -221,7 +221,7 @@ def pack(
 
 
 def projection_panels(projection: Floats, shape: Shape) -> Floats:
-    """A panel's GATES * width columns stand where the gates of `width` units stand in other panels."""
+    """Pack a projection (units, P): GATES * width columns are a panel, as if they were the gates of `width` units."""
     units, outputs = projection.shape
     count = -(-outputs // (GATES * shape.width))
     columns = np.zeros((units, count * GATES * shape.width), shape.dtype)
@@ -230,15 +230,15 @@ def projection_panels(projection: Floats, shape: Shape) -> Floats:
 
 
 def in_panels(columns: Floats, shape: Shape) -> Floats:
-    """(K, GATES, count * width) or (K, GATES, count, width) -> (count, groups, K, together, width)"""
+    """Turn (K, GATES, count * width) or (K, GATES, count, width) into (count, groups, K, together, width)."""
     split = columns.reshape(len(columns), GATES // shape.together, shape.together, -1, shape.width)
     return in_lines(split.transpose(3, 1, 0, 2, 4))
 
 
 def in_lines(values: Floats) -> Floats:
-    """A contiguous copy that begins with a cache line: no load of a vector then needs two, which costs up to 5 %."""
+    """Copy so that it begins with a cache line, and no load of a vector needs two: a lone sequence takes 4 % less time."""
     room = np.empty(values.nbytes + LINE_BYTES, np.uint8)
     first = -room.ctypes.data % LINE_BYTES
-    found: Floats = room[first : first + values.nbytes].view(values.dtype).reshape(values.shape)
-    np.copyto(found, values)
-    return found
+    aligned: Floats = room[first : first + values.nbytes].view(values.dtype).reshape(values.shape)
+    np.copyto(aligned, values)
+    return aligned

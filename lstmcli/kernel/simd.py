@@ -1,9 +1,9 @@
-"""Vectors of floats as LLVM values: arithmetic on them emits instructions into the function under construction.
+"""Vectors of floats as LLVM values: arithmetic on them writes instructions into the function under construction.
 
-Written on llvmlite's builder because a plain jitted loop spills, uses no fused multiply-add unless it may also reassociate,
-and calls a scalar `exp` from the C library, whose bits differ between machines. Everything here is built from operations
-that IEEE 754 rounds exactly (+, -, *, /, fma, comparisons and bits), so a result has the same bits on every CPU and for
-every vector width.
+It uses llvmlite's builder, because a loop that Numba compiles spills registers, uses no fused multiply-add unless it may also
+reorder sums, and calls a scalar `exp` of the C library, whose bits differ between machines. Everything here is built from
+operations that IEEE 754 rounds exactly (+, -, *, /, fma, comparisons and bits), so a result has the same bits on every CPU and
+for every vector width.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ POINTER = ir.PointerType()
 
 @dataclass(frozen=True)
 class Simd:
-    """Vectors of `width` floats of `bits` bits in the function that `builder` writes."""
+    """Writes vectors of `width` floats of `bits` bits into the function of `builder`."""
 
     builder: ir.IRBuilder
     bits: int
@@ -40,7 +40,7 @@ class Simd:
         return Vector(self, ir.Constant(self.vector, [rounded(value, self.bits)] * self.width))
 
     def at(self, base: ir.Value, index: ir.Value) -> ir.Value:
-        """The address of float number `index` after `base`."""
+        """Return the address of float number `index` after `base`."""
         return self.builder.gep(base, [index], source_etype=self.scalar)
 
     def broadcast(self, pointer: ir.Value) -> "Vector":
@@ -58,7 +58,7 @@ class Simd:
         self.builder.store(value.value, pointer, align=self.bits // 8)
 
     def first(self, count: ir.Value) -> ir.Value:
-        """The mask of the first `count` floats, none where it is negative."""
+        """Return a mask of the first `count` floats; of none where it is negative."""
         numbers = ir.VectorType(I32, self.width)
         one = self.builder.insert_element(
             ir.Constant(numbers, ir.Undefined), self.builder.trunc(count, I32), ir.Constant(I32, 0)
@@ -67,7 +67,7 @@ class Simd:
         return self.builder.icmp_signed("<", ir.Constant(numbers, list(range(self.width))), counts)
 
     def load_part(self, pointer: ir.Value, part: "Part") -> "Vector":
-        """Zero past the part's end."""
+        """Load a part of a vector, with zeros past its end."""
         builder = self.builder
         with builder.if_else(part.whole) as (then, otherwise):
             with then:
@@ -80,7 +80,7 @@ class Simd:
         return Vector(self, merged)
 
     def store_part(self, pairs: Iterable[tuple["Vector", ir.Value]], part: "Part") -> None:
-        """Each vector to its pointer, but nothing past the part's end."""
+        """Store each vector at its pointer, but nothing past the part's end."""
         pairs = list(pairs)
         with self.builder.if_else(part.whole) as (then, otherwise):
             with then:
@@ -110,14 +110,17 @@ class Simd:
         return self.builder.call(function, args)
 
     def same(self, intrinsic: str, *args: "Vector") -> "Vector":
-        """A call of an intrinsic that takes and returns vectors."""
+        """Call an intrinsic that takes and returns vectors."""
         kind = ir.FunctionType(self.vector, [self.vector] * len(args))
         return Vector(self, self.call(intrinsic, kind, [a.value for a in args]))
 
 
 @dataclass(frozen=True)
 class Part:
-    """The first floats of a vector. Whole vectors go another way, because a masked store takes many cycles on some CPUs."""
+    """The first floats of a vector: whether there are any, whether it is whole, and their mask.
+
+    Whole vectors take a path of their own, because a masked store takes many cycles on some CPUs.
+    """
 
     some: ir.Value
     whole: ir.Value
@@ -146,23 +149,23 @@ class Vector:
 
 
 def rounded(value: float, bits: int) -> float:
-    """LLVM takes a float32 constant only if it is one exactly."""
+    """Round a constant to `bits` bits: LLVM takes a float32 constant only if it is one exactly."""
     return value if bits == 64 else float(np.float32(value))
 
 
 def fma(x: Vector, y: Vector, z: Vector) -> Vector:
-    """x * y + z, rounded once."""
+    """Return x * y + z, rounded once."""
     return x.simd.same("llvm.fma", x, y, z)
 
 
 def if_less(x: Vector, y: Vector, then: Vector, other: Vector) -> Vector:
-    """`then` where x < y, else (also where x or y is NaN) `other`."""
+    """Return `then` where x < y, else (also where x or y is NaN) `other`."""
     builder = x.simd.builder
     return Vector(x.simd, builder.select(builder.fcmp_ordered("<", x.value, y.value), then.value, other.value))
 
 
 def join(vectors: list[Vector]) -> Vector:
-    """One or two vectors as one that is as wide as both."""
+    """Return one or two vectors as one that is as wide as both."""
     if len(vectors) == 1:
         return vectors[0]
     first, second = vectors
@@ -172,7 +175,7 @@ def join(vectors: list[Vector]) -> Vector:
 
 
 def split(vector: Vector, simd: Simd) -> list[Vector]:
-    """The vectors of `simd` of which join() made it."""
+    """Undo join(): return the vectors of `simd`."""
     nothing = ir.Constant(vector.value.type, ir.Undefined)
     parts = []
     for first in range(0, vector.simd.width, simd.width):

@@ -3,13 +3,13 @@
     i = s(x Wi + h Ui + bi + pi*c)      f = s(x Wf + h Uf + bf + pf*c)      g = act(x Wg + h Ug + bg)
     c' = clip(f*c + i*g)                o = s(x Wo + h Uo + bo + po*c')     h' = clip((o * act(c')) P)
 
-s is the sigmoid and act is tanh, unless a cell says otherwise; peepholes p, clips and the projection P are there where a cell
-has them; `forget_bias` is in bf here. (Hochreiter & Schmidhuber 1997; Gers et al. 2000; Sak et al. 2014.)
+s is the sigmoid and act is tanh, unless a cell says otherwise. Peepholes p, clips and the projection P are left out where a
+cell has none. `forget_bias` is part of bf here. (Hochreiter & Schmidhuber 1997; Gers et al. 2000; Sak et al. 2014.)
 
-A gate is one fixed chain: its bias, then a fused multiply-add for each input feature, then for each feature of h. The chain of
-every (sequence, unit, gate) stays in a register over the loop, and goes from it into the activation. A chain may also pause:
-its sum is stored as it is and taken up again later, which changes no bit; nor does the size of the tile, which only chooses
-which chains run side by side.
+A gate is one fixed chain: its bias, then a fused multiply-add for each input feature, then one for each feature of h. The
+chain of every (sequence, unit, gate) stays in a register over the loop, and goes from there into the activation. A chain may
+also pause: its sum is stored as it is and taken up again later. That changes no bit. Nor does the size of the tile, which only
+says which chains run side by side.
 """
 
 import itertools
@@ -27,7 +27,7 @@ Term = tuple[list[ir.Value], ir.Value, ir.Value]  # addresses of rows, the first
 
 
 def cell(options: Options, gates: list[Vector], c: Vector, peephole: list[Vector], limits: Limits) -> tuple[Vector, Vector]:
-    """The gates' sums and the old c to the new c and h (before the projection)."""
+    """Compute the new c and h (before the projection) from the sums of the gates and the old c."""
     s, act = ACTIVATIONS[options.recurrent_activation], ACTIVATIONS[options.activation]
     i, f, g, o = gates
     if options.peephole:
@@ -46,7 +46,7 @@ def clip(x: Vector, limits: Limits, name: str) -> Vector:
 
 @dataclass(frozen=True)
 class Tile:
-    """What both kinds of tile need while their function is written."""
+    """What both kinds of tile need while their functions are written."""
 
     simd: Simd
     shape: Shape
@@ -56,7 +56,7 @@ class Tile:
     lanes: ir.Value
 
     def number(self, field: Argument) -> ir.Value:
-        """An argument of the kernel call."""
+        """Load an argument of the kernel call."""
         pointer = self.simd.builder.gep(self.call, [ir.Constant(I64, field)], source_etype=I64)
         return self.simd.builder.load(pointer, typ=I64)
 
@@ -68,7 +68,7 @@ class Tile:
         return simd.broadcast_value(value if self.shape.bits == 64 else simd.builder.fptrunc(value, ir.FloatType()))
 
     def addresses(self, column: Column, offset: ir.Value | None = None) -> list[ir.Value]:
-        """The column's address for each row, `offset` floats on."""
+        """Load the address that a column holds for each row, and go `offset` floats further."""
         builder = self.simd.builder
         first = builder.mul(ir.Constant(I64, column), self.lanes)
         slots = [builder.add(first, ir.Constant(I64, row)) for row in range(self.rows)]
@@ -76,7 +76,7 @@ class Tile:
         return found if offset is None else [self.simd.at(pointer, offset) for pointer in found]
 
     def vector(self, base: ir.Value, number: int) -> ir.Value:
-        """The address of vector number `number`."""
+        """Return the address of vector number `number`."""
         return self.simd.at(base, ir.Constant(I64, number * self.shape.width))
 
     def products(
@@ -86,7 +86,7 @@ class Tile:
         depth: ir.Value,
         terms: list[Term],
     ) -> list[list[Vector]]:
-        """sums[row][gate] += row[k] * weights[gate, first + k] for k in range(count), for each (rows, first, count) of terms.
+        """Add row[k] * weights[gate, first + k] for k in range(count) to sums[row][gate], for (rows, first, count) in terms.
 
         A gate is a vector of sums here: a gate of `width` units, or two gates of half as many.
 
@@ -94,7 +94,7 @@ class Tile:
         """
         builder, count = self.simd.builder, len(sums[0])
         together = min(self.shape.together, count)
-        # A few rows leave registers for all gates at once, and are too few chains to keep the FMA units busy otherwise.
+        # With a few rows all gates fit into registers at once, and fewer chains would not keep the FMA units busy.
         at_once = count if self.rows * count <= self.shape.rows * together else together
         done: list[list[Vector]] = [[] for _ in sums]
         for first_gate in range(0, count, at_once):
@@ -113,7 +113,7 @@ class Tile:
     def accumulate(
         self, sums: list[list[Vector]], streams: list[ir.Value], rows: list[ir.Value], count: ir.Value
     ) -> list[list[Vector]]:
-        """The loop `for k in range(count): sums[row][gate] += rows[row][k] * weights[k, gate]`.
+        """Write the loop `for k in range(count): sums[row][gate] += rows[row][k] * weights[k, gate]`.
 
         streams  where the weights (count, together, width) of each group of gates begin
         """
@@ -134,7 +134,7 @@ class Tile:
             return simd.load(self.vector(simd.at(streams[gate // together], here), gate % together))
 
         added: list[list[Vector]] = [[Vector(simd, old) for old in gates] for gates in running]
-        # The fewer of the two stay in registers and the others come one at a time, or there are too few left for the sums.
+        # Of weights and values, the fewer stay in registers and the others come one at a time: the sums need the rest.
         if len(rows) < len(added[0]):
             values = [value(row) for row in range(len(rows))]
             for gate in range(len(added[0])):
@@ -170,7 +170,7 @@ def internal(module: ir.Module, name: str, kinds: list[ir.Type]) -> ir.Function:
 
 
 def define(module: ir.Module, shape: Shape, options: Options, rows: int, half: bool) -> ir.Function:
-    """The function in `module` that is the tile of `rows` lanes, rows <= shape.rows, with two gates in a vector where `half`:
+    """Return the function in `module` that is the tile of `rows` lanes, rows <= shape.rows, two gates in a vector where `half`:
 
     tile(call, weights, table, lanes, unit, resume, pause)
 
@@ -231,7 +231,7 @@ def define(module: ir.Module, shape: Shape, options: Options, rows: int, half: b
             h_column = Column.HIDDEN if options.projection else Column.Y
             columns = [tile.addresses(column, unit) for column in (Column.C, Column.NEW_C, h_column)]
             for first in range(0, rows, 2):
-                # Two rows as one wide vector: their chains of operations then run side by side and not in turn.
+                # Two rows are one wide vector, so that their operations run side by side and not in turn.
                 pair = range(first, min(first + 2, rows))
                 gates = [join([sums[row][gate] for row in pair]) for gate in range(GATES)]
                 before = join([simd.load_part(columns[0][row], part) for row in pair])
@@ -245,7 +245,7 @@ def define(module: ir.Module, shape: Shape, options: Options, rows: int, half: b
 
 
 def define_projection(module: ir.Module, shape: Shape, options: Options, rows: int) -> ir.Function:
-    """The function in `module` that projects h of `rows` lanes to one panel of GATES * width columns:
+    """Return the function in `module` that projects h of `rows` lanes to one panel of GATES * width columns:
 
     project(call, weights, table, lanes, first)
 

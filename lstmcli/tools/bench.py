@@ -1,7 +1,7 @@
-"""This against what you would use instead, on your shapes.
+"""lstmcli against the frameworks that one would use instead, on any shape: `lstmcli bench`.
 
-All contenders run in one process in turn, round after round, on the same padded batch, after their results were compared. What
-a peer can prepare once (packing weights, compiling, turning the batch to its own axis order) is not timed.
+All contenders run in one process, in turn, round after round, on the same padded batch, after their results were compared. What
+a framework can prepare once (packing weights, compiling, turning the batch to its own order of axes) is not timed.
 """
 
 import time
@@ -29,7 +29,7 @@ SGEMM_SIZE = 1024
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of `batch` sequences of at most `time` steps; `fill` is the part of it that is not padding."""
+    """A batch of `batch` sequences of at most `time` steps. `fill` is the share of its steps that are not padding."""
 
     batch: int = 64
     time: int = 100
@@ -38,14 +38,14 @@ class Case:
     fill: float = 0.5
 
     def lengths(self) -> Lengths:
-        """Spread from 1 to `time`, in a mixed order; the same for the same case."""
+        """Return lengths (batch,) spread from 1 to `time`, in a mixed order: the same for the same case."""
         quantiles = (np.random.default_rng(0).permutation(self.batch) + 0.5) / self.batch
         lengths = np.ceil(self.time * quantiles ** (1 / self.fill - 1)).astype(np.int64)
         lengths[lengths.argmax()] = self.time
         return lengths
 
     def flops(self) -> int:
-        """Of the valid steps: 2 * 4 * units * (embed + units) a step."""
+        """Count the floating-point operations of the valid steps: 2 * 4 * units * (embed + units) each."""
         return 8 * self.units * (self.embed + self.units) * int(self.lengths().sum())
 
 
@@ -76,7 +76,7 @@ class Batch:
         return cell
 
     def gates(self, order: str) -> tuple[Floats, Floats, Floats]:
-        """W (4U, E), R (4U, U) and the bias (4U,) with the gates in `order`, a permutation of "ifgo"."""
+        """Return W (4U, E), R (4U, U) and the bias (4U,) with the gates in `order`, a permutation of "ifgo"."""
         cell, units = self.cell, self.cell.units
         assert cell.bias is not None
         bias = cell.bias.copy()
@@ -85,12 +85,12 @@ class Batch:
         return cell.input_kernel.T[columns].copy(), cell.recurrent_kernel.T[columns].copy(), bias[columns]
 
     def buckets(self, count: int) -> list[tuple[NDArray[np.int64], int]]:
-        """The rows of each bucket, sorted by length and cut evenly, and the longest length in it."""
+        """Sort the batch by length and cut it evenly: the rows of each bucket, and the longest length in it."""
         parts = np.array_split(np.argsort(self.lengths, kind="stable"), min(count, len(self.lengths)))
         return [(rows, int(self.lengths[rows].max())) for rows in parts]
 
     def in_buckets(self, count: int, run: Callable[[Floats], Floats]) -> Call:
-        """`run`, which takes (b, t, E) to (b, t, U) and computes all of it, on each trimmed bucket."""
+        """Return a call of `run`, which computes all of (b, t, E), on each trimmed bucket."""
         buckets = self.buckets(count)
         batch, time, _ = self.x.shape
 
@@ -105,7 +105,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Measured:
-    """One contender on one case. `ratio` is its time over ours, the median of the rounds: above 1 it is slower."""
+    """One contender on one case. `ratio`: its time over that of lstmcli, the median of the rounds; above 1 it is slower."""
 
     name: str
     milliseconds: float
@@ -114,7 +114,10 @@ class Measured:
 
 
 def measure(case: Case, threads: int) -> list[Measured]:
-    """Ours first, then all peers that are installed, then NumPy's matrix product. LstmcliError if results differ."""
+    """Measure lstmcli, then all frameworks that are installed, then NumPy's matrix product.
+
+    Raises LstmcliError if their results differ by more than TOLERANCE.
+    """
     model = init_model(case.embed, [case.units])
     lengths = case.lengths()
     x = np.random.default_rng(1).standard_normal((case.batch, case.time, case.embed), dtype=np.float32)
@@ -140,10 +143,10 @@ def measure(case: Case, threads: int) -> list[Measured]:
 
 
 def in_rounds(calls: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Seconds of each call in each round: in turn, so that a machine whose speed drifts drifts for all of them.
+    """Return the seconds of each call in each round. They take turns, so that a change of the machine's speed meets them all.
 
-    A turn is a pause, in which the threads of the one before stop waiting for more work, a call that is not counted, which
-    brings code and data back into the caches, and then the median of as many calls as TURN allows.
+    A turn is a pause, in which the threads of the one before stop waiting for more work; a call that is not counted, which
+    brings code and data back into the caches; and then as many calls as TURN allows, of which the median counts.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):

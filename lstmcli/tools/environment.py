@@ -1,4 +1,4 @@
-"""What this installation runs on."""
+"""What this installation runs on: `lstmcli env`."""
 
 import platform
 from importlib.metadata import version
@@ -16,7 +16,7 @@ FLOATS = (32, 64)  # bits
 
 
 def warm_up() -> None:
-    """Compiles the kernels that are not in the cache."""
+    """Compile the kernels of plain cells that are not in the cache."""
     for bits in FLOATS:
         if not lstm.is_cached(bits):
             lstm.load(bits)

@@ -33,7 +33,7 @@ def test_calls_from_several_threads(batch):
 def test_threads_that_are_about_to_sleep_miss_no_call(batch):
     model, x, lengths = batch
     want = model(x, lengths, threads=2)
-    for pause in np.random.default_rng(0).uniform(0, 6e-4, 500):  # seconds; they look out for some 0.1 to 0.3 ms
+    for pause in np.random.default_rng(0).uniform(0, 6e-4, 500):  # seconds: about as long as a thread takes to fall asleep
         time.sleep(pause)
         assert same(want, model(x, lengths, threads=2))
 
