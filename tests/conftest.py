@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -16,6 +17,11 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, databas
 settings.load_profile("repeatable")
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, and what they start would inherit that
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") and os.geteuid():
+        pytest.skip("only root may do this")
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from helpers.command import LSTMCLI, SECONDS, assert_one_line, lstmcli, shell, s
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'distributed'")
 pytest.importorskip("cryptography", reason="cryptography is not installed, which local:N takes")
+pytestmark = pytest.mark.dask
 
 RUN = ["run", "-i", "x.npy", "-l", "lens.npy", "-w", "model.h5", "-o", "out.h5", "-q"]
 LONG = ["run", "-i", "long.npy", "-u", "512", "--save", "states", "-o", "out.h5", "-q"]

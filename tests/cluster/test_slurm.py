@@ -15,7 +15,7 @@ import pytest
 from helpers import files, pages, slurm
 from helpers.command import shell, succeed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 RUN = ["-i", "x.npy", "-l", "lens.npy", "-u", "768,768,16"]  # much work, few bytes
 
 

@@ -17,6 +17,7 @@ import pytest
 from helpers import files
 from helpers.case import Case
 from helpers.command import LSTMCLI, SECONDS, Ran, assert_one_line, lstmcli, succeed
+from helpers.system_tools import mounted
 
 
 def run(case: Case, folder: Path, *args: object) -> Ran:
@@ -228,19 +229,11 @@ def write_zeros(path: Path, shape: tuple[int, ...]) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True, timeout=60, check=False)
-    except FileNotFoundError:
-        pytest.skip("this system has no mount command")
-    if done.returncode:
-        pytest.skip(f"mounting a small disk is not allowed here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True, timeout=60)
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as folder:
+        yield folder
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("name", ["out.h5", "out.npy"])
 def test_full_disk_is_refused_before_any_compute(name: str, small_disk: Path, tmp_path: Path) -> None:
     """17 GB of outputs that would take many minutes to compute: a late refusal runs into the time limit."""
@@ -251,6 +244,7 @@ def test_full_disk_is_refused_before_any_compute(name: str, small_disk: Path, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "x.npy"]
 
 
+@pytest.mark.root
 def test_full_disk_keeps_the_old_output(small_disk: Path, tmp_path: Path) -> None:
     files.write_npy(tmp_path / "x.npy", np.ones((64, 128, 4), np.float32))
     (small_disk / "out.h5").write_bytes(b"precious")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from helpers import files
 from helpers.command import SYNCING, Ran, assert_one_line, lstmcli, succeed
-from helpers.system_tools import injected, mounted, need, need_root, started, under
+from helpers.system_tools import injected, mounted, need, started, under
 
 SHUTDOWN, WITHOUT_LOG = 0x8004587D, 2  # FS_IOC_SHUTDOWN: what was not synced is lost, as when the power goes
 
@@ -53,6 +53,7 @@ def assert_honest(ran: Ran, output: Path, code: int, *words: object) -> None:
     assert not output.exists()
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("inodes", [1, 2, 3, 4])
 def test_no_room_for_another_file(inodes: int, job: Path, tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", f"nr_inodes={inodes}", "tmpfs") as disk:
@@ -204,9 +205,9 @@ def test_file_systems_without_hard_links(job: Path, tmp_path: Path) -> None:
 NO_MORE_THAN_OTHERS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
+@pytest.mark.root
 def test_folders_and_files_without_permission(job: Path, tmp_path: Path) -> None:
     need("setpriv")
-    need_root()
     x = copied(job, tmp_path, "x.npy")
     (tmp_path / "folder").mkdir(mode=0o500)
     args = ["run", "-i", x, "-u", 3, "-q", "-o"]
@@ -218,6 +219,7 @@ def test_folders_and_files_without_permission(job: Path, tmp_path: Path) -> None
     assert list((tmp_path / "folder").iterdir()) == []
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("option", [[], ["--overwrite"], ["--resume"]])
 def test_read_only_file_system(option: list[str], job: Path, tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as disk:
@@ -229,9 +231,9 @@ def test_read_only_file_system(option: list[str], job: Path, tmp_path: Path) -> 
         assert files.snapshot(disk) == {"old.h5": b"precious"}
 
 
+@pytest.mark.root
 def test_files_that_may_not_be_changed(job: Path, tmp_path: Path) -> None:
     need("chattr")
-    need_root()
     old = tmp_path / "out.h5"
     old.write_bytes(b"precious")
     if subprocess.run(["chattr", "+i", str(old)], capture_output=True, check=False).returncode:
@@ -252,6 +254,7 @@ def cut_power(folder: Path) -> None:
     os.close(fd)
 
 
+@pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_the_power_goes(overwrite: bool, job: Path, tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_surroundings_change_nothing(env: dict[str, str], job: Path, tmp_path: P
     assert_honest(ran, job, tmp_path)
 
 
+@pytest.mark.root
 def test_read_only_root(job: Path, tmp_path: Path) -> None:
     """Only the folder of the output can be written."""
     # bind: in this process's view alone.

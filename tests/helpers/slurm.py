@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from helpers.command import SECONDS
-from helpers.system_tools import need, need_root
+from helpers.system_tools import need
 
 CONFIGURATION = """\
 ClusterName=tests
@@ -67,7 +67,8 @@ def running(folder: Path) -> Iterator[None]:
     if idle():
         yield
         return
-    need_root()
+    if os.geteuid():
+        pytest.skip("only root may start a Slurm")
     need("munged", "slurmctld", "slurmd")
     (folder / "spool").mkdir()
     host = os.uname().nodename.split(".")[0]

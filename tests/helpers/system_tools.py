@@ -21,11 +21,6 @@ def need(*tools: str) -> None:
             pytest.skip(f"{tool} is not installed")
 
 
-def need_root() -> None:
-    if os.geteuid():
-        pytest.skip("only root may do this")
-
-
 def under(prefix: list[object], *args: object, cwd: Path, env: Mapping[str, str] | None = None) -> Ran:
     """The command, started by another one such as strace or prlimit."""
     need(str(prefix[0]))

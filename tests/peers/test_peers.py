@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from lstmcli.model.tree import ACTIVATIONS, Bidirectional, Cell, Model, Reverse, Stack
 
+pytestmark = pytest.mark.peers
+
 TOLERANCE = 2e-6
 THOROUGH = pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.slow)])
 Arrays = dict[str, np.ndarray]

@@ -16,7 +16,7 @@ from helpers.command import succeed
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras")
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.peers, pytest.mark.slow]
 
 TOLERANCE = 3e-6  # of max(1, largest value)
 MODELS = 100

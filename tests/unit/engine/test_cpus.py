@@ -4,7 +4,7 @@ import os
 
 import pytest
 from helpers.command import succeed
-from helpers.system_tools import need_root, under
+from helpers.system_tools import under
 
 from lstmcli.engine import cpus
 
@@ -57,7 +57,6 @@ def test_nested_groups_of_both_versions(monkeypatch, tmp_path):
 @pytest.fixture
 def one_cpu():
     """The folder of a group without limits in a group of one CPU, of the version that has the CPUs here."""
-    need_root()
     outer = (cpus.CGROUPS / "cpu" if (cpus.CGROUPS / "cpu").is_dir() else cpus.CGROUPS) / f"lstmcli-{os.getpid()}"
     made = []
     try:
@@ -77,6 +76,7 @@ def one_cpu():
             folder.rmdir()
 
 
+@pytest.mark.root
 def test_a_real_quota(one_cpu, sample_x, tmp_path):
     dry = ["run", "-i", sample_x, "-u", 3, "--dry-run", "--json"]
     if succeed(*dry, cwd=tmp_path).json["threads"] < 2:

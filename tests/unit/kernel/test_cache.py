@@ -124,7 +124,7 @@ def test_a_folder_that_others_can_write_is_no_cache(cache: Path, tmp_path: Path)
     assert not list(open_to_all.iterdir())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.root
 @pytest.mark.parametrize("what", ["folder", "file"])
 def test_what_belongs_to_somebody_else_is_not_loaded(what: str, cache: Path) -> None:
     assert works()
@@ -133,6 +133,7 @@ def test_what_belongs_to_somebody_else_is_not_loaded(what: str, cache: Path) -> 
     assert works()
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("options", ["size=4k", "ro"])
 def test_a_cache_that_cannot_be_written(options: str, cache: Path) -> None:
     with mounted(cache, "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs"):

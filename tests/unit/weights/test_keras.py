@@ -433,6 +433,7 @@ def test_configuration_that_contains_itself_in_names(tmp_path: Path) -> None:
     refusal(archive(tmp_path / "a", functional(*graph), {"layers/lstm": square, "layers/lstm_1": square}))
 
 
+@pytest.mark.peers
 @pytest.mark.filterwarnings("ignore")  # of Keras and its backend, which are not under test
 def test_keras_itself(tmp_path: Path) -> None:
     keras = pytest.importorskip("keras", reason="Keras is not installed; the vowels' file stands for it")

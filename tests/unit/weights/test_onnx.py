@@ -258,6 +258,7 @@ def test_weights_folded_of_attributes_and_arithmetic(tmp_path: Path) -> None:
     assert_same(tree(wf.write_onnx(tmp_path / "a", [*nodes, node], [*parts, *tensors[1:]])), naive.Stack((CELL,)))
 
 
+@pytest.mark.peers
 def test_random_graphs_of_constants(tmp_path: Path) -> None:
     """A kernel in pieces behind random operators that undo each other: ONNX Runtime's numbers, or a refusal."""
     ort = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
@@ -430,6 +431,7 @@ def test_external_data_that_lies(tmp_path: Path) -> None:
     refusal(external(tmp_path, "missing.bin"), 66)
 
 
+@pytest.mark.peers
 def test_onnxruntime_itself(tmp_path: Path) -> None:
     """The files of these tests mean to ONNX Runtime what they mean here."""
     ort = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed; PyTorch's export stands for it")

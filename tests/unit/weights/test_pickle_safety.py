@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from helpers import naive
 from helpers import weight_files as wf
-from helpers.importing import assert_same, attempt, tree
+from helpers.weight_imports import assert_same, attempt, tree
 
 STACK = naive.Stack((wf.random_cell(3, 4, 0),))
 TENSORS = {name: np.ascontiguousarray(value) for name, value in wf.torch_state_dict(STACK).items()}

@@ -393,6 +393,7 @@ def test_export_keeps_an_existing_file(tmp_path: Path) -> None:
     succeed(*args, "--overwrite", cwd=tmp_path)
 
 
+@pytest.mark.peers
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_pytorch_itself(tmp_path: Path) -> None:
     """What torch.save writes is read, and what is exported is loaded, with the same outputs."""

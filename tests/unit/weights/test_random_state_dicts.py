@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import naive
 from helpers import weight_files as wf
-from helpers.importing import load, tree
+from helpers.weight_imports import load, tree
 
 from lstmcli.errors import LstmcliError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import naive
 from helpers import weight_files as wf
-from helpers.importing import assert_same, tree
+from helpers.weight_imports import assert_same, tree
 
 from lstmcli.errors import DataError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import naive
 from helpers import weight_files as wf
-from helpers.importing import assert_same, load, refusal, tree
+from helpers.weight_imports import assert_same, load, refusal, tree
 
 STACK = naive.Stack((wf.random_cell(3, 5, 0), wf.random_cell(5, 5, 1)))
 TENSORS = {name: np.ascontiguousarray(value) for name, value in wf.torch_state_dict(STACK).items()}
@@ -205,6 +205,7 @@ def test_a_tensor_pickled_alone(tmp_path: Path) -> None:
     assert_same(tree(tmp_path / "a"), STACK)
 
 
+@pytest.mark.peers
 @pytest.mark.filterwarnings("ignore")
 def test_pytorch_itself(tmp_path: Path) -> None:
     """Everything above as PyTorch writes it: the outputs are its own."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import naive
 from helpers import weight_files as wf
-from helpers.importing import assert_same, load, refusal, tree
+from helpers.weight_imports import assert_same, load, refusal, tree
 
 ONE = naive.Stack((wf.random_cell(3, 5, 0),))
 OTHER = naive.Stack((wf.random_cell(3, 5, 9),))
