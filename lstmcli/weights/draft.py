@@ -17,7 +17,7 @@ from lstmcli.weights.selection import Pair, layers_of, paired, parse_select, res
 
 MANY = 12  # tensors listed in a message
 CLIPS = ("cell_clip", "projection_clip")
-# What no framework's weights alone say of what is done with them, so that it may be said of any.
+# What may be said of the weights of any framework, because weights alone do not say how they are used.
 ABOUT_USE = ("select", "activation", "recurrent_activation", *CLIPS, "merge", "residual")
 
 Node = TypeVar("Node")
@@ -243,12 +243,11 @@ class Draft:
         ]
         used = {mapped.name for mapped in mapping}
         left_out = [tensor for tensor in self.tensors if tensor.name not in used]
-        left_over = set(owned)
-        left_over -= self.explained
+        left_over = set(owned) - self.explained
         if more := [str(tensor) for tensor in left_out if tensor.name in left_over and looks_like_weight(tensor)]:
             raise DataError(
-                f"{self.where}: {', '.join(more[:MANY])}: beside the LSTM's own weights, and no part of any LSTM that this "
-                "program knows; without it the numbers would be wrong"
+                f"{self.where}: {', '.join(more[:MANY])}: beside the LSTM's own weights, and no part of an LSTM that this "
+                "program runs: the numbers would be wrong; if it has another use, leave it out of the file"
             )
         return Imported(
             root, self.kind, tuple(mapping), tuple(left_out), tuple(self.notes), tuple(self.assumed), tuple(self.before),

@@ -27,7 +27,7 @@ NORM = re.compile(r"(^|[._])(ln|norm|layer_?norm|batch_?norm|bn|rms)", re.IGNORE
 
 
 def import_contents(contents: Contents, where: str, choices: Choices) -> Imported:
-    """Likewise of a file whose pickle also names classes."""
+    """The LSTM of a file that may also name classes: see import_tensors()."""
     hint = ""
     if contents.quantized:
         hint = "; weights in it are quantized (int8 or float16), which is not read: save the state_dict of the float model"
@@ -66,7 +66,7 @@ def import_tensors(
 
 
 def other_kind(layers: Layers) -> str:
-    """What has the same names as an LSTM, but three gates or one; "" for an LSTM, whole or not."""
+    """What has the names of an LSTM's parameters but three gates, or one; "" for an LSTM, whole or not."""
     parameters = [(field, tensor.shape) for fields in layers.values() for field, tensor in fields.items()]
     gates = {shape[0] / shape[1] for field, shape in parameters if field == "weight_hh" and len(shape) == 2 and shape[1]}
     whole = not gates and any(shape and shape[0] % 4 == 0 for _, shape in parameters)
@@ -81,7 +81,7 @@ def described(layers: Layers) -> str:
 
 
 def owned(prefix: str, draft: Draft) -> Iterator[Tensor]:
-    """The tensors that bear an LSTM's name. Where it has none: those without another module's, and norms."""
+    """The tensors that bear an LSTM's name. Where it has none: those that bear no module's name, or a norm's."""
     for tensor in draft.tensors:
         inner = tensor.name.removeprefix(f"{prefix}." if prefix else "")
         if (prefix and inner != tensor.name) or (not prefix and ("." not in inner or NORM.search(inner))):
@@ -97,7 +97,7 @@ def read_layers(layers: Layers, starts: list[dict[str, Floats]], draft: Draft) -
         return
     fields = {field for parameters in layers.values() for field in parameters}
     for suffix, parameters in layers.items():
-        if missing := sorted(fields - set(parameters)):  # as with bias and proj_size, which are of all layers or of none
+        if missing := sorted(fields - set(parameters)):  # all layers have biases, or none has; likewise projections
             raise DataError(f"expected {missing[0]}{suffix}, as other layers have it, got none; was the file cut or edited?")
     both = any(suffix.endswith("_reverse") for suffix in layers)
     count = len(layers) // (2 if both else 1)

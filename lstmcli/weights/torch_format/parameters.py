@@ -58,7 +58,7 @@ def used_parameters(draft: "Draft") -> dict[str, Layers]:
     for prefix, name in list(forms):
         raw, within = f"{name}_raw", f"{prefix}.module".removeprefix(".")
         if list(forms[prefix, name]) == [raw] and any(other == within for other, _ in forms):
-            # A wrapper around the LSTM has the weights that it drops some of.
+            # The wrapper around the LSTM holds the weights of which it drops some.
             draft.place(forms.setdefault((within, name), {}), raw, forms.pop((prefix, name))[raw])
     modules: dict[str, Layers] = {}
     for (prefix, name), found in forms.items():
@@ -131,9 +131,9 @@ def weight_norm(length: Tensor, direction: Tensor) -> Floats:
     if g.ndim not in (0, v.ndim) or any(size not in (1, full) for size, full in zip(g.shape, v.shape, strict=False)):
         raise DataError(f"{length}: expected a length for each row of {direction}")
     g = g.reshape(g.shape or (1,) * v.ndim)
-    summed = tuple(axis for axis in range(v.ndim) if g.shape[axis] == 1)
-    rows = np.moveaxis(v * v, summed, range(-len(summed), 0)).reshape(g.size, -1)
-    # Not np.sum(): in which order that adds depends on the CPU.
+    over = tuple(axis for axis in range(v.ndim) if g.shape[axis] == 1)
+    rows = np.moveaxis(v * v, over, range(-len(over), 0)).reshape(g.size, -1)
+    # Not np.sum(): the order in which that adds depends on the CPU.
     norms = np.array([math.sqrt(math.fsum(row)) for row in rows.tolist()]).reshape(g.shape)
     found: Floats = v * (g / norms)
     return found
@@ -143,7 +143,7 @@ def weight_norm(length: Tensor, direction: Tensor) -> Floats:
 
 
 def part_of_state(name: str) -> str:
-    """h or c, where that is what a name says, and that it is the first one; else ""."""
+    """h or c, where a name says that it is that part of a first state; else ""."""
     words = set(re.findall(r"[a-z]+|\d+", name.lower()))
     if not words & FIRST:
         return ""
@@ -153,17 +153,18 @@ def part_of_state(name: str) -> str:
 def first_states(prefix: str, layers: Layers, draft: "Draft") -> list[dict[str, Floats]]:
     """The learned states of the cells, by their names in a Cell, in the order of the layers, forward first; [] for none.
 
-    They are used where h and c bear the name of the LSTM, and are said where they only stand beside it.
+    They are used where h and c bear the name of the LSTM, and only told of where they stand beside it.
     """
     own: dict[str, list[Tensor]] = {"h": [], "c": []}
     beside: list[Tensor] = []
     around = prefix.rpartition(".")[0]
     for tensor in draft.tensors:
-        within = tensor.name.startswith(prefix)
-        rest = tensor.name.removeprefix(prefix if within else around).lstrip("._")
-        if "." in rest or not (tensor.name.startswith(around)) or not (part := part_of_state(rest)):
-            continue
-        (own[part] if within else beside).append(tensor)
+        module, _, name = tensor.name.rpartition(".")
+        bears = module == prefix or (module == around and tensor.name.startswith(f"{prefix}_"))
+        if bears and module != prefix:
+            name = tensor.name.removeprefix(prefix)
+        if (bears or module == around) and tensor.dtype in DTYPES and (part := part_of_state(name)):
+            (own[part] if bears else beside).append(tensor)
     widths: dict[str, list[int]] = {"c": [], "h": []}  # of the cells
     for parameters in in_order(layers):
         units = parameters["weight_hh"].shape[0] // 4 if "weight_hh" in parameters else 0

@@ -35,6 +35,7 @@ EXPORTED = "data/weights/model_weights_config.json"
 EXPORTS = ("archive_format", "serialized_exported_program.json", "model_weights_config.json")  # of any version of torch.export
 EXPORTED_DTYPES = {6: "F16", 7: "F32", 8: "F64", 13: "BF16"}  # torch/_export/serde/schema.py
 OWN = ("torch", "torch._utils", "torch._tensor", "torch.storage", "torch.serialization", "torch.jit._pickle", "collections")
+TORCHSCRIPT = "save the weights of the module before torch.jit.freeze: torch.save(module.state_dict(), ...)"
 QUANTIZED = ("quantized", "ScriptObject", "torch.classes.rnn", "_rebuild_qtensor")
 
 Fetch = Callable[[Storage], tuple[memoryview | bytes, int]]  # the bytes of a whole storage, and how many values it has
@@ -44,8 +45,8 @@ Fetch = Callable[[Storage], tuple[memoryview | bytes, int]]  # the bytes of a wh
 class Contents:
     """What a file of PyTorch holds.
 
-    classes: of the modules that own tensors, by their name, where the file says them. named: classes and functions in its
-    pickle that are not PyTorch's own, none of which was run. quantized: whether weights are packed as integers.
+    kind: of file, as a message calls it. classes: of modules, by the modules' names, where the file says them. named: classes
+    and functions in its pickle that are not PyTorch's own; none was run. quantized: whether some weights are packed integers.
     """
 
     kind: str
@@ -85,9 +86,6 @@ def read_archive(archive: Archive) -> Contents:
     if not found.tensors and not found.quantized:
         raise DataError(f"{archive.where}: a TorchScript archive without named weights: frozen, or it has none; {TORCHSCRIPT}")
     return replace(found, kind="PyTorch (TorchScript)")
-
-
-TORCHSCRIPT = "save the weights of the module before torch.jit.freeze: torch.save(module.state_dict(), ...)"
 
 
 def read_stream(data: bytes, where: str) -> Contents:
@@ -154,7 +152,7 @@ def inside(value: Any) -> list[tuple[str, Any]]:
     Of a module that is what its state_dict() has. A TorchScript module's _flat_weights are its parameters once more.
     """
     if isinstance(value, dict):
-        # A text of a longer number is refused by Python.
+        # Python refuses to write very long numbers as text.
         plain = [
             (key, part) for key, part in value.items() if isinstance(key, str) or (type(key) is int and abs(key) < LARGEST)
         ]

@@ -181,6 +181,16 @@ def test_a_state_that_may_be_another_one_is_said(names: tuple[str, ...], tmp_pat
     assert all(name in sentence for name in (*names, "--initial-state"))
 
 
+def test_states_of_another_lstm(tmp_path: Path) -> None:
+    """rnn and rnn2 begin with the same letters."""
+    tensors = named(ONE) | named(OTHER, "rnn2.") | {f"rnn2_{part}_init": np.ones((1, 1, 5), "f4") for part in "hc"}
+    path = write(tmp_path, tensors)
+    assert_same(tree(path, select="rnn"), ONE)
+    assert "rnn2_h_init" in load(path, select="rnn").assumed[0]
+    ((_, cell),) = load(path, select="rnn2").model.cells()
+    np.testing.assert_array_equal(cell.initial_h, np.ones(5))
+
+
 @pytest.mark.parametrize("name", ["head.weight", "char_embedding", "cell_types", "h.weight", "state_norm", "encoder.0.weight"])
 def test_what_is_no_state(name: str, tmp_path: Path) -> None:
     assert load(write(tmp_path, named(ONE) | {name: np.ones((1, 5), "f4")})).assumed == ()
