@@ -91,7 +91,7 @@ def init(
 @output
 @overwrite
 def import_(terminal: "Terminal", file: str, output: str, overwrite: bool, check: str | None, **choices: Any) -> None:
-    """Make a model file of what PyTorch (.safetensors, .pt), Keras (.keras, .h5), TensorFlow 1 (X.index) or ONNX wrote.
+    """Make a model file of what PyTorch (.safetensors, .pt), Keras (.keras, .h5), TensorFlow (X.index) or ONNX wrote.
 
     Prints which tensor became which field of which layer, what was left out, and what was assumed. Nothing in FILE is run.
     """

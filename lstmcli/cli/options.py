@@ -162,7 +162,7 @@ model_options = option_group(
         type=FILE_NAME,
         metavar="FILE",
         help="Take the model of a file instead: a model file, a result of an earlier run, or weights of PyTorch, Keras, "
-        "TensorFlow 1 or ONNX.",
+        "TensorFlow or ONNX.",
     ),
     option(
         "Model",

@@ -222,12 +222,13 @@ def foreign_class(layer: Layer) -> str:
     return f"{text}; if it is what an LSTM does, choose it with --select {shown(layer.name)}"
 
 
-def kind_of(entry: dict[str, Json]) -> str:
+def kind_of(entry: dict[str, Json], depth: int = 0) -> str:
     """The class of a serialized layer, and of what is in it."""
     config = config_of(entry)
-    inside = [part for name in ("layer", "cell") if isinstance(part := config.get(name), dict)]
-    inside += [part for part in config.get("cells") or [] if isinstance(part, dict)]
-    return " of ".join([str(entry.get("class_name")), *([", ".join(map(kind_of, inside))] if inside else [])])
+    cells = config.get("cells")
+    parts = [config.get("layer"), config.get("cell"), *(cells if isinstance(cells, list) else [])]
+    inside = [kind_of(part, depth + 1) for part in parts if isinstance(part, dict)] if depth < 3 else []
+    return f"{entry.get('class_name')}{' of ' * bool(inside)}{', '.join(inside)}"
 
 
 def alone(found: Found, said: dict[Path, dict[str, Json]], draft: Draft) -> dict[Layer, Layer | None]:

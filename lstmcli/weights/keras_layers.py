@@ -142,8 +142,10 @@ class Reader:
             configs = [config_of(cell) for cell in self.configs(entry, inner, direction)]
             if inner and len(configs) != len(cells):
                 raise DataError(f"the configuration says {len(configs)} cells, the file holds {len(cells)}")
-            if len(cells) > 1 and not inner and not stored.stacked:
-                raise DataError(f"holds {len(cells)} cells, and does not say how they are connected")
+            if len(cells) > 1 and not inner:
+                if not stored.stacked:
+                    raise DataError(f"holds {len(cells)} cells, and does not say how they are connected")
+                configs = []
             configs = configs or [{}] * len(cells)
             sides[direction] = [self.read_cell(cell, config, stored) for cell, config in zip(cells, configs, strict=True)]
         if "backward" not in sides:

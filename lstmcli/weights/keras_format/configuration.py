@@ -90,12 +90,15 @@ class Graph:
 
     def after(self, record: LayerRecord) -> list[LayerRecord]:
         """All layers that take what a layer gives, in the order of the configuration."""
-        found = {record.path}
-        for _ in self.layers:
-            more = {layer.path for layer in self.layers.values() if any(output.layer in found for output in layer.inputs)}
-            if more <= found:
-                break
-            found |= more
+        takers: dict[Path, list[Path]] = {}
+        for layer in self.layers.values():
+            for output in layer.inputs:
+                takers.setdefault(output.layer, []).append(layer.path)
+        found, waiting = {record.path}, [record.path]
+        while waiting:
+            more = [path for path in takers.get(waiting.pop(), []) if path not in found]
+            found.update(more)
+            waiting += more
         return [layer for path, layer in self.layers.items() if path in found and path != record.path]
 
     def masked(self, record: LayerRecord) -> bool | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,8 @@ from helpers import naive
 from helpers import weight_files as wf
 from helpers.command import lstmcli, succeed
 from helpers.weight_imports import assert_same, load, refusal, tree
+
+from lstmcli.errors import LstmcliError
 
 A, B, C = (wf.random_cell(features, units, seed) for seed, (features, units) in enumerate([(3, 4), (4, 5), (5, 2)]))
 FW, BW = wf.random_cell(3, 2, 10), wf.random_cell(3, 2, 11)
@@ -527,3 +531,35 @@ def test_layers_that_the_file_does_not_tell_apart(tmp_path: Path) -> None:
     inner["config"]["name"] = "inner"  # type: ignore[index]
     path = wf.write_legacy_h5(tmp_path / "a", {"inner": wf.legacy_weights("lstm/lstm_cell", A)}, wf.sequential(inner))
     assert "told apart" in refusal(path)
+
+
+JUNK: tuple[Any, ...] = (
+    *(None, True, 0, 3.5, "x", [], {}, [[]], [None], ["a", 0, 0], "LSTM", "RNN", {"config": None}, {"class_name": ["a"]}),
+    *({"class_name": "RNN", "config": {"cell": None}}, {"class_name": "LSTM"}, {"config": {"cells": 3.5}}, "\x1b[31m", 1e400),
+)
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Each container in a JSON value with each of its keys."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    return [(value, key) for key in keys] + [place for key in keys for place in places(value[key])]
+
+
+def test_configurations_that_make_no_sense(tmp_path: Path) -> None:
+    """A tree, or one line: nothing in a configuration is believed."""
+    rng = np.random.default_rng(0)
+    both = {"class_name": "Bidirectional", "config": {"name": "b", "layer": wf.keras_lstm("i", 2), "merge_mode": "sum"}}
+    layers = [(entry("InputLayer", "x"), []), (both, [["x"]]), (rnn("r", 3, 2), [["b"]])]
+    groups = {"layers/bidirectional/forward_layer": FW, "layers/bidirectional/backward_layer": BW, "layers/rnn": FW2}
+    weights = keras3(tmp_path / "w", groups).read_bytes()
+    for k in range(300):
+        config = json.loads(
+            json.dumps(functional("m", layers, ["r"], 2 + k % 2) if k % 3 else wf.sequential(both, rnn("r", 3, 2)))
+        )
+        for _ in range(int(rng.choice([1, 1, 3]))):
+            choices = places(config)
+            container, key = choices[rng.integers(len(choices))]
+            container[key] = json.loads(json.dumps(JUNK[rng.integers(len(JUNK))]))
+        path = wf.write_keras(tmp_path / "f", config, weights)
+        with contextlib.suppress(LstmcliError):
+            load(path, select="r" if k % 5 == 0 else ())

@@ -222,3 +222,18 @@ def test_flipped_bits(tmp_path: Path) -> None:
             with contextlib.suppress(DataError):
                 assert_same(tree(path), want)
         damaged.write_bytes(whole)
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_a_damaged_description_of_a_saved_model(newer: bool, tmp_path: Path) -> None:
+    """It is under no checksum: refused, or the weights are those of the file."""
+    layer = {"name": "one", **wf.keras_lstm("one", 4)}
+    said = {"": wf.sequential(layer) | {"keras_version": "2.9.0"}, "layer_with_weights-0": layer}
+    path = saved_model(tmp_path / "export", {"layer_with_weights-0/cell": A}, said, newer)
+    damaged = path / ("keras_metadata.pb" if newer else "saved_model.pb")
+    whole, rng = damaged.read_bytes(), np.random.default_rng(1)
+    for place in rng.integers(0, len(whole), 150):
+        damaged.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.integers(8)]) + whole[place + 1 :])
+        with contextlib.suppress(DataError):
+            (cell,) = [each for _, each in load(path).model.cells()]
+            np.testing.assert_array_equal(cell.input_kernel, A.input_kernel)
