@@ -79,7 +79,8 @@ class Span:
 
     def lengths(self, lengths: Lengths) -> Lengths:
         """Returns how many steps of each of its sequences are in it; lengths: those of all."""
-        return np.clip(lengths[self.first : self.first + self.count], self.start, self.stop) - self.start
+        own = lengths[self.first : self.first + self.count]
+        return np.array(own) if self.start == 0 and self.last else np.clip(own, self.start, self.stop) - self.start
 
 
 def steps_until(span: Span, lengths: Lengths) -> int:

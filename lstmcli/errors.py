@@ -24,6 +24,17 @@ class DataError(LstmcliError, ValueError):
     exit_code = 65
 
 
+class SequenceError(DataError):
+    """A sequence of a block that a model cannot take; whoever knows where the block lies says where in the input that is.
+
+    row: its number in the block. step: counted from its first valid one; None: all of it.
+    """
+
+    def __init__(self, row: int, step: int | None, text: str) -> None:
+        super().__init__(f"sequence {row}{f', step {step}' if step is not None else ''}: {text}")
+        self.row, self.step, self.text = row, step, text
+
+
 class MissingInputError(LstmcliError):
     """An input file that does not exist or cannot be opened."""
 

@@ -9,7 +9,7 @@ from lstmcli.cli import process
 from lstmcli.cli.cluster_commands import merge, plan
 from lstmcli.cli.command import Group
 from lstmcli.cli.model_commands import model
-from lstmcli.cli.run_command import run
+from lstmcli.cli.run_command import predict, run
 from lstmcli.cli.tools_commands import bench, completion, env, help_, verify
 from lstmcli.version import __version__
 
@@ -39,7 +39,7 @@ def lstmcli() -> None:
     """
 
 
-for command in (run, verify, plan, merge, model, bench, env, help_, completion):
+for command in (run, predict, verify, plan, merge, model, bench, env, help_, completion):
     lstmcli.add_command(command)
 
 

@@ -11,7 +11,7 @@ from lstmcli.cli.param_types import FILE_NAME, Duration, IntegerList, Names, Num
 if TYPE_CHECKING:
     from lstmcli.run.job import Job
 
-input_options = option_group(
+whole_input_options = option_group(
     option(
         "Input",
         "-i",
@@ -55,14 +55,6 @@ input_options = option_group(
     ),
     option(
         "Input",
-        "--initial-state",
-        type=FILE_NAME,
-        metavar="FILE",
-        show_default="zeros",
-        help="Start where an earlier run ended: its result, the NPZ file of its --states, or FILE.h5::/GROUP.",
-    ),
-    option(
-        "Input",
         "--nonfinite",
         type=click.Choice(["error", "warn", "pass"]),
         default="warn",
@@ -75,6 +67,15 @@ input_options = option_group(
         help="Accept HDF5 inputs that are links to other files, virtual, or stored in external files.",
     ),
 )
+initial_state = option(
+    "Input",
+    "--initial-state",
+    type=FILE_NAME,
+    metavar="FILE",
+    show_default="zeros",
+    help="Start where an earlier run ended: its result, the NPZ file of its --states, or FILE.h5::/GROUP.",
+)
+input_options = option_group(whole_input_options, initial_state)
 # What checkpoints of TensorFlow do not hold, and new layers may have.
 cell_options = option_group(
     option(
@@ -116,6 +117,14 @@ residual = option(
     help="Layers add their input to their output. Without LAYERS these are all but the lowest. With --weights LAYERS may be "
     "all, numbers such as 0,2, or whole, which adds the input of the whole model to its output.",
 )
+recurrent_activation = option(
+    "Model",
+    "--recurrent-activation",
+    metavar="NAME",
+    show_default="sigmoid",
+    help="The activation of the gates, where the file of --weights does not say it: sigmoid, hard_sigmoid, or "
+    "hard_sigmoid_keras2, which is that of Keras before version 3.",
+)
 weight_options = option_group(
     option(
         "Model",
@@ -126,14 +135,7 @@ weight_options = option_group(
         "again, with commas, or as 'rnns.*', are a stack from bottom to top; fw=A and bw=B are a bidirectional pair.",
     ),
     cell_options,
-    option(
-        "Model",
-        "--recurrent-activation",
-        metavar="NAME",
-        show_default="sigmoid",
-        help="The activation of the gates, where the file of --weights does not say it: sigmoid, hard_sigmoid, or "
-        "hard_sigmoid_keras2, which is that of Keras before version 3.",
-    ),
+    recurrent_activation,
     option(
         "Model",
         "--merge",
@@ -175,6 +177,25 @@ model_options = option_group(
     new_model_options,
     residual,
     weight_options,
+)
+whole_model_options = option_group(
+    option(
+        "Model",
+        "-w",
+        "--weights",
+        type=FILE_NAME,
+        metavar="FILE",
+        help="The whole model: a .keras or .h5 file of Keras, a SavedModel folder, a model file, or weights of PyTorch with "
+        "--chain.",
+    ),
+    option(
+        "Model",
+        "--chain",
+        metavar="LINE",
+        help="How the model of a PyTorch state_dict goes on from module to module: 'embedding, lstm, final, fc1, relu, fc2'. "
+        "Without it an error proposes a line.",
+    ),
+    recurrent_activation,
 )
 result_options = option_group(
     option(
@@ -243,6 +264,8 @@ def job_of(options: dict[str, Any]) -> "Job":
 
     if options["input"] is None:
         raise click.UsageError("Missing option '-i' / '--input'.")
+    if options.get("whole") and options["weights"] is None:
+        raise click.UsageError("Missing option '-w' / '--weights'.")
     if (options["units"] is None) == (options["weights"] is None):
         raise click.UsageError("expected either --units, for new weights, or --weights FILE")
     said = {name: value for name, value in options.items() if value is not None}

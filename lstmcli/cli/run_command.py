@@ -1,4 +1,4 @@
-"""`lstmcli run`: a model over a file."""
+"""`lstmcli run` and `lstmcli predict`: a model over a file."""
 
 import gc
 import os
@@ -20,6 +20,8 @@ from lstmcli.cli.options import (
     refuse_typed,
     result_options,
     stop_options,
+    whole_input_options,
+    whole_model_options,
 )
 from lstmcli.cli.param_types import FILE_NAME
 
@@ -90,7 +92,6 @@ def run(
     **options: Any,
 ) -> None:
     """Run a model over a file of padded sequences and store its outputs and final states."""
-    from lstmcli.cli.report.run_summary import run_rows, weight_warnings
     from lstmcli.run.stop import Stop
 
     gc.freeze()
@@ -118,8 +119,89 @@ def run(
             if options["output"] == "-" and terminal.is_interactive():
                 raise click.UsageError("--output -: expected a pipe or a file to write binary data to, got a terminal")
             facts = run_job(job_of(options), **how)
-    if facts is None:
-        return
+    if facts is not None:
+        report(terminal, facts)
+
+
+@click.command(
+    cls=Command,
+    short_help="Run a whole model over a file of sequences, to predictions.",
+    examples=[
+        "lstmcli predict -i tokens.npy -w model.keras -o predictions.csv",
+        "lstmcli predict -i x.h5 -l lens.npy -w model.pt --chain 'embedding, lstm, final, fc, softmax' -o predictions.npy",
+        "lstmcli predict -i tokens.npy -w model.keras -o top.csv --top 3 --labels names.txt",
+    ],
+    topics=["whole-models", "inputs", "weights", "results"],
+)
+@whole_input_options
+@whole_model_options
+@option(
+    "Output",
+    "-o",
+    "--output",
+    type=FILE_NAME,
+    metavar="PATH",
+    show_default="INPUT.predictions.h5 in this folder",
+    help="The predictions: a table .csv or .tsv with a line for each sequence, .npy, or .h5 with the model and checksums; - "
+    "writes them to standard output as NPY.",
+)
+@option(
+    "Output",
+    "--top",
+    type=click.IntRange(min=1),
+    metavar="K",
+    show_default="all classes in their order",
+    help="A table shows the K classes with the largest values, each with its value, the largest first.",
+)
+@option(
+    "Output",
+    "--labels",
+    type=FILE_NAME,
+    metavar="FILE",
+    show_default="their numbers",
+    help="A text with the name of a class on each line, for a table.",
+)
+@overwrite
+@option("Output", "--dry-run", is_flag=True, help="Check everything and print the summary, but compute and write nothing.")
+@computing_options
+@stop_options
+@option(
+    "Cluster",
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Let a Dask cluster compute: tcp://HOST:PORT, tls://HOST:PORT, a scheduler file, or local:N for N processes here.",
+)
+@as_json
+@quiet
+@progress
+def predict(terminal: "Terminal", stop_after: float | None, scheduler: str | None, **options: Any) -> None:
+    """Run a whole model, with what stands before and after its LSTMs, over a file of sequences or of token ids."""
+    from lstmcli.run.stop import Stop
+
+    gc.freeze()
+    gc.enable()
+    if scheduler is not None and options["dry_run"]:
+        raise click.UsageError("--dry-run: nothing would be computed; leave --scheduler out")
+    if options["output"] == "-" and terminal.is_interactive():
+        raise click.UsageError("--output -: expected a pipe or a file to write binary data to, got a terminal")
+    job = job_of(options | {"units": None, "whole": True, "save": ("predictions",)})
+    stop = Stop(stop_after)
+    with stop.heed_signals(), terminal.progress() as on_progress:
+        if scheduler is not None:
+            from lstmcli.cluster.dask_client import run_on
+
+            facts = run_on(scheduler, job, on_progress, stop, terminal.warn)
+        else:
+            from lstmcli.run.run import run as run_job
+
+            facts = run_job(job, on_progress, stop, lambda: terminal.note("compiling the kernels for this CPU, once"))
+    report(terminal, facts)
+
+
+def report(terminal: "Terminal", facts: dict[str, Any]) -> None:
+    """Prints what a run found, assumed and did."""
+    from lstmcli.cli.report.run_summary import run_rows, weight_warnings
+
     if (found := facts["nonfinite"]) and found["steps"]:
         terminal.warn(
             f"{facts['input']['path']}: NaN or Inf in {found['steps']:,} of {facts['valid_steps']:,} valid steps, "

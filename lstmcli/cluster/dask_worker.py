@@ -23,12 +23,13 @@ from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.fields import Field
 from lstmcli.results.journal import Fingerprint, StoredSpan, decode_line, journal_name
 from lstmcli.results.result import Result
-from lstmcli.run.computation import LstmComputation
+from lstmcli.run.computation import computation_of
 from lstmcli.run.job import Job, Part
 from lstmcli.run.memory import block_limits
 from lstmcli.run.opened_job import open_job
 from lstmcli.run.pipeline import Pipeline
 from lstmcli.run.stop import SIGNALS, Stop
+from lstmcli.run.summary import valid_of_result
 from lstmcli.version import __version__
 
 Place = tuple[str, int, int, tuple[int, ...], str]  # of an array: OUT, its inode, offset, shape, dtype
@@ -91,9 +92,9 @@ def store_rows(job: Job, fields: dict[str, Place], checksums: dict[str, Place]) 
         own_checksums = {name: rows_of(place) for name, place in checksums.items()}
         check_run(Path(next(iter(fields.values()))[0]), run)
         with open_job(job) as opened:
-            computation = LstmComputation(opened.model, job.compute, job.resources.threads or 1)
+            computation = computation_of(opened.model, job.compute, job.resources.threads or 1)
             limits = block_limits(computation, opened.source, opened.lengths, job.resources.max_memory, streams=False)
-            result = Result(list(stores.values()), own_fields, own_checksums, opened.valid)
+            result = Result(list(stores.values()), own_fields, own_checksums, valid_of_result(opened))
             with closing(WorkersResult(result)) as sink:
                 Pipeline(opened, computation, limits, sink, Stop(), lambda steps, total: None).run()
                 opened.finish()

@@ -21,7 +21,8 @@ from lstmcli.files.positioned_file import FileBytes, open_readable
 from lstmcli.inputs.contiguous import ContiguousArray
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.inputs.source import StoredArray
-from lstmcli.model.model_file import model_in
+from lstmcli.model.chain import Chain
+from lstmcli.model.chain_file import any_model_in
 from lstmcli.model.tree import Model
 from lstmcli.results.fields import Arrays, Checksums
 from lstmcli.results.hdf5_result import stored_steps, write_metadata
@@ -67,7 +68,7 @@ class Joined:
 
     plan: Plan
     parts: list[Stored]
-    model: Model
+    model: Model | Chain
     valid: Valid
 
     def arrays(self) -> Arrays:
@@ -159,7 +160,7 @@ def check_parts(plan: Plan) -> Joined:
         made = shown(str(plan.run["lstmcli"]))
         raise DataError(f"{shown(str(plan.path))}: was made by lstmcli {made}, and this is {__version__}; merge with that one")
     parts: list[Stored] = []
-    model: Model | None = None
+    model: Model | Chain | None = None
     absent: list[int] = []
     wrong: list[str] = []
     for number in plan.numbers:
@@ -180,16 +181,17 @@ def check_parts(plan: Plan) -> Joined:
         )
     starts, lengths = (np.concatenate(arrays) for arrays in zip(*(part.valid for part in parts), strict=True))
     valid = Valid(starts, lengths)
-    if mark_of_steps(valid) != plan.run["lengths"]:
+    keeps_steps = not isinstance(model, Chain) or not model.has_steps
+    if keeps_steps and mark_of_steps(valid) != plan.run["lengths"]:
         raise DataError(f"{shown(str(plan.path))}: the lengths in the parts are not those that were planned")
     return Joined(plan, parts, model, valid)
 
 
-def stored(plan: Plan, number: int, model: Model | None) -> tuple[Stored, Model]:
+def stored(plan: Plan, number: int, model: Model | Chain | None) -> tuple[Stored, Model | Chain]:
     """A part; and the model, that of the first part where it is known, as all have the same."""
     first, stop = plan.cuts[number - 1 : number + 1]
     with open_part(plan, number) as part:
-        model = model or model_in(part.file)
+        model = model or any_model_in(part.file)
         shapes: Arrays = {name: (item.shape, hdf5.dtype_of(item)) for name, item in part.fields.items()}
         if shapes != stored_arrays(plan.job.compute, model, stop - first, plan.shape[1]):
             raise DataError(f"{part.data.name}: does not hold the arrays that the plan says")

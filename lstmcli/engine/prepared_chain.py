@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lstmcli.blocks import Block, Floats, Lengths, State, packed_starts
-from lstmcli.engine.prepared_model import PreparedModel
-from lstmcli.errors import DataError
+from lstmcli.engine.prepared_model import PreparedModel, kernels_are_cached
+from lstmcli.errors import SequenceError
 from lstmcli.kernel.heads import call as heads
 from lstmcli.model.chain import Chain
 from lstmcli.model.layers import (
@@ -61,6 +61,13 @@ class PreparedChain:
         self.bits = dtype.itemsize * 8
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self.steps = [self._prepare(layer, number) for number, layer in enumerate(chain.layers)]
+        lstms = [step.forward for step in self.steps if isinstance(step, LstmStep)]
+        # Of each row: what every layer puts out, copies of the widest on the way, and what the LSTMs need for a while.
+        widths = [form.width for form in chain.forms]
+        self.scratch_width = sum(widths) + 3 * max(widths) + sum(sum(lstm.scratch_widths.values()) for lstm in lstms)
+        parameters = chain.parameters()
+        self.weight_bytes = 2 * parameters * dtype.itemsize  # the model's own and the packed ones
+        self.step_flops = 2 * parameters  # or less, where a layer looks at vectors or at ids
         self.buffers: dict[int, Floats] = {}
 
     def __call__(self, rows: Any, lengths: Lengths) -> tuple[Floats, Lengths]:
@@ -69,7 +76,7 @@ class PreparedChain:
         rows     in   (R, input size) of this dtype, or ids (R, 1) int64, packed
         lengths  in   (n,), C-contiguous
         Returns the predictions: rows (R', K) packed with their lengths (n,), or (n, K) with lengths of 1.
-        They are overwritten by the next call. Raises DataError for an id that the table does not have.
+        They are overwritten by the next call. Raises SequenceError for an id that the table does not have.
         """
         passing = Passing(rows, lengths)
         for step in self.steps:
@@ -116,6 +123,11 @@ class PreparedChain:
             return
         cuts = [rows * k // threads for k in range(threads + 1)]
         list(self.pool.map(function, [slice(a, b) for a, b in itertools.pairwise(cuts)]))
+
+
+def chain_is_compiled(chain: Chain, dtype: np.dtype[Any]) -> bool:
+    """Whether PreparedChain will find the kernels of its LSTMs in the cache; those of the other layers take a second."""
+    return all(kernels_are_cached(layer, dtype) for layer in chain.layers if isinstance(layer, Model))
 
 
 class Cast:
@@ -189,19 +201,12 @@ def embed(layer: Any, passing: Passing) -> None:
     if len(ids) and not 0 <= ids.min() <= ids.max() < size:
         bad = int(np.flatnonzero((ids < 0) | (ids >= size))[0])
         row = int(np.searchsorted(np.cumsum(passing.lengths), bad, side="right"))
-        raise UnknownIdError(row, bad - int(passing.starts[row]), int(ids[bad]), size)
+        step = bad - int(passing.starts[row])
+        raise SequenceError(row, step, f"expected a token id from 0 to {size - 1}, got {ids[bad]}")
     if layer.mask_zero:
         hide(passing, ids != 0)
         ids = passing.rows[:, 0]
     passing.rows = layer.table[ids]
-
-
-class UnknownIdError(DataError):
-    """An id that the table of an embedding does not have, in a row and step of a block."""
-
-    def __init__(self, row: int, step: int, value: int, size: int) -> None:
-        super().__init__(f"sequence {row}, step {step}: expected a token id from 0 to {size - 1}, got {value}")
-        self.row, self.step, self.value, self.size = row, step, value, size
 
 
 def mask(layer: Any, passing: Passing) -> None:
@@ -382,9 +387,8 @@ def to_vectors(passing: Passing, vectors: Floats) -> None:
 def flatten(layer: Any, passing: Passing) -> None:
     if (passing.lengths != layer.steps).any():
         row = int(np.flatnonzero(passing.lengths != layer.steps)[0])
-        raise DataError(
-            f"sequence {row}: has {passing.lengths[row]} steps, and the model's Flatten layer takes sequences of {layer.steps}"
-        )
+        text = f"has {passing.lengths[row]} steps, and the model's Flatten layer takes sequences of {layer.steps}"
+        raise SequenceError(row, None, text)
     to_vectors(passing, passing.rows.reshape(len(passing.lengths), -1))
 
 

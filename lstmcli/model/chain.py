@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lstmcli.blocks import Lengths
+from lstmcli.blocks import Floats, Lengths, Valid
 from lstmcli.errors import DataError
 from lstmcli.model.layers import (
     Activation,
@@ -113,12 +114,25 @@ class Chain:
                 lengths = layer.output_lengths(lengths)
         return lengths
 
+    def valid_predictions(self, valid: Valid) -> Valid:
+        """Returns which steps of the predictions are valid, where these of the input are; of vectors, those of the input."""
+        lengths = self.output_lengths(valid.lengths) if self.has_steps else valid.lengths
+        return valid if np.array_equal(lengths, valid.lengths) else Valid(np.zeros_like(lengths), lengths)
+
+    def prediction_shape(self, batch: int, time: int) -> tuple[int, ...]:
+        """Returns the shape of the predictions for `batch` sequences of up to `time` steps."""
+        if not self.has_steps:
+            return batch, self.output_size
+        return batch, int(self.output_lengths(np.array([time]))[0]), self.output_size
+
+    def arrays(self) -> Iterator[Floats]:
+        """Yields all weights."""
+        for layer in self.layers:
+            yield from layer.arrays() if isinstance(layer, Model) else layer.weights().values()
+
     def parameters(self) -> int:
         """Returns how many numbers the weights are."""
-        return sum(
-            layer.parameters() if isinstance(layer, Model) else sum(weight.size for weight in layer.weights().values())
-            for layer in self.layers
-        )
+        return sum(weight.size for weight in self.arrays())
 
     def config(self) -> dict[str, Any]:
         """Returns everything but the weights."""

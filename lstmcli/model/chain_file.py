@@ -14,7 +14,7 @@ from lstmcli.errors import DataError
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.model.chain import Chain
 from lstmcli.model.layers import LAYERS, Layer
-from lstmcli.model.model_file import attribute, has, read_tree, read_weight, write_model
+from lstmcli.model.model_file import attribute, has, model_in, read_tree, read_weight, write_model
 from lstmcli.model.tree import Model
 
 KIND = "chain"
@@ -35,6 +35,17 @@ def write_chain(group: Any, chain: Chain) -> None:
             for field, value in layer.options().items():
                 child.attrs[field] = value
         child.attrs["name"] = name
+
+
+def write_any(group: Any, model: Model | Chain) -> None:
+    """Write a tree of LSTMs or a whole model into an empty h5py group."""
+    write_chain(group, model) if isinstance(model, Chain) else write_model(group, model)
+
+
+def any_model_in(file: Any) -> Model | Chain:
+    """Return the model of a model file or of a result, open and known to be undamaged. Raises DataError."""
+    group = hdf5_safety.find(file, "model")
+    return read_chain(group) if group is not None and is_chain(group) else model_in(file)
 
 
 def is_chain(group: Any) -> bool:

@@ -101,9 +101,14 @@ class Model:
         """Returns the layers of the outermost stacks, by their names in a result: "0", or "forward/0" below a direction."""
         return {}
 
+    def arrays(self) -> Iterator[Floats]:
+        """Yields all weights."""
+        for _, cell in self.cells():
+            yield from cell.weights().values()
+
     def parameters(self) -> int:
         """Counts the numbers in the weights."""
-        return sum(weight.size for _, cell in self.cells() for weight in cell.weights().values())
+        return sum(weight.size for weight in self.arrays())
 
     def config(self) -> dict[str, Any]:
         """Returns everything but the weights, for a summary or a file's attributes."""

@@ -12,6 +12,7 @@ from lstmcli.files.standard_output import StandardOutput
 from lstmcli.files.zip_writer import Npz
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.model_file import model_image
+from lstmcli.model.tree import Model
 from lstmcli.results.fields import Arrays, Field, Store
 from lstmcli.results.paths import Paths
 from lstmcli.results.result import Metadata, Result
@@ -31,17 +32,19 @@ class NpyResult(Result):
 
             outputs: Store = StandardOutput() if paths.main is None else Partial(paths.main, overwrite, resume)
             add(outputs)
-            shape, dtype = arrays["outputs"]
+            main = next(name for name in arrays if not name.startswith("state/"))
+            shape, dtype = arrays[main]
             self.header = write_header(shape, dtype)
             outputs.reserve(len(self.header) + math.prod(shape) * dtype.itemsize)
-            fields = {"outputs": Field(outputs, len(self.header), shape, dtype)}
+            fields = {main: Field(outputs, len(self.header), shape, dtype)}
             if paths.states is not None:
-                states = {name.removeprefix("state/"): array for name, array in arrays.items() if name != "outputs"}
+                states = {name.removeprefix("state/"): array for name, array in arrays.items() if name != main}
                 npz = Npz(paths.states, states, overwrite, resume)
                 add(npz)
                 npz.reserve(npz.size)
                 fields |= {f"state/{name}": Field(npz, npz.offsets[name], *array) for name, array in states.items()}
             if paths.model is not None:
+                assert isinstance(metadata.model, Model)
                 image = model_image(metadata.model)
                 model = Partial(paths.model, overwrite, resume)
                 add(model)

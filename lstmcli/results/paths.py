@@ -9,6 +9,8 @@ from lstmcli.files.file_kind import split_spec
 from lstmcli.files.partial_file import check_target, partial_name
 from lstmcli.results.journal import journal_name
 
+TABLES = {".csv": ",", ".tsv": "\t"}  # what stands between the columns
+
 
 class Paths(NamedTuple):
     """The files that a run makes; None for those that it does not make. `main` is None for standard output."""
@@ -28,7 +30,9 @@ def result_paths(output: str | None, states: str | None, save: tuple[str, ...], 
     """
     if "" in (output, states):
         raise UsageError("expected a name after --output and --states, got an empty one")
-    output = output or f"{'stdin' if source == '-' else Path(split_spec(source)[0]).stem}.lstm.h5"
+    predicts = save == ("predictions",)
+    kind = "predictions" if predicts else "lstm"
+    output = output or f"{'stdin' if source == '-' else Path(split_spec(source)[0]).stem}.{kind}.h5"
     suffix = "-" if output == "-" else Path(output).suffix
     if suffix in (".h5", ".hdf5"):
         if states:
@@ -36,6 +40,10 @@ def result_paths(output: str | None, states: str | None, save: tuple[str, ...], 
                 f"--states {states}: an HDF5 result holds the states itself; leave it out, or use --output NAME.npy"
             )
         return Paths(Path(output))
+    if predicts:
+        if suffix not in (".npy", "-", *TABLES):
+            raise UsageError(f"--output {output}: expected a name that ends in .h5, .hdf5, .npy, .csv or .tsv, or -")
+        return Paths(None if suffix == "-" else Path(output))
     if suffix not in (".npy", "-"):
         raise UsageError(f"--output {output}: expected a name that ends in .h5, .hdf5 or .npy, or -")
     if "outputs" not in save or not set(save) <= {"outputs", "states"}:

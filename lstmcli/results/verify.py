@@ -16,8 +16,9 @@ from lstmcli.files.file_kind import FileKind, open_by_kind
 from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.files.zip_reader import reading_zip
+from lstmcli.model.chain_file import any_model_in
 from lstmcli.model.model_check import read_check
-from lstmcli.model.model_file import FORMAT, load_model, model_in
+from lstmcli.model.model_file import FORMAT, load_model
 from lstmcli.results.fields import Checksums, Extent
 from lstmcli.results.hdf5_result import CHECKSUMS, CONTAINER, container_checksum
 from lstmcli.results.model_check import confirm
@@ -46,7 +47,7 @@ def verify_hdf5(path: str) -> str:
     if not has_checksums and model_format(path) == FORMAT:
         return f"a model file, readable; it has no checksums{repeated_check(path)}"
     with open_result(path) as whole:
-        model_in(whole.file)
+        any_model_in(whole.file)
         for name, item in whole.fields.items():
             verify_field(item, whole.offsets[name], whole.data, whole.valid, whole.sums[name])
     return f"{len(whole.valid.lengths):,} sequences, {len(whole.fields)} arrays, all checksums right"

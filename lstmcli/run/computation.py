@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.blocks import Block, State
-from lstmcli.engine.prepared_model import PreparedModel
+from lstmcli.engine.prepared_chain import PreparedChain, chain_is_compiled
+from lstmcli.engine.prepared_model import PreparedModel, kernels_are_cached
+from lstmcli.model.chain import Chain
 from lstmcli.model.tree import Model
 from lstmcli.run.job import Compute
 from lstmcli.run.summary import step_widths
@@ -19,6 +21,7 @@ class Computation(Protocol):
     threads: int
     causal: bool  # a step depends on no later one, so that sequences may be cut in time
     input_width: int  # of the rows that are read
+    input_dtype: np.dtype[Any]  # of these: that of the computation, or int64 for token ids
     step_widths: dict[str, int]  # of the arrays (R, width) with a row for each step
     state_widths: dict[str, int]  # of the arrays (n, width) of the state
     scratch_width: int  # of the rows that are needed for a while
@@ -47,7 +50,7 @@ class LstmComputation:
     def __init__(self, model: Model, compute: Compute, threads: int) -> None:
         self.forward = PreparedModel(model, np.dtype(compute.dtype), threads)
         self.dtype, self.threads, self.causal = self.forward.dtype, threads, model.causal
-        self.input_width = model.input_size
+        self.input_width, self.input_dtype = model.input_size, self.dtype
         self.step_widths = step_widths(model, compute.save) | {"outputs": model.output_size}  # computed in any case
         self.state_widths = self.forward.widths
         self.scratch_width = sum(self.forward.scratch_widths.values())
@@ -62,3 +65,41 @@ class LstmComputation:
 
     def of_sequences(self, state: State) -> dict[str, NDArray[Any]]:
         return {f"state/{name}": rows for name, rows in state.items()}
+
+
+class ChainComputation:
+    """A whole model: predictions, which are final with the block, as its sequences are never cut in time."""
+
+    causal = False
+    step_widths: dict[str, int] = {}  # noqa: RUF012 (no one writes into it)
+    state_widths: dict[str, int] = {}  # noqa: RUF012
+
+    def __init__(self, chain: Chain, compute: Compute, threads: int) -> None:
+        self.prepared = PreparedChain(chain, np.dtype(compute.dtype), threads)
+        self.dtype, self.threads = self.prepared.dtype, threads
+        self.input_width = chain.input_size
+        self.input_dtype = np.dtype(np.int64) if chain.takes_ids else self.dtype
+        self.scratch_width = self.prepared.scratch_width
+        self.weight_bytes, self.step_flops, self.full = self.prepared.weight_bytes, self.prepared.step_flops, 1
+
+    def initial_state(self, count: int) -> State:
+        return {}
+
+    def run(self, block: Block, arrays: dict[str, Block], state: State) -> None:
+        predictions, _ = self.prepared(block.rows, block.lengths)
+        state["predictions"] = predictions.copy()  # the next block overwrites them while these are stored
+
+    def of_sequences(self, state: State) -> dict[str, NDArray[Any]]:
+        return dict(state)
+
+
+def is_compiled(model: Model | Chain, dtype: np.dtype[Any]) -> bool:
+    """Says whether the kernels of a model's LSTMs are in the cache."""
+    return chain_is_compiled(model, dtype) if isinstance(model, Chain) else kernels_are_cached(model, dtype)
+
+
+def computation_of(model: Model | Chain, compute: Compute, threads: int) -> Computation:
+    """Makes the computation of a model. Compiles its kernels where they are not in the cache."""
+    if isinstance(model, Chain):
+        return ChainComputation(model, compute, threads)
+    return LstmComputation(model, compute, threads)

@@ -47,6 +47,8 @@ class Weights(NamedTuple):
 
     weights: str
     choices: "Choices"
+    whole: bool = False  # with the layers before and after the LSTMs, to predictions
+    chain: str | None = None  # what --chain says
 
     def origin(self) -> str:
         return self.weights
@@ -61,10 +63,12 @@ class Compute(NamedTuple):
 
 
 class Output(NamedTuple):
-    """The names of the files to make."""
+    """The names of the files to make, and what a table shows."""
 
     output: str | None = None
     states: str | None = None
+    top: int | None = None  # classes; None: all
+    labels: str | None = None  # a file with their names
 
 
 class Resources(NamedTuple):
@@ -113,7 +117,7 @@ class Job(NamedTuple):
         source, lens, initial_state, weights = map(absolute, self.files())
         assert source
         inputs = self.inputs._replace(input=source, lens=lens, initial_state=initial_state)
-        model = Weights(weights, self.model.choices) if weights and isinstance(self.model, Weights) else self.model
+        model = self.model._replace(weights=weights) if weights and isinstance(self.model, Weights) else self.model
         return self._replace(inputs=inputs, model=model)
 
     def content(self) -> dict[str, Any]:

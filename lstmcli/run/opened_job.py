@@ -14,10 +14,11 @@ from lstmcli.inputs.initial_state import States, open_states
 from lstmcli.inputs.lengths import ValidSteps, read_valid_steps
 from lstmcli.inputs.open_input import open_source
 from lstmcli.inputs.source import Source
+from lstmcli.model.chain import Chain
 from lstmcli.model.new_weights import count_parameters, init_model
 from lstmcli.model.tree import Model
 from lstmcli.results.journal import Fingerprint, differing
-from lstmcli.run.job import Job, Weights
+from lstmcli.run.job import Job, NewModel, Weights
 from lstmcli.version import __version__
 
 
@@ -37,7 +38,7 @@ class OpenedJob(NamedTuple):
     job: Job
     source: Source
     valid_steps: ValidSteps  # of the sequences of this run
-    model: Model
+    model: Model | Chain
     about_weights: AboutWeights
     initial: States | None
 
@@ -72,9 +73,8 @@ class OpenedJob(NamedTuple):
         if self.job.part:
             return self.job.part.mark()
         weights = hashlib.sha256(json.dumps(self.model.config()).encode())
-        for _, cell in self.model.cells():
-            for weight in cell.weights().values():
-                weights.update(weight.tobytes())
+        for weight in self.model.arrays():
+            weights.update(weight.tobytes())
         source = self.source
         shape = {"shape": list(source.shape), "dtype": source.dtype.str, "axes": source.axes}
         found = {
@@ -118,22 +118,25 @@ def open_job(job: Job) -> Iterator[OpenedJob]:
     """Opens and checks all that a job reads. Raises MissingInputError, DataError, UsageError or StorageError."""
     inputs = job.inputs
     with ExitStack() as opened:
-        source = opened.enter_context(closing(open_source(inputs.input, inputs.axes, inputs.follow_links)))
+        source = opened.enter_context(closing(open_source(inputs.input, inputs.axes, inputs.follow_links, is_whole(job.model))))
         valid_steps = read_valid_steps(inputs.lens, inputs.padding, source, inputs.follow_links)
         model, about_weights = read_model(job, source)
         initial = None
         if inputs.initial_state is not None:
+            assert isinstance(model, Model)
             states = open_states(inputs.initial_state, model.state_widths(), source.shape[0], np.dtype(job.compute.dtype))
             initial = opened.enter_context(closing(states))
         yield OpenedJob(job, source, valid_steps, model, about_weights, initial).restricted()
 
 
-def read_model(job: Job, source: Source) -> tuple[Model, AboutWeights]:
+def read_model(job: Job, source: Source) -> tuple[Model | Chain, AboutWeights]:
     """Returns the model of a job, and what there is to say about its weights."""
     features, said = source.shape[2], job.model
     if not isinstance(said, Weights):
         check_memory(job, count_parameters(features, said.units, said.cells, said.bidirectional))
         return init_model(features, said.units, said.seed, said.cells, said.bidirectional, said.residual), AboutWeights()
+    if said.whole:
+        return read_chain(job, said, source)
     from lstmcli.weights.load import load_weights
 
     imported = load_weights(said.weights, said.choices)
@@ -144,6 +147,28 @@ def read_model(job: Job, source: Source) -> tuple[Model, AboutWeights]:
             f"{said.weights}: the model takes {model.input_size} features, {source.name} {source.stored_shape} has {features}"
         )
     return model, AboutWeights(imported.notes, imported.assumed, imported.before, imported.after, imported.masked)
+
+
+def read_chain(job: Job, said: Weights, source: Source) -> tuple[Chain, AboutWeights]:
+    """Returns a whole model, and what there is to say about its weights."""
+    from lstmcli.weights.chains.load import load_chain
+
+    found = load_chain(said.weights, said.choices, said.chain, source.token_ids)
+    chain = found.chain
+    check_memory(job, chain.parameters())
+    if chain.takes_ids != source.token_ids:
+        expected = "token ids, integers (sequences, steps)" if chain.takes_ids else f"{chain.input_size} features at each step"
+        raise DataError(f"{said.weights}: the model takes {expected}; {source.name} holds {source.dtype} {source.stored_shape}")
+    if chain.input_size != source.shape[2]:
+        raise DataError(
+            f"{said.weights}: the model takes {chain.input_size} features, "
+            f"{source.name} {source.stored_shape} has {source.shape[2]}"
+        )
+    return chain, AboutWeights(found.notes, found.assumed, masked=found.masked)
+
+
+def is_whole(model: NewModel | Weights) -> bool:
+    return isinstance(model, Weights) and model.whole
 
 
 def check_memory(job: Job, parameters: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.blocks import Block, Floats, Span, State, packed_starts, steps_until
-from lstmcli.errors import DataError, StoppedError
+from lstmcli.errors import DataError, SequenceError, StoppedError
 from lstmcli.inputs.nonfinite import Nonfinite, find_nonfinite
 from lstmcli.results.journal import StoredSpan
 from lstmcli.run.computation import Computation
@@ -30,7 +30,7 @@ class Sink(Protocol):
 class Buffer(NamedTuple):
     """Memory for one span, used again and again."""
 
-    rows: Floats  # (R, features) what is read
+    rows: NDArray[Any]  # (R, features) what is read; token ids: (R, 1) int64
     arrays: dict[str, Floats]  # (R, width) what is computed of it
 
 
@@ -68,7 +68,8 @@ class Pipeline:
             return np.empty((self.limits.rows, width), self.computation.dtype)
 
         arrays = {name: empty(width) for name, width in self.computation.step_widths.items()}
-        return Buffer(empty(self.computation.input_width), arrays)
+        rows = np.empty((self.limits.rows, self.computation.input_width), self.computation.input_dtype)
+        return Buffer(rows, arrays)
 
     def run(self, before: StoredSpan | None = None) -> Nonfinite:
         """Stores all spans after `before`. Returns which steps of the whole run are not finite.
@@ -115,7 +116,7 @@ class Pipeline:
         starts, steps = span.valid(opened.valid)
         block = Block(rows[: steps.sum()], packed_starts(steps), steps)
         opened.source.read(opened.first + span.first, starts, steps, block.rows)
-        policy = opened.job.compute.nonfinite
+        policy = "pass" if opened.source.token_ids else opened.job.compute.nonfinite
         found = find_nonfinite(block.rows, span.first, starts, steps) if policy != "pass" else Nonfinite()
         if found.steps and policy == "error":
             raise DataError(
@@ -130,7 +131,12 @@ class Pipeline:
         if span.start == 0:
             state = self.opened.initial_state(span) or self.computation.initial_state(span.count)
         arrays = {name: block.like(rows[: len(block.rows)]) for name, rows in current.buffer.arrays.items()}
-        self.computation.run(block, arrays, state)
+        try:
+            self.computation.run(block, arrays, state)
+        except SequenceError as error:
+            step = "" if error.step is None else f", step {self.opened.valid.starts[span.first + error.row] + error.step}"
+            where = f"{self.opened.source.name}, sequence {self.opened.first + span.first + error.row}{step}"
+            raise DataError(f"{where}: {error.text}") from error
         # The next span of these sequences goes on from the state, perhaps while this one is stored.
         kept = state if span.last else {name: rows.copy() for name, rows in state.items()}
         self.storing.append(self.writer.submit(self.store, span, block, arrays, kept, found))

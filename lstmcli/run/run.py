@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from lstmcli.blocks import steps_until
-from lstmcli.engine.prepared_model import kernels_are_cached
 from lstmcli.errors import UsageError
 from lstmcli.files.partial_file import check_left_over
 from lstmcli.results.paths import Paths, check_paths
 from lstmcli.results.publish import publishing
-from lstmcli.run.computation import LstmComputation
+from lstmcli.run.computation import computation_of, is_compiled
 from lstmcli.run.job import Job
 from lstmcli.run.memory import block_limits, memory_note
 from lstmcli.run.opened_job import OpenedJob, open_job
@@ -39,9 +38,9 @@ def run(
         resumable = can_resume(opened, paths, stop)
         if resources.dry_run:
             return facts
-        if not kernels_are_cached(opened.model, np.dtype(compute.dtype)):
+        if not is_compiled(opened.model, np.dtype(compute.dtype)):
             on_compile()
-        computation = LstmComputation(opened.model, compute, facts["threads"])
+        computation = computation_of(opened.model, compute, facts["threads"])
         if note := memory_note(computation, opened.source, resources.max_memory):
             facts["notes"].append(note)
         began = time.perf_counter()

@@ -8,6 +8,7 @@ import numpy as np
 from lstmcli.blocks import Valid
 from lstmcli.engine.cpus import available_threads
 from lstmcli.inputs.nonfinite import Nonfinite
+from lstmcli.model.chain import Chain
 from lstmcli.model.tree import Model
 from lstmcli.results.fields import Arrays
 from lstmcli.results.paths import Paths
@@ -17,8 +18,10 @@ from lstmcli.run.opened_job import OpenedJob
 from lstmcli.version import __version__
 
 
-def step_widths(model: Model, save: tuple[str, ...]) -> dict[str, int]:
+def step_widths(model: Model | Chain, save: tuple[str, ...]) -> dict[str, int]:
     """Returns the width of each array (N, T, width) that is to be stored."""
+    if isinstance(model, Chain):
+        return {"predictions": model.output_size} if model.has_steps else {}
     widths = {"outputs": model.output_size} if "outputs" in save else {}
     if "cells" in save:
         widths["cells"] = model.cells_width
@@ -27,9 +30,11 @@ def step_widths(model: Model, save: tuple[str, ...]) -> dict[str, int]:
     return widths
 
 
-def stored_arrays(compute: Compute, model: Model, batch: int, time: int) -> Arrays:
+def stored_arrays(compute: Compute, model: Model | Chain, batch: int, time: int) -> Arrays:
     """Returns the shape and dtype of each array that a result of `batch` sequences of up to `time` steps holds."""
     dtype = np.dtype(compute.dtype)
+    if isinstance(model, Chain):
+        return {"predictions": (model.prediction_shape(batch, time), dtype)}
     arrays: Arrays = {name: ((batch, time, width), dtype) for name, width in step_widths(model, compute.save).items()}
     if "states" in compute.save:
         arrays |= {f"state/{name}": ((batch, width), dtype) for name, width in model.state_widths().items()}
@@ -39,10 +44,18 @@ def stored_arrays(compute: Compute, model: Model, batch: int, time: int) -> Arra
 def metadata_of(opened: OpenedJob) -> Metadata:
     """Returns what the result of a run says besides its arrays."""
     job = opened.job
-    return metadata(job.compute, opened.model, opened.valid, opened.about_weights.assumed, job.part)
+    return metadata(job.compute, opened.model, valid_of_result(opened), opened.about_weights.assumed, job.part)
 
 
-def metadata(compute: Compute, model: Model, valid: Valid, assumed: Sequence[str], part: Part | None = None) -> Metadata:
+def valid_of_result(opened: OpenedJob) -> Valid:
+    """Returns which steps of a result's arrays are valid: those of the input, unless the model makes more or fewer of them."""
+    model, valid = opened.model, opened.valid
+    return model.valid_predictions(valid) if isinstance(model, Chain) else valid
+
+
+def metadata(
+    compute: Compute, model: Model | Chain, valid: Valid, assumed: Sequence[str], part: Part | None = None
+) -> Metadata:
     """Returns what a result says besides its arrays. assumed: of the weights, in sentences."""
     attributes: dict[str, Any] = {
         "model_config": model.config(),
@@ -60,11 +73,11 @@ def describe(opened: OpenedJob, paths: Paths) -> dict[str, Any]:
     """Returns the facts of a run that are known before it, ready for JSON; the others are there with their first values."""
     job, source, lengths, model = opened.job, opened.source, opened.lengths, opened.model
     batch, time, about = len(opened.lengths), source.shape[1], opened.about_weights
-    total, cells, dtype = int(lengths.sum()), [cell for _, cell in model.cells()], job.compute.dtype
+    total = int(lengths.sum())
     return {
         "input": {
             "path": source.name,
-            "shape": list(source.stored_shape),
+            "shape": list(source.stored_shape[:2] if source.token_ids else source.stored_shape),
             "axes": source.axes,
             "time_major": source.axes == "TNE",
             "dtype": source.dtype.name,
@@ -78,17 +91,9 @@ def describe(opened: OpenedJob, paths: Paths) -> dict[str, Any]:
             "total": total,
         },
         "padding_fraction": 1 - total / (batch * time) if batch * time else 0.0,
-        "model": {
-            "from": job.model.origin(),
-            "layers": len(cells),
-            "units": [cell.units for cell in cells],
-            "parameters": model.parameters(),
-        },
+        "model": {"from": job.model.origin()} | about_model(model),
         "initial_state": opened.initial.name if opened.initial else None,
-        "outputs": {"shape": [batch, time, model.output_size], "dtype": dtype, "stored": "outputs" in job.compute.save},
-        "state": [
-            {"path": f"/state/{name}", "shape": [batch, width], "dtype": dtype} for name, width in model.state_widths().items()
-        ],
+        **about_arrays(model, job.compute, batch, time),
         "output": str(paths.main or "-"),
         "states": str(paths.states) if paths.states else None,
         "model_file": str(paths.model) if paths.model else None,
@@ -103,6 +108,31 @@ def describe(opened: OpenedJob, paths: Paths) -> dict[str, Any]:
         "notes": [*opened.valid_steps.notes, *about.notes, *notes_on_mask(about.masked, opened)],
         "assumed": list(about.assumed),
         "left_out": {"before": list(about.before), "after": list(about.after)},
+    }
+
+
+def about_model(model: Model | Chain) -> dict[str, Any]:
+    """Returns the facts of a model, ready for JSON."""
+    if isinstance(model, Chain):
+        return {"layers": [f"{name} ({layer.kind})" for name, layer in zip(model.names, model.layers, strict=True)]} | {
+            "parameters": model.parameters()
+        }
+    units = [cell.units for _, cell in model.cells()]
+    return {"layers": len(units), "units": units, "parameters": model.parameters()}
+
+
+def about_arrays(model: Model | Chain, compute: Compute, batch: int, time: int) -> dict[str, Any]:
+    """Returns the facts of what is computed, ready for JSON."""
+    if isinstance(model, Chain):
+        return {"predictions": {"shape": list(model.prediction_shape(batch, time)), "dtype": compute.dtype}}
+    shapes = {f"/state/{name}": [batch, width] for name, width in model.state_widths().items()}
+    return {
+        "outputs": {
+            "shape": [batch, time, model.output_size],
+            "dtype": compute.dtype,
+            "stored": "outputs" in compute.save,
+        },
+        "state": [{"path": path, "shape": shape, "dtype": compute.dtype} for path, shape in shapes.items()],
     }
 
 

@@ -17,9 +17,12 @@ def run_rows(facts: dict[str, Any]) -> Rows:
         yield "scheduler", f"{shown(facts['scheduler'])}, {facts['tasks']:,} tasks"
     if facts["initial_state"]:
         yield "start", f"from {shown(facts['initial_state'])}"
-    stored = "" if facts["outputs"]["stored"] else "  not stored"
-    yield "outputs", f"{shape(facts['outputs']['shape'])} {facts['outputs']['dtype']}{stored}"
-    for k, state in enumerate(facts["state"]):
+    if "predictions" in facts:
+        yield "predicts", f"{shape(facts['predictions']['shape'])} {facts['predictions']['dtype']}"
+    else:
+        stored = "" if facts["outputs"]["stored"] else "  not stored"
+        yield "outputs", f"{shape(facts['outputs']['shape'])} {facts['outputs']['dtype']}{stored}"
+    for k, state in enumerate(facts.get("state", ())):
         yield "states" if k == 0 else "", f"{shape(state['shape'])} {state['dtype']}  {state['path']}"
     threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
     if facts["dry_run"]:
@@ -35,7 +38,7 @@ def run_rows(facts: dict[str, Any]) -> Rows:
     yield from companion_rows(facts)
     if after := facts["left_out"]["after"]:
         yield "left out", f"after the LSTM: {shown(', '.join(after))}"
-    if facts["output"] == "-" and not facts["states"]:
+    if facts["output"] == "-" and "state" in facts and not facts["states"]:
         yield "", "the final states are not kept: --states FILE keeps them"
 
 
@@ -73,8 +76,12 @@ def work_rows(facts: dict[str, Any]) -> Rows:
         f"min {lengths['min']}, mean {lengths['mean']:.1f}, max {lengths['max']}; "
         f"{facts['padding_fraction']:.1%} padding{place}, skipped{origin}",
     )
-    units = ", ".join(str(n) for n in model["units"])
-    yield "model", f"LSTM of {units} units, {model['parameters']:,} parameters  {shown(model['from'])}"
+    if "units" in model:
+        units = ", ".join(str(n) for n in model["units"])
+        yield "model", f"LSTM of {units} units, {model['parameters']:,} parameters  {shown(model['from'])}"
+    else:
+        yield "model", f"{len(model['layers'])} layers, {model['parameters']:,} parameters  {shown(model['from'])}"
+        yield "", shown(", ".join(model["layers"]))
 
 
 def companion_rows(facts: dict[str, Any]) -> Rows:

@@ -25,6 +25,7 @@ class WholeModel(NamedTuple):
     kind: str
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    masked: bool | None = None  # False: its framework computes padding as data; None: not known, or it masks padding itself
 
 
 def load_chain(path: str, choices: Choices, line: str | None = None, takes_ids: bool | None = None) -> WholeModel:
@@ -119,4 +120,4 @@ def make_of_keras(draft: Draft, *what: Any) -> WholeModel:
     from lstmcli.weights.chains import keras_chain
 
     chain = keras_chain.build(draft, *what)
-    return WholeModel(chain, draft.kind, tuple(draft.notes), tuple(draft.assumed))
+    return WholeModel(chain, draft.kind, tuple(draft.notes), tuple(draft.assumed), None if chain.masks else False)

@@ -7,7 +7,8 @@ import pytest
 from helpers import naive_chain
 from helpers.random_chains import as_chain, random_input, random_layers
 
-from lstmcli.engine.prepared_chain import PreparedChain, UnknownIdError
+from lstmcli.engine.prepared_chain import PreparedChain
+from lstmcli.errors import SequenceError
 from lstmcli.model.chain import Chain
 from lstmcli.model.layers import Embedding, Flatten, Pool
 
@@ -62,7 +63,7 @@ def test_batch_mates_order_and_threads_change_no_bit(seed: int) -> None:
 def test_an_id_that_the_table_does_not_have() -> None:
     chain = Chain((Embedding(np.eye(4, dtype=np.float32)), Pool("mean")), ("words", "mean"))
     prepared = PreparedChain(chain, SINGLE, 1)
-    with pytest.raises(UnknownIdError, match="sequence 1, step 2: expected a token id from 0 to 3, got 4") as caught:
+    with pytest.raises(SequenceError, match="sequence 1, step 2: expected a token id from 0 to 3, got 4") as caught:
         prepared(np.array([[1], [0], [3], [4]]), np.array([1, 3]))
     assert (caught.value.row, caught.value.step) == (1, 2)
 
