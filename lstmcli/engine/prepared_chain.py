@@ -1,24 +1,34 @@
-"""A whole model over blocks of sequences: layer by layer, each over all valid steps of the block.
-
-Everything that is summed has its order: products are those of kernel/heads, sums over classes go in the order of the classes,
-sums over the steps of a sequence in float64 in the order of the steps. What NumPy does here is what IEEE 754 rounds exactly.
-"""
+"""A whole model over blocks of sequences: layer by layer, each over all valid steps of the block."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lstmcli.blocks import Block, Floats, Lengths, State, packed_starts
+from lstmcli.blocks import Block, Floats, Lengths
+from lstmcli.engine.chain_layers import (
+    Cast,
+    Passing,
+    activate,
+    attend,
+    embed,
+    final_state,
+    flatten,
+    flip,
+    mask,
+    normalize,
+    pool,
+    pool_windows,
+    repeat,
+    scale,
+    windows,
+)
 from lstmcli.engine.prepared_model import PreparedModel, kernels_are_cached
-from lstmcli.errors import SequenceError
 from lstmcli.kernel.heads import call as heads
 from lstmcli.model.chain import Chain
 from lstmcli.model.layers import (
-    ALPHAS,
     Activation,
     Affine,
     Attention,
@@ -32,25 +42,10 @@ from lstmcli.model.layers import (
     Pool,
     Pool1D,
     Repeat,
-    Window,
 )
-from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack
+from lstmcli.model.tree import Model
 
 THREAD_FLOPS = 5e6  # less work than this is not worth another thread
-
-
-@dataclass
-class Passing:
-    """What is between two layers: rows (R, width) of sequences of these lengths, packed, or of one row each (vectors)."""
-
-    rows: Any  # Floats, or ids (R, 1) int64 before an embedding
-    lengths: Lengths
-    state: State | None = None  # of the LSTM right below: name -> (n, width)
-    valid: Any = None  # (R0,) bool, where a mask of the model hid steps: which rows of the input the rows are
-
-    @property
-    def starts(self) -> Lengths:
-        return packed_starts(self.lengths)
 
 
 class PreparedChain:
@@ -130,20 +125,6 @@ def chain_is_compiled(chain: Chain, dtype: np.dtype[Any]) -> bool:
     return all(kernels_are_cached(layer, dtype) for layer in chain.layers if isinstance(layer, Model))
 
 
-class Cast:
-    """A layer whose arrays are of the dtype of the computation."""
-
-    def __init__(self, layer: Any, dtype: np.dtype[Any]) -> None:
-        for name, value in layer.options().items():
-            setattr(self, name, value)
-        for name, value in layer.weights().items():
-            setattr(self, name, np.ascontiguousarray(value, dtype))
-        self.layer, self.dtype = layer, dtype
-
-    def __getattr__(self, name: str) -> Any:  # what the layer leaves out
-        return getattr(self.layer, name)
-
-
 class LstmStep:
     def __init__(self, chain: PreparedChain, model: Model, number: int) -> None:
         self.chain, self.number = chain, number
@@ -181,224 +162,3 @@ class ConvStep:
     def __call__(self, passing: Passing) -> None:
         seen, lengths = windows(self.layer, passing, 0.0)
         passing.rows, passing.lengths = self.product.product(seen.reshape(len(seen), self.product.dense.inputs)), lengths
-
-
-def windows(layer: Window, passing: Passing, padding: float) -> tuple[Floats, Lengths]:
-    """Return the steps that each output sees, (R', size, width), `padding` where there are none; and the output lengths."""
-    lengths = layer.output_lengths(passing.lengths)
-    sequence = np.repeat(np.arange(len(lengths)), lengths)
-    position = np.arange(len(sequence)) - np.repeat(packed_starts(lengths), lengths)
-    step = position * layer.stride - layer.before(passing.lengths)[sequence]
-    steps = step[:, None] + np.arange(layer.size) * layer.dilation
-    inside = (steps >= 0) & (steps < passing.lengths[sequence][:, None])
-    rows = np.where(inside, passing.starts[sequence][:, None] + steps, len(passing.rows))
-    extended = np.concatenate([passing.rows, np.full((1, passing.rows.shape[1]), padding, passing.rows.dtype)])
-    return extended[rows], lengths
-
-
-def embed(layer: Any, passing: Passing) -> None:
-    ids, size = passing.rows[:, 0], len(layer.table)
-    if len(ids) and not 0 <= ids.min() <= ids.max() < size:
-        bad = int(np.flatnonzero((ids < 0) | (ids >= size))[0])
-        row = int(np.searchsorted(np.cumsum(passing.lengths), bad, side="right"))
-        step = bad - int(passing.starts[row])
-        raise SequenceError(row, step, f"expected a token id from 0 to {size - 1}, got {ids[bad]}")
-    if layer.mask_zero:
-        hide(passing, ids != 0)
-        ids = passing.rows[:, 0]
-    passing.rows = layer.table[ids]
-
-
-def mask(layer: Any, passing: Passing) -> None:
-    hide(passing, (passing.rows != passing.rows.dtype.type(layer.value)).any(axis=1))
-
-
-def hide(passing: Passing, valid: Any) -> None:
-    """Take the steps out that are not valid."""
-    if valid.all():
-        return
-    counts = np.concatenate([[0], np.cumsum(valid)])
-    ends = np.cumsum(passing.lengths)
-    if passing.valid is None:
-        passing.valid = valid
-    else:
-        passing.valid[passing.valid] = valid
-    passing.lengths = counts[ends] - counts[ends - passing.lengths]
-    passing.rows = passing.rows[valid]
-
-
-def activate(layer: Any, passing: Passing) -> None:
-    rows = passing.rows
-    if layer.function in ("softmax", "log_softmax"):
-        passing.rows = softmax(rows, layer.function == "log_softmax")
-    elif layer.function == "prelu":
-        passing.rows = np.where(rows < 0, rows * layer.slopes, rows)
-    elif layer.function != "linear":
-        alpha = ALPHAS.get(layer.function, 0.0) if layer.alpha is None else layer.alpha
-        passing.rows = np.empty_like(rows)
-        heads.apply(layer.function, rows, passing.rows, alpha)
-
-
-def softmax(rows: Any, logarithm: bool = False) -> Any:
-    """Return exp(x - max) / their sum, or its logarithm, over the features of each row."""
-    shifted = rows - rows.max(axis=1, keepdims=True)
-    powers = np.empty_like(shifted)
-    heads.apply("exponential", shifted, powers)
-    total = powers[:, 0].copy()
-    for k in range(1, powers.shape[1]):
-        total += powers[:, k]
-    if not logarithm:
-        powers /= total[:, None]
-        return powers
-    heads.apply("logarithm", total, total)
-    shifted -= total[:, None]
-    return shifted
-
-
-def scale(layer: Any, passing: Passing) -> None:
-    passing.rows = passing.rows * layer.scale + layer.shift
-
-
-def normalize(layer: Any, passing: Passing) -> None:
-    rows = passing.rows.astype(np.float64)
-    mean = in_order(rows) / layer.width
-    rows -= mean[:, None]
-    variance = in_order(rows * rows) / layer.width
-    rows /= np.sqrt(variance + layer.epsilon)[:, None]
-    if layer.scale is not None:
-        rows *= layer.scale
-    if layer.shift is not None:
-        rows += layer.shift
-    passing.rows = rows.astype(passing.rows.dtype)
-
-
-def in_order(rows: Floats) -> Floats:
-    """Return the sums of the features of each row, from the first to the last: NumPy's own go in an order of their own."""
-    total = rows[:, 0].copy()
-    for k in range(1, rows.shape[1]):
-        total += rows[:, k]
-    return total
-
-
-def pool_windows(layer: Any, passing: Passing) -> None:
-    if layer.function == "max":
-        seen, lengths = windows(layer.layer, passing, -np.inf)
-        passing.rows = seen.max(axis=1)
-    else:
-        seen, lengths = windows(layer.layer, passing, 0.0)
-        total = seen[:, 0].astype(np.float64)
-        for k in range(1, layer.size):
-            total += seen[:, k]
-        counts: Any = layer.size
-        if not layer.count_padding:
-            ones = Passing(np.ones((len(passing.rows), 1)), passing.lengths)
-            counts = windows(layer.layer, ones, 0.0)[0].sum(axis=1)
-        passing.rows = (total / counts).astype(passing.rows.dtype)
-    passing.lengths = lengths
-
-
-def going(passing: Passing) -> Iterator[tuple[Any, Any]]:
-    """Yield, step by step, the sequences that have this step and the rows where it lies."""
-    starts, lengths = passing.starts, passing.lengths
-    order = np.argsort(-lengths, kind="stable")
-    sorted_lengths = -lengths[order]
-    for step in range(int(lengths.max(initial=0))):
-        some = order[: np.searchsorted(sorted_lengths, -step)]
-        yield some, starts[some] + step
-
-
-def pool(layer: Any, passing: Passing) -> None:
-    rows, lengths = passing.rows, passing.lengths
-    shape = (len(lengths), rows.shape[1])
-    if layer.function == "last":
-        pooled = np.zeros(shape, rows.dtype)
-        some = lengths > 0
-        pooled[some] = rows[(passing.starts + lengths - 1)[some]]
-    elif layer.function == "max":
-        pooled = np.full(shape, -np.inf, rows.dtype)
-        for some, places in going(passing):
-            pooled[some] = np.maximum(pooled[some], rows[places])
-        pooled[lengths == 0] = 0
-    else:
-        total = np.zeros(shape)
-        for some, places in going(passing):
-            total[some] += rows[places]
-        if layer.function == "mean":
-            total /= np.maximum(lengths, 1)[:, None]
-        pooled = total.astype(rows.dtype)
-    to_vectors(passing, pooled)
-
-
-def attend(layer: Any, passing: Passing) -> None:
-    """Weigh the steps of each sequence by a softmax over their scores."""
-    rows, lengths = passing.rows, passing.lengths
-    seen = rows
-    if layer.function != "linear":
-        seen = np.empty_like(rows)
-        heads.apply(layer.function, rows, seen)
-    scores = np.empty((len(rows), 1), rows.dtype)
-    heads.Dense(layer.score[:, None], np.array([layer.bias]), rows.itemsize * 8).run(seen, scores)
-    best = np.full(len(lengths), -np.inf, rows.dtype)
-    for some, places in going(passing):
-        best[some] = np.maximum(best[some], scores[places, 0])
-    powers = scores[:, 0] - np.repeat(best, lengths)
-    heads.apply("exponential", powers, powers)
-    total, pooled = np.zeros(len(lengths)), np.zeros((len(lengths), rows.shape[1]))
-    for some, places in going(passing):
-        total[some] += powers[places]
-        pooled[some] += powers[places, None].astype(np.float64) * rows[places]
-    pooled /= np.where(lengths > 0, total, 1)[:, None]
-    to_vectors(passing, pooled.astype(rows.dtype))
-
-
-def final_state(model: Any, passing: Passing, dtype: np.dtype[Any]) -> None:
-    assert passing.state is not None
-    to_vectors(passing, final_outputs(model, passing.state, ""))
-
-
-def final_outputs(model: Model, state: State, path: str) -> Floats:
-    """Return the final h of the top layer, both directions merged as their outputs are."""
-    below = f"{path}/" if path else ""
-    match model:
-        case Cell():
-            return state[f"{below}h"]
-        case Stack():
-            top = len(model.layers) - 1
-            return final_outputs(model.layers[top], state, f"{below}{top}")
-        case Bidirectional():
-            both = [final_outputs(tree, state, f"{below}{side}") for side, tree in model.children().items()]
-            match model.merge:
-                case "concat":
-                    return np.concatenate(both, axis=1)
-                case "mul":
-                    return both[0] * both[1]
-                case "sum":
-                    return both[0] + both[1]
-            return (both[0] + both[1]) * both[0].dtype.type(0.5)
-        case Reverse() | Residual():
-            return final_outputs(model.inner, state, path)
-    raise AssertionError(model)
-
-
-def to_vectors(passing: Passing, vectors: Floats) -> None:
-    passing.rows, passing.lengths, passing.valid = vectors, np.ones(len(vectors), np.int64), None
-
-
-def flatten(layer: Any, passing: Passing) -> None:
-    if (passing.lengths != layer.steps).any():
-        row = int(np.flatnonzero(passing.lengths != layer.steps)[0])
-        text = f"has {passing.lengths[row]} steps, and the model's Flatten layer takes sequences of {layer.steps}"
-        raise SequenceError(row, None, text)
-    to_vectors(passing, passing.rows.reshape(len(passing.lengths), -1))
-
-
-def repeat(layer: Any, passing: Passing) -> None:
-    passing.rows = np.repeat(passing.rows, layer.steps, axis=0)
-    passing.lengths = np.full(len(passing.lengths), layer.steps, np.int64)
-    passing.valid = None
-
-
-def flip(layer: Any, passing: Passing) -> None:
-    ends = np.cumsum(passing.lengths)
-    place = np.arange(len(passing.rows))
-    passing.rows = passing.rows[np.repeat(passing.starts + ends - 1, passing.lengths) - place]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def test_help_has_an_example_and_says_where_to_read_on(path: Words, command: cli
 def test_examples_are_usages_that_the_command_accepts(path: Words, command: click.Command) -> None:
     for line in getattr(command, "examples", ()):
         for call in re.findall(r"\blstmcli ([^|>)]*)", line):
-            words = call.replace("'", "").split()
+            words = shlex.split(call)
             found: click.Command = cli
             while isinstance(found, click.Group):
                 found = found.commands[words.pop(0)]
