@@ -54,6 +54,11 @@ def test_nested_groups_of_both_versions(monkeypatch, tmp_path):
     assert list(cpus.quotas()) == [5, 3]
 
 
+def test_strange_slurm_variables(monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "²")
+    assert cpus.available_threads() >= 1
+
+
 @pytest.fixture
 def one_cpu():
     """The folder of a group without limits in a group of one CPU, of the version that has the CPUs here."""

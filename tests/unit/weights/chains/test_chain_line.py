@@ -22,7 +22,7 @@ from lstmcli.weights.containers import safetensors
 from lstmcli.weights.containers.tensor import Tensor
 from lstmcli.weights.draft import Choices
 
-MODELS = Path(__file__).parents[2] / "data" / "models"
+MODELS = Path(__file__).parents[3] / "data" / "models"
 NAMES = sorted(path.stem for path in MODELS.glob("torch_*.npz"))
 
 
