@@ -1,1 +1,1 @@
-"""One run on many machines: a plan, its parts, and their merge. A part is a run like any other, of some of the sequences."""
+"""One run on many machines: a plan, its parts, and their merge. A part is a run like any other, over some of the sequences."""

@@ -1,8 +1,9 @@
 """A run whose sequences are computed by the workers of a Dask cluster, which write them into OUT.partial where they belong.
 
 Tasks carry paths, numbers and the fingerprint; arrays go through the file system that the client and the workers share. The
-client lays the result out, notes in OUT.journal what the workers have put on disk, in its order, and completes it. So all that
-holds for a local run holds here: it may end at any instant, and --resume goes on, on a cluster or without.
+client lays out the result, notes in OUT.journal what the workers have put on disk, in the order of the sequences, and completes
+the result. So all that holds for a local run holds here: it may end at any instant, and --resume goes on, with a cluster or
+without.
 """
 
 import os
@@ -42,44 +43,45 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 RETRIES = 2  # of a task that could not read or write
-AHEAD = 3  # tasks in flight for each thread of the workers
-FEWEST = 8  # in flight, so that a cluster that grows on demand sees some
-TASKS = 8  # in all for each thread, so that all end at about the same time
-SHORTEST, LONGEST = 0.25, 20  # seconds that a task should take: more than its start takes, and not much to lose
-FLOPS, BYTES = 5e10, 5e8  # in a second, about
-START = 5  # seconds for the first worker, before it is told that there is none
+AHEAD = 3  # tasks that are submitted at a time for each thread of the workers
+FEWEST = 8  # tasks that are submitted in any case, so that a cluster that grows on demand sees some
+TASKS = 8  # tasks in all for each thread, so that the threads end at about the same time
+SHORTEST, LONGEST = 0.25, 20  # seconds that a task should take: more than its start, and not much to lose
+FLOPS, BYTES = 5e10, 5e8  # what a thread does in a second, about
+START = 5  # seconds to wait for the first worker before the user is told that there is none
 WAIT = 0.2  # seconds between two looks at what may end the run
-PATIENCE = 60  # seconds for tasks to end that are running, of this client or of one before it
+PATIENCE = 60  # seconds to wait for running tasks to end, of this client or of an earlier one
 
 
 def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Callable[[str], None]) -> dict[str, Any]:
-    """Runs the job on a Dask cluster; the facts of run(), and which cluster it was.
+    """Runs the job on a Dask cluster. Returns the facts of run(), and which cluster it was.
 
-    The same bytes, made as safely. note: is told in words what it waits for. LstmcliError.
+    The result has the same bytes, and is made as safely. note: called with a text that says what is waited for. Raises
+    LstmcliError.
     """
     options = job.resources
     paths = job.paths()
     if paths.main is None or job.inputs.input == "-":
         raise UsageError("--scheduler: the workers open the files themselves; expected files as input and output, got -")
     check_paths(paths, job.files(), options.overwrite, options.resume)
-    with open_job(job) as work, connect(scheduler) as client:
-        if work.source.sequential:
-            raise UsageError(f"{work.source.name}: every worker opens the input, so it cannot be a pipe; give a file")
+    with open_job(job) as opened, connect(scheduler) as client:
+        if opened.source.sequential:
+            raise UsageError(f"{opened.source.name}: every worker opens the input, so it cannot be a pipe; give a file")
         with suppress(TimeoutError):
             client.wait_for_workers(1, timeout=START)
         began = time.perf_counter()
-        tasks = Tasks(client, work, stop, on_progress)
+        tasks = Tasks(client, opened, stop, on_progress)
         with stop.deferred(), tasks:
             if not tasks.threads:
                 note(f"no workers at {client.scheduler.address}; waits for some")
-            nonfinite = make(work, paths, tasks)
+            nonfinite = make(opened, paths, tasks)
         seconds = time.perf_counter() - began
         about_cluster = {
             "scheduler": client.scheduler.address,
             "tasks": tasks.count,
             "threads": tasks.threads * (options.threads or 1),
         }
-        return describe(work, paths) | measured(work, tasks.resumed, nonfinite, seconds) | about_cluster
+        return describe(opened, paths) | measured(opened, tasks.resumed, nonfinite, seconds) | about_cluster
 
 
 def make(opened: OpenedJob, paths: Paths, tasks: "Tasks") -> Nonfinite | None:
@@ -102,19 +104,20 @@ def make(opened: OpenedJob, paths: Paths, tasks: "Tasks") -> Nonfinite | None:
         time.sleep(WAIT)
 
 
-def cut(work: OpenedJob, start: int, threads: int) -> list[tuple[int, int]]:
-    """The sequences from `start` on, for tasks of about as many steps each."""
-    job, lengths = work.job, work.lengths.copy()
+def cut(opened: OpenedJob, start: int, threads: int) -> list[tuple[int, int]]:
+    """Cuts the sequences from `start` on into (first, stop) for tasks with about as many steps each."""
+    job, lengths = opened.job, opened.lengths.copy()
     lengths[:start] = 0
-    width = work.source.shape[2] + sum(step_widths(work.model, job.compute.save).values())
-    step = 2 * work.model.parameters() / FLOPS / (job.resources.threads or 1) + 4 * width / BYTES
+    width = opened.source.shape[2] + sum(step_widths(opened.model, job.compute.save).values())
+    step = 2 * opened.model.parameters() / FLOPS / (job.resources.threads or 1) + 4 * width / BYTES
     seconds, threads = int(lengths.sum()) * step, max(1, threads)
     count = max(threads, min(max(TASKS * threads, int(seconds / LONGEST)), int(seconds / SHORTEST)))
-    cuts = [row for row in split(lengths, count, work.source.chunk[0]) if row > start]
+    cuts = [row for row in split(lengths, count, opened.source.chunk[0]) if row > start]
     return list(pairwise([start, *cuts]))
 
 
 def places(fields: dict[str, Field]) -> dict[str, Place]:
+    """Returns where arrays lie, for the workers."""
     found: dict[str, Place] = {}
     for name, field in fields.items():
         assert isinstance(field.store, Partial)
@@ -124,13 +127,13 @@ def places(fields: dict[str, Field]) -> dict[str, Place]:
 
 
 class Tasks:
-    """The sequences of a run, as tasks of a Dask cluster. Left with an error, tasks that have not begun are cancelled."""
+    """The sequences of a run as tasks of a Dask cluster. When a `with` of it ends, tasks that have not ended are cancelled."""
 
-    def __init__(self, client: "Client", work: OpenedJob, stop: Stop, on_progress: Progress) -> None:
-        self.client, self.work, self.stop, self.on_progress = client, work, stop, on_progress
-        self.name = uuid.uuid4().hex[:8]  # of this client: no task of another one, stopped or not, may be taken for its own
-        self.total = int(work.lengths.sum())
-        job, self.run = work.job.with_absolute_names(), work.fingerprint()
+    def __init__(self, client: "Client", opened: OpenedJob, stop: Stop, on_progress: Progress) -> None:
+        self.client, self.opened, self.stop, self.on_progress = client, opened, stop, on_progress
+        self.name = uuid.uuid4().hex[:8]  # of this client: no task of another client may be taken for its own
+        self.total = int(opened.lengths.sum())
+        job, self.run = opened.job.with_absolute_names(), opened.fingerprint()
         self.job = job._replace(resources=job.resources._replace(threads=job.resources.threads or 1)).content()
         self.threads = self._count_threads()
         self.count = self.ready = self.resumed = 0
@@ -152,26 +155,26 @@ class Tasks:
 
         Raises ClusterError, StoppedError, and what a task has met.
         """
-        result, lengths, seen, start = unpublished.result, self.work.lengths, Nonfinite(), 0
-        if before := unpublished.restored({}, np.dtype(self.work.job.compute.dtype)):
+        result, lengths, seen, start = unpublished.result, self.opened.lengths, Nonfinite(), 0
+        if before := unpublished.restored({}, np.dtype(self.opened.job.compute.dtype)):
             seen, start = before.nonfinite, before.span.first + before.span.count
             self.ready = self.resumed = steps_until(before.span, lengths)
         self.on_progress(self.ready, self.total)
         for store in result.stores:
             assert isinstance(store, Partial)
             store.share()
-        for rows, noted in self._iterate(cut(self.work, start, self.threads), result):
+        for rows, noted in self._iterate(cut(self.opened, start, self.threads), result):
             first = rows[0]
             for done in noted:
                 found = seen + done.nonfinite._replace(row=first + done.nonfinite.row) if done.nonfinite.steps else seen
                 span = replace(done.span, first=first + done.span.first)
                 unpublished.record(StoredSpan(span, done.checksum, found, None))
             seen = found if noted else seen
-        self.work.finish()
+        self.opened.finish()
         return seen
 
     def _iterate(self, parts: list[tuple[int, int]], result: Result) -> Iterator[tuple[tuple[int, int], list[StoredSpan]]]:
-        """What was stored, in the order of the sequences. When it shall stop, tasks that run may end, and no other begins."""
+        """Yields what was stored, in the order of the sequences. After a request to stop, no other task begins."""
         self.count = len(parts)
         self.waiting.extend(range(len(parts)))
         until: float | None = None
@@ -187,7 +190,7 @@ class Tasks:
                 self._submit(parts, result)
                 with suppress(queue.Empty):
                     self._finish(self.ended.get(timeout=WAIT))
-            steps = int(self.work.lengths[rows[0] : rows[1]].sum())
+            steps = int(self.opened.lengths[rows[0] : rows[1]].sum())
             self.ready += steps
             self.on_progress(steps, self.total)
             yield rows, self.done.pop(number)
@@ -221,7 +224,7 @@ class Tasks:
             raise self._gone()
 
     def _count_threads(self) -> int:
-        """Of all workers. ClusterError."""
+        """Returns the number of threads of all workers. Raises ClusterError."""
         try:
             return sum(self.client.nthreads().values())
         except OSError as error:
@@ -233,7 +236,7 @@ class Tasks:
 
 
 def explain(error: BaseException) -> str:
-    """What a worker failed with, in a line."""
+    """Returns in a line what a worker failed with."""
     if type(error).__name__ == "KilledWorker":
         return "the workers died, one after the other; of too little memory? --max-memory is what each may take"
     return f"a worker failed: {type(error).__name__}: {error}; is the same lstmcli installed there?"

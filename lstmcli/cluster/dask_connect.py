@@ -1,4 +1,4 @@
-"""The way to a Dask scheduler."""
+"""Connects to a Dask scheduler."""
 
 import json
 import logging
@@ -16,8 +16,8 @@ from lstmcli.errors import ClusterError, UsageError, shown
 if TYPE_CHECKING:
     from distributed import Client
 
-SECONDS = 10.0  # a scheduler may be starting, just now
-NOTHING_ELSE = {  # of what Dask's processes do besides
+SECONDS = 10.0  # to wait for a scheduler, which may just be starting
+NOTHING_ELSE = {  # switches off what else Dask's processes would do
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "distributed.worker.multiprocessing-method": "spawn",
@@ -26,14 +26,14 @@ NOTHING_ELSE = {  # of what Dask's processes do besides
 
 @contextmanager
 def connect(scheduler: str) -> Iterator["Client"]:
-    """scheduler: tcp://HOST:PORT, tls://HOST:PORT, the name of a scheduler file, or local:N. UsageError, ClusterError."""
+    """Connects to tcp://HOST:PORT, tls://HOST:PORT, the scheduler of a scheduler file, or local:N. UsageError, ClusterError."""
     try:
         import cryptography  # noqa: F401  # local:N makes keys with it
         import distributed
     except ImportError as error:
         raise UsageError(f"--scheduler: needs Dask, which is not installed ({error}); pip install 'lstmcli[dask]'") from error
-    logging.disable()  # whatever Dask meets is told in one line
-    warnings.simplefilter("ignore")  # such as of Dask's versions: each task compares those of lstmcli
+    logging.disable()  # one line of this program says what went wrong
+    warnings.simplefilter("ignore")  # such as that versions of Dask differ; each task compares versions of lstmcli
     if scheduler.startswith("local:"):
         with local_cluster(scheduler) as cluster, distributed.Client(cluster, set_as_default=False) as client:
             yield client
@@ -49,12 +49,12 @@ def connect(scheduler: str) -> Iterator["Client"]:
     try:
         yield client
     finally:
-        if client.status == "running":  # else it would wait for the scheduler once more
+        if client.status == "running":  # otherwise it would wait for the scheduler once more
             client.close()
 
 
 def address_in(file: Path) -> str:
-    """What a scheduler file says, which may still have to come. ClusterError."""
+    """Returns the address in a scheduler file, and waits for the file if need be. Raises ClusterError."""
     until = time.monotonic() + SECONDS
     while True:
         try:
@@ -73,7 +73,7 @@ def address_in(file: Path) -> str:
 
 @contextmanager
 def local_cluster(scheduler: str) -> Iterator[Any]:
-    """N processes of one thread on this machine. Nobody else can reach them: they ask for keys that only this run has."""
+    """Starts N processes of one thread on this machine, which nobody else can reach: they want keys that only this run has."""
     import dask
     from distributed import LocalCluster, Security
 

@@ -1,8 +1,8 @@
-"""What runs in the workers of a Dask cluster: some of the sequences of a run, written into the one OUT.partial of its client.
+"""What the workers of a Dask cluster do: they run some of the sequences of a job, and write into the OUT.partial of its client.
 
-Worker and client share a file system. While a worker has OUT.partial open it holds a shared lock on it, as the client does: so
-no other run can claim the file before the last worker of a dead client is done. With a lock NFS sends the very bytes that
-were written, not the pages around them, which others may be writing.
+Worker and client share a file system. While a worker has OUT.partial open, it holds a shared lock on it, as the client does, so
+that no other run can claim the file before the last worker of a dead client is done. Under a lock, NFS sends exactly the bytes
+that were written, not the pages around them, which others may be writing.
 """
 
 import fcntl
@@ -34,11 +34,11 @@ from lstmcli.version import __version__
 
 Place = tuple[str, int, int, tuple[int, ...], str]  # of an array: OUT, its inode, offset, shape, dtype
 
-stopping: set[str] = set()  # the clients that asked for it
+stopping: set[str] = set()  # the clients that want to stop
 
 
 def ask_to_stop(client: str) -> None:
-    """Its tasks that have not begun shall not."""
+    """Keeps the tasks of a client that have not begun from beginning."""
     stopping.add(client)
 
 
@@ -51,9 +51,9 @@ def run_rows(
     version: str,
     client: str,
 ) -> list[list[Any]] | LstmcliError | None:
-    """Computes and stores the sequences rows[0] .. rows[1]; what the journal shall note of them once they are on disk.
+    """Computes and stores the sequences rows[0] .. rows[1]. Returns what the client's journal is to note, once all is on disk.
 
-    None: the client wants to stop. An error that is returned is one that another try would only meet again.
+    Returns None if the client wants to stop. An error that another try would meet again is returned; others are raised.
     """
     from distributed import get_worker
 
@@ -74,7 +74,7 @@ def run_rows(
 
 
 def store_rows(job: Job, fields: dict[str, Place], checksums: dict[str, Place]) -> list[list[Any]]:
-    """Runs a part of a job whose arrays lie in files of the client. Returns what the client's journal shall note, for JSON."""
+    """Runs a part of a job whose arrays lie in files of the client. Returns what the client's journal is to note, for JSON."""
     assert job.part
     first, stop, run = job.part
     stores: dict[str, SharedPartial] = {}
@@ -106,7 +106,7 @@ def store_rows(job: Job, fields: dict[str, Place], checksums: dict[str, Place]) 
 
 
 def check_run(output: Path, run: Fingerprint) -> None:
-    """BusyError: another run has taken the output since. ClusterError: the client's journal is not there."""
+    """Raises BusyError if another run has taken the output since, and ClusterError if the client's journal is not there."""
     name = journal_name(output)
     try:
         with name.open("rb") as journal:
@@ -146,10 +146,10 @@ class WorkersResult:
 
 
 class SharedPartial(Partial):
-    """Some bytes of OUT.partial, which is a client's."""
+    """The OUT.partial of a client, for some of its bytes."""
 
     def __init__(self, path: Path, inode: int) -> None:
-        """ClusterError: it is not the file that the client sees. BusyError: another run has claimed it."""
+        """Raises ClusterError if it is not the file that the client sees, and BusyError if another run has claimed it."""
         self.path, self.name = path, partial_name(path)
         flags = os.O_CLOEXEC | os.O_NOFOLLOW
         try:
@@ -169,6 +169,6 @@ class SharedPartial(Partial):
 
 
 def dask_setup(worker: Any) -> None:
-    """Of workers on the client's terminal, where all get the signals that are for the client."""
+    """Lets workers on the client's terminal ignore the signals that are for the client. Dask calls it when a worker starts."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -4,7 +4,6 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 
 from lstmcli.errors import UsageError, shown
@@ -16,9 +15,9 @@ INDEX = {  # the variable that holds a task's index
     "SGE_TASK_ID": "SGE",
     "LSB_JOBINDEX": "LSF",
 }
-NO_ARRAY = {"SGE_TASK_ID": "undefined", "LSB_JOBINDEX": "0"}  # in jobs that are no arrays
+NO_ARRAY = {"SGE_TASK_ID": "undefined", "LSB_JOBINDEX": "0"}  # what it holds in jobs that are no arrays
 
-# First what sites differ in.
+# What differs between sites comes first.
 SCRIPTS = {
     "slurm": """\
 #SBATCH --time=01:00:00
@@ -70,16 +69,17 @@ exit $code
 exec {command} --threads {threads}
 """,
 }
-RANGES = {"pbs": "PBS_ARRAY_INDEX", "sge": "SGE_TASK_ID"}  # take a range of indices, not 1-2,5 as the others do
+RANGES = {"pbs": "PBS_ARRAY_INDEX", "sge": "SGE_TASK_ID"}  # these take a range of indices, not 1-2,5 as the others do
 HEADROOM = 1.25  # above --max-memory, for what the system counts besides
 
 
 def task_index(environment: Mapping[str, str]) -> tuple[int, str]:
-    """(the index of this task, the variable that says so). UsageError: none, or several that differ."""
+    """Returns the index of this task and the variable that says it. Raises UsageError if none does, or if several differ."""
     found = {name: environment[name] for name in INDEX if environment.get(name)}
     useful = {name: value for name, value in found.items() if value != NO_ARRAY.get(name)}
     if not useful:
-        for name, value in found.items():
+        if found:
+            name, value = next(iter(found.items()))
             raise UsageError(f"--shard auto: {name} is {value}: this job of {INDEX[name]} is no array; give --shard N")
         raise UsageError(f"--shard auto: expected one of {', '.join(INDEX)}, found none; give --shard N")
     said = ", ".join(f"{name} is {shown(value)}" for name, value in useful.items())
@@ -90,19 +90,24 @@ def task_index(environment: Mapping[str, str]) -> tuple[int, str]:
 
 
 def array_expression(numbers: Sequence[int]) -> str:
-    """1-2,5"""
-    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    """Writes ascending numbers as schedulers take them: 1, 2 and 5 are 1-2,5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def job_script(kind: str, plan: Path, numbers: Sequence[int], threads: int, memory: int) -> str:
-    """A script for sbatch, qsub or bsub whose tasks make the parts `numbers` of a plan; memory in bytes."""
+    """Returns a script for sbatch, qsub or bsub whose tasks make the parts `numbers` of a plan. memory: in bytes."""
     array, choose, shard = array_expression(numbers), "", "auto"
     if kind in RANGES and "," in array:
         choose = f"set -- {' '.join(map(str, numbers))}\nshift $((${RANGES[kind]} - 1))\n"
         array, shard = f"1-{len(numbers)}", '"$1"'
     template = SCRIPTS[kind]
-    if kind == "pbs" and len(numbers) == 1:  # which has no arrays of one
+    if kind == "pbs" and len(numbers) == 1:  # PBS has no arrays of one task
         template, shard = template.replace("#PBS -J {array}\n", ""), array
     megabytes = math.ceil(HEADROOM * memory / 1_000_000)
     # This very interpreter: a node's PATH may be another one.

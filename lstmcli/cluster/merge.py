@@ -31,8 +31,7 @@ from lstmcli.results.paths import Paths, check_paths, result_paths
 from lstmcli.results.publish import UnpublishedResult, publishing
 from lstmcli.results.result import Metadata
 from lstmcli.results.verify import verify
-from lstmcli.run.cutting import Limits
-from lstmcli.run.cutting import plan as plan_spans
+from lstmcli.run.cutting import Limits, cut_into_spans
 from lstmcli.run.opened_job import mark_of_steps
 from lstmcli.run.pipeline import Progress
 from lstmcli.run.stop import Stop
@@ -44,7 +43,7 @@ NAMED = 10  # parts in one message
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredPart:
     """Where the rows of a part lie, and what they must be."""
 
     number: int
@@ -58,16 +57,16 @@ class Stored:
 
     @property
     def count(self) -> int:
-        """Its sequences."""
+        """The number of its sequences."""
         return len(self.valid.lengths)
 
 
 @dataclass(frozen=True)
-class Joined:
+class JoinedParts:
     """All parts of a plan, each complete and of this plan."""
 
     plan: Plan
-    parts: list[Stored]
+    parts: list[StoredPart]
     model: Model | Chain
     valid: Valid
 
@@ -94,9 +93,9 @@ def merge(
     on_progress: Progress = lambda steps, total: None,
     stop: Stop | None = None,
 ) -> dict[str, Any]:
-    """Joins the parts by copying; the facts, ready for JSON. Every row is read once, and compared with its checksum.
+    """Joins the parts by copying them. Returns the facts, ready for JSON. Every row is read once and its checksum compared.
 
-    What was copied when it was stopped stays, as for run(). DataError: names the parts that are missing or wrong.
+    What was copied when the merge was stopped stays, as for run(). Raises DataError that names parts that are missing or wrong.
     """
     stop = stop or Stop()
     paths = merged_paths(plan, output, states, overwrite, resume)
@@ -114,9 +113,9 @@ def merge(
 
 
 def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) -> dict[str, Any]:
-    """A small HDF5 file whose arrays lie in the parts, all of which are read and checked; the facts, ready for JSON.
+    """Makes a small HDF5 file whose arrays lie in the parts, after reading and checking these. Returns the facts, for JSON.
 
-    It names the parts relative to its own folder. Where one of them vanishes later, libhdf5 gives NaN.
+    The file names the parts relative to its own folder. If one of them vanishes later, libhdf5 gives NaN for its rows.
     """
     import h5py
 
@@ -145,7 +144,7 @@ def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) 
 
 
 def merged_paths(plan: Plan, output: str, states: str | None, overwrite: bool, resume: bool) -> Paths:
-    """The files to make. UsageError, OutputError: they cannot be made, or are some of those that are read."""
+    """Returns the files to make. Raises UsageError or OutputError if they cannot be made or are among those that are read."""
     paths = result_paths(output, states, plan.job.compute.save, plan.job.inputs.input)
     if paths.main is None:
         raise UsageError(f"--output {output}: expected a file; a merge cannot write to a pipe")
@@ -154,18 +153,18 @@ def merged_paths(plan: Plan, output: str, states: str | None, overwrite: bool, r
     return paths
 
 
-def check_parts(plan: Plan) -> Joined:
-    """DataError: names all parts that are missing, cut, damaged outside of their rows, or not of this plan."""
+def check_parts(plan: Plan) -> JoinedParts:
+    """Finds all parts. Raises DataError that names those that are missing, cut, damaged outside of their rows, or foreign."""
     if plan.run["lstmcli"] != __version__:
         made = shown(str(plan.run["lstmcli"]))
         raise DataError(f"{shown(str(plan.path))}: was made by lstmcli {made}, and this is {__version__}; merge with that one")
-    parts: list[Stored] = []
+    parts: list[StoredPart] = []
     model: Model | Chain | None = None
     absent: list[int] = []
     wrong: list[str] = []
     for number in plan.numbers:
         try:
-            part, model = stored(plan, number, model)
+            part, model = find_part(plan, number, model)
             parts.append(part)
         except MissingInputError:
             absent.append(number)
@@ -184,11 +183,11 @@ def check_parts(plan: Plan) -> Joined:
     keeps_steps = not isinstance(model, Chain) or not model.has_steps
     if keeps_steps and mark_of_steps(valid) != plan.run["lengths"]:
         raise DataError(f"{shown(str(plan.path))}: the lengths in the parts are not those that were planned")
-    return Joined(plan, parts, model, valid)
+    return JoinedParts(plan, parts, model, valid)
 
 
-def stored(plan: Plan, number: int, model: Model | Chain | None) -> tuple[Stored, Model | Chain]:
-    """A part; and the model, that of the first part where it is known, as all have the same."""
+def find_part(plan: Plan, number: int, model: Model | Chain | None) -> tuple[StoredPart, Model | Chain]:
+    """Returns a part and the model. model: that of another part, if it is known already: all parts have the same."""
     first, stop = plan.cuts[number - 1 : number + 1]
     with open_part(plan, number) as part:
         model = model or any_model_in(part.file)
@@ -202,11 +201,14 @@ def stored(plan: Plan, number: int, model: Model | Chain | None) -> tuple[Stored
                 steps = int(part.file.attrs["nonfinite_steps"])
             found = Nonfinite(steps, row + first, step) if steps else found
         path = str(plan.part_path(number))
-        return Stored(number, path, first, part.valid, shapes, part.offsets, part.sums, found), model
+        return StoredPart(number, path, first, part.valid, shapes, part.offsets, part.sums, found), model
 
 
-def copy(whole: Joined, unpublished: UnpublishedResult, before: Span | None, stop: Stop, on_progress: Progress) -> None:
-    """Reads span k + 1 while span k is stored. StoppedError; DataError: a row is not what its checksum says."""
+def copy(whole: JoinedParts, unpublished: UnpublishedResult, before: Span | None, stop: Stop, on_progress: Progress) -> None:
+    """Copies the spans after `before`; reads span k + 1 while span k is stored.
+
+    Raises StoppedError, or DataError if a row is not what its checksum says.
+    """
     lengths, total = whole.valid.lengths, int(whole.valid.lengths.sum())
     ready = steps_until(before, lengths) if before else 0
     on_progress(ready, total)
@@ -227,8 +229,8 @@ def copy(whole: Joined, unpublished: UnpublishedResult, before: Span | None, sto
         raise StoppedError(f"stopped by {stop.reason()} after {ready:,} of {total:,} steps")
 
 
-def blocks(whole: Joined, before: Span | None) -> Generator[tuple[Span, Stored, dict[str, NDArray[Any]]], None, None]:
-    """Spans of the whole, of one part each, with their packed steps and their rows, on two buffers in turn."""
+def blocks(whole: JoinedParts, before: Span | None) -> Generator[tuple[Span, StoredPart, dict[str, NDArray[Any]]], None, None]:
+    """Yields spans of the whole, each from one part, with their packed steps and their rows, in two buffers in turn."""
     arrays, dtype = whole.arrays(), np.dtype(whole.plan.job.compute.dtype)
     widths = {name: shape[2] for name, (shape, _) in arrays.items() if len(shape) == 3}
     others = [shape[1] for shape, _ in arrays.values() if len(shape) == 2]
@@ -249,7 +251,7 @@ def blocks(whole: Joined, before: Span | None) -> Generator[tuple[Span, Stored, 
                 name: ContiguousArray(StoredArray(data, f"{data.name}::/{name}", with_steps(shape), kind, part.offsets[name]))
                 for name, (shape, kind) in part.shapes.items()
             }
-            for span in plan_spans(part.valid.lengths, limits, (1, 1), after):
+            for span in cut_into_spans(part.valid.lengths, limits, (1, 1), after):
                 starts, steps = span.valid(part.valid)
                 packed = {name: buffer[: steps.sum()] for name, buffer in buffers[turn].items()}
                 for name, target in packed.items():
@@ -266,12 +268,12 @@ def blocks(whole: Joined, before: Span | None) -> Generator[tuple[Span, Stored, 
 
 
 def with_steps(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Rows (N, width) are sequences of one step."""
+    """Returns the shape with steps: rows (N, width) are read as sequences of one step."""
     return shape if len(shape) == 3 else (shape[0], 1, shape[1])
 
 
-def compare(part: Stored, span: Span, sums: dict[str, Checksums]) -> None:
-    """DataError where the rows that were read are not those that the part's run has stored."""
+def compare(part: StoredPart, span: Span, sums: dict[str, Checksums]) -> None:
+    """Raises DataError if the rows that were read are not those that the part's run has stored."""
     first = span.first - part.first
     for name, found in sums.items():
         wrong = np.flatnonzero(found != part.sums[name][first : first + span.count])
@@ -282,7 +284,8 @@ def compare(part: Stored, span: Span, sums: dict[str, Checksums]) -> None:
             )
 
 
-def describe(whole: Joined, paths: Paths) -> dict[str, Any]:
+def describe(whole: JoinedParts, paths: Paths) -> dict[str, Any]:
+    """Returns the facts of a merge, ready for JSON."""
     arrays = whole.arrays()
     return {
         "plan": str(whole.plan.path),

@@ -1,4 +1,4 @@
-"""The parts of a plan: whether each is there, whole and right, and how one is made."""
+"""The parts of a plan: which are there, whole and right, and how one is made."""
 
 import json
 from collections.abc import Iterator
@@ -9,13 +9,16 @@ from lstmcli.cluster.plan import Plan
 from lstmcli.errors import DataError, LstmcliError, MissingInputError, shown
 from lstmcli.model.model_file import attribute, has
 from lstmcli.results.journal import differing, journal_name
-from lstmcli.results.verify import Whole, open_result
+from lstmcli.results.verify import CheckedResult, open_result
 from lstmcli.run.job import Resources
 
 
 @contextmanager
-def open_part(plan: Plan, number: int) -> Iterator[Whole]:
-    """Part `number`, complete and of this plan; its values are not looked at. MissingInputError, DataError, StorageError."""
+def open_part(plan: Plan, number: int) -> Iterator[CheckedResult]:
+    """Opens a part of a plan and checks that it is complete and belongs to the plan; its values are not read.
+
+    Raises MissingInputError, DataError or StorageError.
+    """
     path = plan.part_path(number)
     if not path.exists():
         raise MissingInputError(f"{shown(str(path))}: is missing")
@@ -28,7 +31,7 @@ def open_part(plan: Plan, number: int) -> Iterator[Whole]:
 
 
 def missing(plan: Plan) -> dict[int, LstmcliError]:
-    """The parts that are not there, or not what the plan says, and why."""
+    """Returns the numbers of the parts that are not there, or not what the plan says, and for each the reason."""
     found: dict[int, LstmcliError] = {}
     for number in plan.numbers:
         try:
@@ -40,9 +43,9 @@ def missing(plan: Plan) -> dict[int, LstmcliError]:
 
 
 def run_part(plan: Plan, number: int, resources: Resources, **how: Any) -> dict[str, Any] | None:
-    """Makes a part, or goes on with it; the facts of run(), or None where it was there already, whole and right.
+    """Makes a part, or goes on with it. Returns the facts of run(), or None if the part was there already, whole and right.
 
-    how: as run() takes it. LstmcliError.
+    how: the other arguments of run(). Raises LstmcliError.
     """
     from lstmcli.run.run import run  # loads the kernel's compiler, which a part that is there does not need
 

@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(N, T) of the whole."""
+        """The (N, T) of the whole run."""
         batch, time, _ = self.run["input"]["shape"]
         return batch, time
 
@@ -57,7 +57,7 @@ class Plan:
         return self.folder() / f"part-{number:04}.h5"
 
     def checked(self, number: int) -> int:
-        """UsageError: no such part."""
+        """Returns the number of a part. Raises UsageError if there is no such part."""
         if number not in self.numbers:
             raise UsageError(f"--shard {number}: {shown(str(self.path))} has the parts 1 to {len(self)}")
         return number
@@ -76,21 +76,21 @@ class Plan:
 
 
 def make_plan(job: Job, shards: int, path: Path) -> tuple[Plan, dict[str, Any]]:
-    """The plan, not yet written, and its facts, ready for JSON. Reads all inputs as a run does, and raises the same errors."""
+    """Returns a plan, not yet written, and its facts, ready for JSON. Reads all inputs, and raises errors, as a run does."""
     if path.suffix != ".json":
         raise UsageError(f"--output {path}: expected a name that ends in .json")
     job = job.with_absolute_names()
-    with open_job(job) as work:
-        if work.source.sequential:
-            raise UsageError(f"{work.source.name}: every part opens the input, so it cannot be a pipe; give a file")
-        cuts = split(work.lengths, shards, work.source.chunk[0])
-        plan = Plan(path.absolute(), job, work.fingerprint(), cuts)
-        step_bytes = work.source.shape[2] * work.source.dtype.itemsize
+    with open_job(job) as opened:
+        if opened.source.sequential:
+            raise UsageError(f"{opened.source.name}: every part opens the input, so it cannot be a pipe; give a file")
+        cuts = split(opened.lengths, shards, opened.source.chunk[0])
+        plan = Plan(path.absolute(), job, opened.fingerprint(), cuts)
+        step_bytes = opened.source.shape[2] * opened.source.dtype.itemsize
         parts = []
         for number in plan.numbers:
             part = plan.part(number)
-            steps = int(work.lengths[part.first : part.stop].sum())
-            arrays = stored_arrays(job.compute, work.model, part.stop - part.first, work.source.shape[1])
+            steps = int(opened.lengths[part.first : part.stop].sum())
+            arrays = stored_arrays(job.compute, opened.model, part.stop - part.first, opened.source.shape[1])
             stored = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in arrays.values())
             parts.append(
                 {
@@ -101,7 +101,7 @@ def make_plan(job: Job, shards: int, path: Path) -> tuple[Plan, dict[str, Any]]:
                     "bytes_stored": stored,
                 }
             )
-        facts = describe(work, Paths(path))
+        facts = describe(opened, Paths(path))
     known = {
         name: facts[name]
         for name in ("input", "lengths", "padding_fraction", "model", "valid_steps", "notes", "assumed", "left_out")
@@ -110,15 +110,15 @@ def make_plan(job: Job, shards: int, path: Path) -> tuple[Plan, dict[str, Any]]:
 
 
 def split(lengths: Lengths, shards: int, chunk: int = 1) -> tuple[int, ...]:
-    """Where to cut, for at most `shards` parts with as equal numbers of steps as whole sequences allow; 0, ..., N.
+    """Returns where to cut: 0, ..., N, for at most `shards` parts with numbers of steps as equal as whole sequences allow.
 
-    Cuts lie between chunks of `chunk` sequences, each no further from where equal parts would have it than half the steps of
-    the chunk there. Where a single chunk has the steps of several parts, or there are fewer chunks, there are fewer parts.
+    Cuts lie between chunks of `chunk` sequences, and no cut is further from its ideal place than half the steps of the chunk
+    that is there. Where a single chunk has the steps of several parts, or there are fewer chunks, there are fewer parts.
     """
     edges = np.r_[np.arange(0, len(lengths), chunk), len(lengths)]
     before = np.r_[0, np.cumsum(lengths)][edges]
     if not before[-1]:
-        before = edges  # nothing but padding: as equal numbers of sequences
+        before = edges  # nothing but padding: parts have equal numbers of sequences
     ideal = before[-1] * np.arange(1, shards) // shards
     above = np.searchsorted(before, ideal)
     below = np.maximum(above - 1, 0)
@@ -128,7 +128,7 @@ def split(lengths: Lengths, shards: int, chunk: int = 1) -> tuple[int, ...]:
 
 
 def write_plan(plan: Plan, overwrite: bool) -> None:
-    """The plan and the folder for its parts. OutputError, StorageError."""
+    """Writes the plan and makes the folder for its parts. Raises OutputError or StorageError."""
     content = plan.content()
     text = json.dumps(content | {"checksum": checksum(content)}, indent=2) + "\n"
     write_whole(plan.path, [text.encode()], overwrite)
@@ -139,7 +139,7 @@ def write_plan(plan: Plan, overwrite: bool) -> None:
 
 
 def read_plan(path: str) -> Plan:
-    """MissingInputError: no such file. DataError: not a plan, or not as it was written."""
+    """Reads a plan. Raises MissingInputError if there is no such file, DataError if it is no plan, or was changed."""
     where = shown(path)
     try:
         text = Path(path).read_bytes()

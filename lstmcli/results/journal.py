@@ -1,8 +1,8 @@
 """OUT.journal: which spans of a run are on disk, so that a run that was stopped at any instant can go on.
 
-A line is a JSON value and the CRC-32 of its text: first the fingerprint of the run, then one for each stored span, in order, at
-last `"sealed"`. A line is written after the data that it speaks of is on disk. What follows the first line that is torn,
-damaged or out of order counts for nothing: that work is done again.
+A line is a JSON value and the CRC-32 of its text. The first holds the fingerprint of the run; then comes a line for each stored
+span, in order, and at last `"sealed"`. A line is written after the data that it speaks of are on disk. A line that is torn,
+damaged or out of order does not count, nor do those after it: that work is done again.
 """
 
 import json
@@ -23,26 +23,29 @@ from lstmcli.files.partial_file import claim, partial_name, sync_folder
 from lstmcli.files.positioned_file import storing, write_at
 from lstmcli.inputs.nonfinite import Nonfinite
 
-SECONDS = 2.0  # between two syncs: what a kill may cost
+SECONDS = 2.0  # between two syncs: so much work may be lost when the process is killed
 FORMAT = {"format": "lstmcli-journal", "format_version": 1}
 
 Fingerprint = dict[str, Any]  # JSON
 
 
 class Synced(Protocol):
+    """Files that can be put on disk."""
+
     def start_sync(self) -> None: ...
     def sync(self) -> None: ...
 
 
 class StoredSpan(NamedTuple):
-    """A span that is stored. state: after it, where steps of its sequences are still to come; in the file only after a sync."""
+    """A span that is stored, as a line of the journal holds it."""
 
     span: Span
     checksum: int  # what Result.put() gave
     nonfinite: Nonfinite  # in all spans up to this one
-    state: State | None
+    state: State | None  # after the span, if more steps of its sequences come; the last line of a sync alone keeps it
 
     def encode(self) -> list[Any]:
+        """Returns the span ready for JSON."""
         texts = {
             name: [rows.dtype.str, rows.shape[1], b64encode(rows.data).decode()] for name, rows in (self.state or {}).items()
         }
@@ -50,14 +53,14 @@ class StoredSpan(NamedTuple):
         return [span.first, span.count, span.start, span.stop, span.last, self.checksum, list(self.nonfinite), texts]
 
     def fits(self, widths: Mapping[str, int], dtype: np.dtype[Any]) -> bool:
-        """Whether the state, if it has one, can be that of a model with these widths."""
+        """Says whether the state, if there is one, can be that of a model with these widths."""
         shapes = {name: (rows.dtype, rows.shape) for name, rows in (self.state or {}).items()}
         expected = {name: (dtype, (self.span.count, width)) for name, width in widths.items()}
         return self.span.last or not shapes or shapes == expected
 
     @classmethod
     def decode(cls, value: Any) -> "StoredSpan":
-        """ValueError, TypeError and the like for anything that encode() does not make."""
+        """Makes the span again. Raises ValueError, TypeError and the like for anything that encode() does not make."""
         first, count, start, stop, last, checksum, nonfinite, texts = value
         state = {
             name: np.frombuffer(b64decode(text), np.dtype(dtype)).reshape(count, width).copy()
@@ -67,14 +70,14 @@ class StoredSpan(NamedTuple):
 
 
 class Journal:
-    """The journal of a run on OUT. While it is open no other run on OUT can be."""
+    """The journal of a run on OUT. While it is open, no other run can write OUT."""
 
     def __init__(self, path: Path, fingerprint: Fingerprint, resume: bool, beside: Sequence[Path] = ()) -> None:
-        """Reads what an earlier run has left, if `resume`; begin() is what changes the file.
+        """Opens the journal and, with `resume`, reads what an earlier run has left. Nothing is changed before begin().
 
         beside: the other files of the result, which must be the same when the run is resumed.
 
-        DataError: it is another run's, or damaged. OutputError: another run has it open, or it cannot be made.
+        Raises DataError if it is another run's, or damaged; OutputError if another run has it open, or it cannot be made.
         """
         self.path, self.name = path, journal_name(path)
         self.fingerprint: Fingerprint = FORMAT | {"run": fingerprint}
@@ -83,7 +86,7 @@ class Journal:
         self.done: list[StoredSpan] = []
         self.sealed = False
         self.size = 0  # bytes of the lines that count
-        self.waiting: list[StoredSpan] = []
+        self.waiting: list[StoredSpan] = []  # recorded, and not yet on disk
         self.syncing: Future[None] | None = None
         self.due = time.monotonic() + SECONDS
         self.failed = False
@@ -134,7 +137,7 @@ class Journal:
             )
 
     def begin(self) -> None:
-        """Keeps the lines that count and no other. Before anything else of the result is made."""
+        """Cuts off the lines that do not count. To be called before anything else of the result is made."""
         with storing(self.name):
             os.ftruncate(self.fd, self.size)
             if not self.size:
@@ -143,7 +146,7 @@ class Journal:
             sync_folder(self.path.parent)
 
     def keep(self, count: int) -> None:
-        """Only the sequences that are complete in the first `count` spans: the data of the next is not what was stored."""
+        """Keeps only sequences that are complete in the first `count` spans: the data of the next is not what was stored."""
         self.done = self.done[:count]
         while self.done and not self.done[-1].span.last:
             self.done.pop()
@@ -152,18 +155,18 @@ class Journal:
         self._write(self.done)
 
     def record(self, done: StoredSpan, result: Synced) -> None:
-        """After `done` was written; now and then, in a thread of its own, what was recorded is put on disk and noted."""
+        """Records a span that was written. Now and then a thread puts on disk what was recorded, and then writes its lines."""
         self.waiting.append(done)
         if self.syncing and not self.syncing.done():
             return
         self._await()
         if time.monotonic() >= self.due:
             self.syncing = self.thread.submit(self._sync, result)
-        elif len(self.waiting) > 1:  # one alone may be all, and little
+        elif len(self.waiting) > 1:  # a single span may be all there is, and little
             self.syncing = self.thread.submit(result.start_sync)
 
     def flush(self, result: Synced) -> None:
-        """Puts all on disk that was recorded. StorageError."""
+        """Puts all on disk that was recorded, and writes its lines. Raises StorageError."""
         self._await()
         if self.waiting:
             self._sync(result)
@@ -177,7 +180,7 @@ class Journal:
         if self.failed:
             raise StorageError(f"{shown(str(self.path))}: an earlier write to disk failed")
         count = len(self.waiting)
-        self.failed = True  # unless what follows succeeds: the next sync may say that all is well when it is not
+        self.failed = True  # until what follows has succeeded: after a failure the next sync may wrongly report success
         result.sync()
         self._write(self.waiting[:count])
         self.failed = False
@@ -192,7 +195,7 @@ class Journal:
             os.fdatasync(self.fd)
 
     def seal(self) -> None:
-        """The result is whole and on disk; all that is left to do is to name its files."""
+        """Notes that the result is whole and on disk: all that is left to do is to name its files."""
         self._await()
         with storing(self.name):
             self._append("sealed")
@@ -205,6 +208,7 @@ class Journal:
         self.size += len(line)
 
     def close(self) -> None:
+        """Ends the claim on OUT. An empty journal does not stay."""
         self.thread.shutdown()
         with storing(self.name):
             if not os.fstat(self.fd).st_size:
@@ -212,7 +216,7 @@ class Journal:
             os.close(self.fd)
 
     def remove(self) -> None:
-        """While it is still locked, so that it cannot be another run's."""
+        """Removes the journal while it is still locked, so that it cannot be another run's."""
         with storing(self.name):
             os.ftruncate(self.fd, 0)
         self.close()
@@ -223,11 +227,13 @@ def journal_name(path: Path) -> Path:
 
 
 def encode_line(value: Any) -> bytes:
+    """Returns a line of the journal."""
     text = json.dumps(value).encode()
     return text + b" %08x\n" % zlib.crc32(text)
 
 
 def decode_line(line: bytes) -> Any:
+    """Returns the value of a line. Raises ValueError if it is torn or damaged."""
     text, _, checksum = line.rpartition(b" ")
     if checksum != b"%08x\n" % zlib.crc32(text):
         raise ValueError("torn or damaged")
@@ -235,6 +241,7 @@ def decode_line(line: bytes) -> Any:
 
 
 def follows(span: Span, before: Span | None) -> bool:
+    """Says whether a span can be the next one after `before`; None: the first one."""
     if before is None or before.last:
         expected = (before.first + before.count if before else 0, span.count, 0)
     else:
@@ -243,7 +250,7 @@ def follows(span: Span, before: Span | None) -> bool:
 
 
 def differing(old: Any, new: Any, name: str = "") -> list[str]:
-    """`name was ... and is now ...` for all leaves of two JSON values that are not equal."""
+    """Returns `NAME was OLD, is now NEW` for each leaf in which two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         parts = [
             differing(old.get(key), new.get(key), f"{name} {key}".removeprefix(" run").strip())

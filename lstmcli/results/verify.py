@@ -1,4 +1,4 @@
-"""Whether a file is whole and holds what was written into it."""
+"""Checks that a file is whole and holds what was written into it."""
 
 import math
 import zipfile
@@ -27,9 +27,9 @@ BLOCK = 16 << 20  # bytes read at a time
 
 
 def verify(path: str) -> str:
-    """Checks a result, a model file, or the NPY and NPZ files of a result; what was found to be right, for people.
+    """Checks a result, a model file, or the NPY and NPZ files of a result. Returns in words what was found to be right.
 
-    DataError: it is damaged, cut or incomplete, and where that shows first. MissingInputError, StorageError.
+    Raises DataError, which says where damage shows first, MissingInputError or StorageError.
     """
     with open_by_kind(path) as (data, kind):
         if kind is FileKind.HDF5:
@@ -61,14 +61,14 @@ def repeated_check(path: str) -> str:
 
 
 def model_format(path: str) -> str:
-    """Of a file whose model can be loaded."""
+    """Returns the format of a file with a model, after loading that."""
     load_model(path)
     with hdf5.open_file(path) as file, hdf5.reading(shown(path)):
         return str(file.attrs["format"])
 
 
-class Whole(NamedTuple):
-    """A result that is complete: all but the values of its fields is what was written."""
+class CheckedResult(NamedTuple):
+    """A result whose bytes are what was written, but for the values of its fields, which were not read."""
 
     file: Any  # h5py.File
     data: FileBytes
@@ -79,8 +79,11 @@ class Whole(NamedTuple):
 
 
 @contextmanager
-def open_result(path: str) -> Iterator[Whole]:
-    """MissingInputError: no such file. DataError: no result, or damaged, cut, or incomplete. StorageError."""
+def open_result(path: str) -> Iterator[CheckedResult]:
+    """Opens a result and checks all but the values of its fields.
+
+    Raises MissingInputError, StorageError, or DataError if it is no result, or damaged, cut or incomplete.
+    """
     with hdf5.open_file(path) as file:
         data = FileBytes(file.id.get_vfd_handle(), shown(path))
         group = hdf5_safety.find(file, CHECKSUMS)
@@ -90,7 +93,7 @@ def open_result(path: str) -> Iterator[Whole]:
         names = [e.name.removeprefix("/") for e in hdf5.entries(group)]
         fields = {name: hdf5_safety.dataset(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
         extents = {name: extent(item) for name, item in fields.items()}
-        # Before anything else is read: libhdf5 walks some damaged structures forever.
+        # This comes before anything else is read, because libhdf5 walks some damaged structures forever.
         if container_checksum(data.take, data.opened.st_size, [extent(own), *extents.values()]) != hdf5.read_array(own)[0]:
             raise DataError(
                 f"{data.name}: its structure, lengths, model or checksums are not what was written; "
@@ -102,11 +105,11 @@ def open_result(path: str) -> Iterator[Whole]:
             starts = np.asarray(hdf5.read_array(hdf5_safety.dataset(file, "starts")))
         sums = {name: hdf5.read_array(hdf5_safety.dataset(group, name)) for name in fields}
         offsets = {name: found.offset for name, found in extents.items()}
-        yield Whole(file, data, Valid(starts, lengths), fields, offsets, sums)
+        yield CheckedResult(file, data, Valid(starts, lengths), fields, offsets, sums)
 
 
 def extent(item: Any) -> Extent:
-    """Of a contiguous dataset."""
+    """Returns where a contiguous dataset lies. Raises DataError if it is not contiguous."""
     offset = hdf5.raw_offset(item)
     if offset is None:
         raise DataError(f"{hdf5.label(item)}: expected it in one piece, as it was written; was the file repacked?")

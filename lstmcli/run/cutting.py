@@ -1,4 +1,4 @@
-"""A batch cut into the spans that a run reads, computes and stores one after the other."""
+"""How a batch is cut into the spans that a run reads, computes and stores one after the other."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,18 +9,18 @@ from lstmcli.blocks import Lengths, Span
 
 
 class Limits(NamedTuple):
-    """How much a block may hold."""
+    """What a block may hold at most."""
 
     rows: int  # steps
     sequences: int
-    fill: int  # sequences that keep all lanes busy: with fewer of them in a block, they are cut in time instead
+    fill: int  # sequences that keep all lanes busy: where fewer of them fit as a whole, so many are cut in time instead
 
 
-def plan(lengths: Lengths, limits: Limits, chunk: tuple[int, int], after: Span | None = None) -> Iterator[Span]:
-    """Cuts the batch into spans of whole sequences; where too few of them fit, into spans of steps of some sequences.
+def cut_into_spans(lengths: Lengths, limits: Limits, chunk: tuple[int, int], after: Span | None = None) -> Iterator[Span]:
+    """Cuts the batch into spans of whole sequences, and where too few of them fit, of some steps of several sequences.
 
-    Cuts lie on the edges of the input's chunks where possible, so that no chunk is decoded twice. after: what was done already,
-    up to this span, in whatever spans.
+    Cuts lie on the edges of the input's chunks where possible, so that no chunk is decoded twice. chunk: (sequences, steps).
+    after: the last span that was done already; those before it may have been cut in any other way.
     """
     ends = np.cumsum(lengths)
     first, batch = 0, len(lengths)
@@ -44,7 +44,7 @@ def plan(lengths: Lengths, limits: Limits, chunk: tuple[int, int], after: Span |
 
 
 def _pieces(lengths: Lengths, limits: Limits, chunk: tuple[int, int], first: int, count: int, start: int) -> Iterator[Span]:
-    """Spans of steps of the sequences first .. first + count, from step `start` on."""
+    """Cuts the sequences first .. first + count in time, from step `start` on."""
     width = max(1, limits.rows // count)
     if width > chunk[1]:
         width -= width % chunk[1]

@@ -13,7 +13,7 @@ from lstmcli.errors import DataError, SequenceError, StoppedError
 from lstmcli.inputs.nonfinite import Nonfinite, find_nonfinite
 from lstmcli.results.journal import StoredSpan
 from lstmcli.run.computation import Computation
-from lstmcli.run.cutting import Limits, plan
+from lstmcli.run.cutting import Limits, cut_into_spans
 from lstmcli.run.opened_job import OpenedJob
 from lstmcli.run.stop import Stop
 
@@ -81,7 +81,7 @@ class Pipeline:
             self.nonfinite, state = before.nonfinite, before.state or {}
             self.done = steps_until(before.span, self.opened.lengths)
         self.on_progress(self.done, self.total)
-        self.spans = plan(self.opened.lengths, self.limits, self.opened.source.chunk, before.span if before else None)
+        self.spans = cut_into_spans(self.opened.lengths, self.limits, self.opened.source.chunk, before.span if before else None)
         with self.reader, self.writer:
             try:
                 coming = self.submit_next()

@@ -1,7 +1,7 @@
 """Requests to stop a run: signals, and a time that has passed.
 
-The first signal asks the run to stop after the block at hand, the second ends the process at once. A thread of its own waits
-for them: Python's handlers run in the main thread, which may be in the kernel for a second.
+The first signal asks the run to stop after the block at hand; the second ends the process at once. A thread of its own waits
+for them, because Python's handlers run in the main thread, which may be in the kernel for a second.
 """
 
 import os
@@ -21,17 +21,17 @@ SIGNALS = [
 
 
 class Stop:
-    """What asked a run to stop. Outside of deferred(), where nothing would be kept, a signal raises SignalError."""
+    """Whether and why a run is to stop. Outside of deferred(), where nothing would be kept, a signal raises SignalError."""
 
     def __init__(self, after: float | None = None) -> None:
-        """after: seconds from now."""
+        """Sets a time limit. after: in seconds from now."""
         self.after = after
         self.deadline = None if after is None else time.monotonic() + after
         self.signal: int | None = None
         self.waits = False
 
     def reason(self) -> str | None:
-        """Why the run shall stop, or None."""
+        """Returns why the run is to stop, or None."""
         if self.signal is not None:
             return signal.Signals(self.signal).name
         if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -40,7 +40,7 @@ class Stop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Here the run looks at reason() itself."""
+        """Lets signals only be noted, while the run asks for reason() between two blocks."""
         self.waits = True
         try:
             yield
@@ -49,7 +49,7 @@ class Stop:
 
     @contextmanager
     def heed_signals(self) -> Iterator[None]:
-        """Only in the main thread."""
+        """Catches signals. To be called in the main thread."""
         receive, send = os.pipe()
         os.set_blocking(send, False)
         threading.Thread(target=self._watch, args=(receive,), daemon=True).start()

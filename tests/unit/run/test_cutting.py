@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lstmcli.run.cutting import Limits, plan
+from lstmcli.run.cutting import Limits, cut_into_spans
 
 
 @given(
@@ -19,7 +19,7 @@ def test_every_step_once_and_in_order(lengths, rows, sequences, fill, chunk):
     limits = Limits(rows, sequences, fill)
     done = np.zeros(len(lengths), np.int64)  # steps of each sequence that were planned
     reached = 0  # sequences whose last span was planned
-    for span in plan(lengths, limits, chunk):
+    for span in cut_into_spans(lengths, limits, chunk):
         steps = span.lengths(lengths)
         here = slice(span.first, span.first + span.count)
         assert span.first == reached
@@ -37,7 +37,7 @@ def test_every_step_once_and_in_order(lengths, rows, sequences, fill, chunk):
 def test_cuts_lie_between_chunks_where_they_can(lengths, rows, chunk):
     lengths = np.array(lengths, np.int64)
     limits = Limits(rows, 1000, 1)
-    for span in plan(lengths, limits, (chunk, 1)):
+    for span in cut_into_spans(lengths, limits, (chunk, 1)):
         end = span.first + span.count
         if end < len(lengths) and end % chunk:
             assert span.first // chunk == end // chunk  # not even one edge of a chunk was in reach
