@@ -17,6 +17,7 @@ from lstmcli.files.hdf5 import entries, label, listed, open_file, reading
 # h5py is imported inside functions because it takes a tenth of a second.
 
 HEAP_MAGIC, HEAP_HEADER, HEAP_OBJECT = b"GCOL", 16, 16  # of a global heap; bytes
+LOCAL_MAGIC, LOCAL_HEADER, LOCAL_BLOCK = b"HEAP", 32, 16  # of a local heap, and the smallest free block in it
 PIECE = 1 << 24  # bytes searched at a time
 MAX_DEFLATE = 1032  # times that deflate can make data larger
 FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
@@ -142,13 +143,14 @@ def refuse_links(file: Any) -> None:
 
 
 def check_heaps(take: Callable[[int, int], bytes], size: int, where: str) -> None:
-    """Raises DataError unless libhdf5 comes to the end of every global heap, where texts of any length lie.
+    """Raises DataError unless libhdf5 comes to the end of every heap: global ones, of texts, and local ones, of groups' names.
 
-    libhdf5 walks from object to object by their sizes, and stays at a free one of size 0 forever (H5HG in the file format).
-    take(offset, count): bytes of the file, which has `size`.
+    In a global heap libhdf5 walks from object to object by their sizes, and stays at a free one of size 0 forever; in a local
+    one from free block to free block, and takes memory for each, forever where they form a ring (H5HG and H5HL in the file
+    format). take(offset, count): bytes of the file, which has `size`.
     """
     for begin in range(0, size, PIECE):
-        piece = take(begin, min(PIECE + HEAP_HEADER, size - begin))
+        piece = take(begin, min(PIECE + LOCAL_HEADER, size - begin))
         at = piece.find(HEAP_MAGIC)
         while at >= 0:
             start = begin + at
@@ -162,3 +164,22 @@ def check_heaps(take: Callable[[int, int], bytes], size: int, where: str) -> Non
                         raise DataError(f"{where}: damaged: the heap of texts at byte {start} does not add up")
                     place += step
             at = piece.find(HEAP_MAGIC, at + 1)
+        at = piece.find(LOCAL_MAGIC)
+        while at >= 0:
+            check_free_blocks(
+                take, size, piece[at : at + LOCAL_HEADER], f"{where}: damaged: the heap of names at byte {begin + at}"
+            )
+            at = piece.find(LOCAL_MAGIC, at + 1)
+
+
+def check_free_blocks(take: Callable[[int, int], bytes], size: int, header: bytes, what: str) -> None:
+    """Raises DataError where the free blocks of a local heap form a ring."""
+    if len(header) < LOCAL_HEADER or header[4:8] != bytes(4):
+        return  # the magic in other data
+    length, free, address = struct.unpack_from("<3Q", header, 8)
+    left = length // LOCAL_BLOCK
+    while free + LOCAL_BLOCK <= length and address + length <= size:
+        if not left:
+            raise DataError(f"{what} does not come to an end")
+        left -= 1
+        (free,) = struct.unpack("<Q", take(address + free, 8))

@@ -28,6 +28,7 @@ __all__ = ["Choices", "Imported", "load_model", "load_weights"]
 KNOWN = (
     "a model file, a result of a run, safetensors, .pt, .keras, .h5 of Keras, a TensorFlow checkpoint or SavedModel, or ONNX"
 )
+STAND_IN = 1024  # bytes; what a repository may have instead of a large file is smaller
 SMALLEST = 16  # bytes; nothing that holds weights is smaller
 TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # a checkpoint's index ends with it
 PICKLES = [bytes([0x80, protocol]) for protocol in range(2, 6)]
@@ -115,6 +116,7 @@ def read_weights(path: str, reader: WeightsReader[Model_co]) -> Model_co:
     path = index_path(str(path))
     with open_by_kind(path) as (file, kind):
         where, size = file.name, file.opened.st_size
+        refuse_stand_in(file, path)
         if size < SMALLEST:
             raise DataError(f"{where}: expected {KNOWN}; got {f'a file of {size} bytes' if size else 'an empty file'}")
         begin, end = file.take(0, SMALLEST), file.take(size - SMALLEST, SMALLEST)
@@ -136,6 +138,17 @@ def read_weights(path: str, reader: WeightsReader[Model_co]) -> Model_co:
         if begin.startswith(IR_VERSION):
             return reader.onnx(file, path)
         raise DataError(f"{where}: expected {KNOWN}; got a file that begins with {begin[:8]!r}")
+
+
+def refuse_stand_in(file: FileBytes, path: str) -> None:
+    """Raises DataError for a pointer of Git LFS, and for a link that was copied as the text of where it leads."""
+    if not 0 < file.opened.st_size <= STAND_IN:
+        return
+    text = file.take(0, file.opened.st_size).decode("latin-1").strip()
+    if text.startswith("version https://git-lfs"):
+        raise DataError(f"{file.name}: is a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`")
+    if text.isascii() and text.isprintable() and (target := Path(path).parent / text).is_file():
+        raise DataError(f"{file.name}: is a link that was copied as text; give what it leads to, {shown(str(target))}")
 
 
 def index_path(path: str) -> str:

@@ -61,6 +61,7 @@ def import_model(file: FileBytes, path: str, choices: Choices) -> Imported:
             with draft.building(f"node {names[node]!r}"):
                 layers.append(Layer(node, constants, draft).read())
         chosen.update(stacks[name])
+        draft.masked = draft.masked is not False and all(node_input(node, "sequence_lens") for node in stacks[name])
         bottom, top = stacks[name][0], stacks[name][-1]
         before = [labelled(node) for node in upstream(node_input(bottom, "X"), chosen)]
         draft.before += [label for label in before if label not in draft.before]
@@ -121,7 +122,8 @@ def feeder(node: Node, lstms: Iterable[Node]) -> Node | None:
     while pending:
         top = pending.pop()
         if top and top.maker and top.maker.operator != "LSTM":
-            fresh = [below for below in top.maker.inputs if below and below not in found]
+            inner = [value for graph in top.maker.graphs.values() for value in graph.outputs]
+            fresh = [below for below in [*top.maker.inputs, *inner] if below and below not in found]
             found.update(fresh)
             pending += fresh
     makers = {value.maker: value for value in found if value and value.maker and value.index == 0}
@@ -220,6 +222,8 @@ class Layer:
             raise DataError(f"hidden_size is {node.integer('hidden_size')}, but R has {units} columns")
         activations = read_activations(node, count)
         shared = {"gate_clip": node.number("clip"), "input_forget": bool(node.integer("input_forget"))}
+        if (lengths := node_input(node, "sequence_lens")) and self.constants.of(lengths) is not None:
+            draft.assume(f"sequence_lens {shown(lengths.name)} are numbers of the file, and not used; --lens says the lengths")
         starts = {name: self.start(name, units) for name in ("initial_h", "initial_c")}
 
         def cell(k: int) -> Cell:

@@ -28,13 +28,14 @@ TYPES = {
     16: Type("BF16", "<u2", 5),
 }  # fmt: skip
 EXTERNAL = 1
+MAX_RANK = 32  # what every version of NumPy has room for
 
 
 def read_tensor(message: Message, name: str, path: str, where: str) -> Tensor:
     """A tensor, its values not read yet. path: of the model, beside which they may lie. DataError: damaged."""
     shape = tuple(message.integers(1))
-    if any(not 0 <= size < 1 << 48 for size in shape):
-        raise DataError(f"{where}: damaged: {shown(name)} has shape {shape}")
+    if len(shape) > MAX_RANK or any(not 0 <= size < 1 << 48 for size in shape):
+        raise DataError(f"{where}: damaged: {shown(name)} has shape {str(shape)[:200]}")
     kind = TYPES.get(message.integer(2), Type(f"type {message.integer(2)}", "", 0))
     return Tensor(name, shape, kind.name, partial(values, message, path, f"{where}: {shown(name)}", shape, kind))
 

@@ -6,14 +6,16 @@ import random
 import resource
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from helpers import naive, speech
 from helpers import weight_files as wf
 from helpers.command import assert_one_line, lstmcli
+from helpers.onnx_files import call, constant, function, graph, lstm, random_constant, with_graphs
 
 from lstmcli.errors import DataError
 from lstmcli.weights.load import Choices, load_weights
@@ -132,6 +134,61 @@ def test_cut_files(path: Path | None, tmp_path: Path) -> None:
         target.write_bytes(data[:size])
         got = weights(target)
         assert got is None or differing(got, want) == 0, size
+
+
+def graph_of_all_kinds(path: Path) -> Path:
+    """An ONNX model with a branch, a function, weights in pieces, a learned state and two layers."""
+    cell, top = wf.random_cell(3, 4, 0), wf.random_cell(4, 4, 1)
+    nodes, tensors = random_constant("W0", (1, 16, 3), np.random.default_rng(5))
+    _, below = lstm(0, [cell])
+    above, others = lstm(1, [top], "Z")
+    start = wf.onnx_tensor("h", np.ones((1, 1, 4), "f4"))
+    inner = wf.onnx_node("LSTM", ["x", "W0", "R0", "B0", "", "h"], ["y"], "inner", hidden_size=4)
+    named = ["x", "W0", "R0", "B0", "h"]
+    squeeze = wf.onnx_node("Squeeze", ["Y0"], ["S"], axes=[1])
+    branch = graph([call("Layer", ["X", *named[1:]], ["Y0"]), squeeze], [], ["S"])
+    taken = with_graphs("If", ["yes"], ["Z"], "If_0", then_branch=branch, else_branch=graph([], [], ["X"]))
+    tensors += [*below[1:], start, *others]
+    wf.write_onnx(path, [*nodes, constant("yes", np.array(1)), taken, above], tensors)
+    path.write_bytes(path.read_bytes() + function("Layer", named, ["y"], [inner]))
+    return path
+
+
+def named_weights(path: Path) -> Path:
+    """HDF5 under the names of TensorFlow, in the order of ELMo."""
+    cells = [wf.random_cell(4, 6, seed, projection=4) for seed in range(2)]
+    with h5py.File(path, "w") as file:
+        for k, cell in enumerate(cells):
+            for name, value in wf.tensorflow_variables(cell, f"RNN_{k}/RNN/MultiRNNCell/Cell0/LSTMCell", "W_0", "B").items():
+                file[name.replace("projection/kernel", "W_P_0")] = value
+    return path
+
+
+@pytest.mark.parametrize("make", [graph_of_all_kinds, named_weights])
+def test_flipped_bits_of_graphs_and_names(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    target = make(tmp_path / "sample")
+    data, want = target.read_bytes(), weights(target)
+    assert want is not None
+    same = 0
+    for _, changed in damaged(data, 3):
+        target.write_bytes(changed)
+        got = weights(target)
+        same += got is not None and differing(got, want) <= 1
+    assert same > FLIPS // 10
+    for size in map(int, np.linspace(20, len(data) - 1, CUTS)):
+        target.write_bytes(data[:size])
+        got = weights(target)
+        assert got is None or make is graph_of_all_kinds or differing(got, want) == 0, size
+
+
+def test_a_ring_of_free_blocks(tmp_path: Path) -> None:
+    """libhdf5 would follow it forever, and take memory for each step."""
+    data = bytearray(named_weights(tmp_path / "sample").read_bytes())
+    heap = data.index(b"HEAP")
+    free, address = (int.from_bytes(data[heap + at : heap + at + 8], "little") for at in (16, 24))
+    data[address + free : address + free + 8] = free.to_bytes(8, "little")
+    (tmp_path / "sample").write_bytes(data)
+    assert weights(tmp_path / "sample") is None
 
 
 def test_noise(tmp_path: Path) -> None:

@@ -56,9 +56,8 @@ def test_elmo(tmp_path: Path) -> None:
     assert "char_embed" in found.before[0]
     x = np.random.default_rng(0).normal(size=(3, 5, 4))
     want, _ = naive.run(naive.Bidirectional(stack(ahead), stack(back)), x, [5, 2, 4])
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="elmo.hdf5"):
         model = lstmcli.load_model(str(path))
-    assert "ELMo" in str(told[0].message)
     np.testing.assert_allclose(model(x, [5, 2, 4])[0], want, rtol=0, atol=1e-12)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,28 +10,12 @@ import pytest
 from helpers import naive
 from helpers import weight_files as wf
 from helpers.command import assert_one_line, lstmcli
+from helpers.onnx_files import call, chunks, constant, function, graph, lstm, random_constant, with_graphs, write
 from helpers.weight_imports import as_naive, assert_same, load, refusal, tree
 
 CELL = wf.random_cell(3, 4, 0)
 BACK = wf.random_cell(3, 4, 1)
 FULL = wf.random_cell(3, 4, 2, peephole=True)
-ORDER = ("W", "R", "B", "lens", "h", "c", "P")
-
-
-def lstm(k: int, cells: Iterable[naive.Cell], x: str = "X", **attributes: object) -> tuple[bytes, list[bytes]]:
-    """A node and its initializers."""
-    cells = list(cells)
-    weights = wf.onnx_weights(cells)
-    inputs = [x, *(f"{name}{k}" if name in weights else "" for name in ORDER)]
-    if len(cells) > 1:
-        attributes["direction"] = "bidirectional"
-    node = wf.onnx_node("LSTM", inputs, [f"Y{k}", f"H{k}"], f"lstm{k}", hidden_size=cells[0].units, **attributes)
-    return node, [wf.onnx_tensor(f"{name}{k}", value) for name, value in weights.items()]
-
-
-def write(path: Path, *parts: tuple[bytes, list[bytes]] | bytes) -> Path:
-    nodes = [part if isinstance(part, bytes) else part[0] for part in parts]
-    return wf.write_onnx(path, nodes, [tensor for part in parts if not isinstance(part, bytes) for tensor in part[1]])
 
 
 def test_directions(tmp_path: Path) -> None:
@@ -196,35 +179,6 @@ def test_no_lstm(tmp_path: Path) -> None:
 # Weights that the graph puts together.
 
 
-def chunks(name: str, value: np.ndarray, order: Sequence[int], operators: Sequence[str]) -> tuple[list[bytes], list[bytes]]:
-    """Nodes that make `name` of another tensor: its gates cut out of PyTorch's order, and what else is named."""
-    nodes, tensors = [], [wf.onnx_tensor(f"{name}.torch", value)]
-
-    def number(called: str, *numbers: int) -> str:
-        tensors.append(wf.onnx_tensor(f"{name}.{called}", np.array(numbers)))
-        return f"{name}.{called}"
-
-    units = len(value) // 4
-    zero = number("zero", 0)
-    for gate in range(4):
-        bounds = [number(f"from{gate}", gate * units), number(f"to{gate}", (gate + 1) * units), zero]
-        nodes.append(wf.onnx_node("Slice", [f"{name}.torch", *bounds], [f"{name}.{gate}"]))
-    at = f"{name}.whole"
-    nodes.append(wf.onnx_node("Concat", [f"{name}.{gate}" for gate in order], [at], axis=0))
-    for k, operator in enumerate(operators):
-        attributes: dict[str, object] = {"to": 1} if operator == "Cast" else {}
-        shape = (
-            [number("axes", 0)]
-            if operator == "Unsqueeze"
-            else [number("shape", 1, *value.shape)]
-            if operator == "Reshape"
-            else []
-        )
-        nodes.append(wf.onnx_node(operator, [at, *shape], [at := f"{name}.{k}.{operator}"], **attributes))
-    nodes.append(wf.onnx_node("Identity", [at], [name]))
-    return nodes, tensors
-
-
 @pytest.mark.parametrize("operators", [["Unsqueeze"], ["Reshape"], ["Identity", "Cast", "Unsqueeze"]])
 def test_weights_put_together_of_pytorch_s(operators: list[str], tmp_path: Path) -> None:
     """As both of PyTorch's exporters leave them: i, f, g, o of the file's weights become i, o, f, c."""
@@ -279,73 +233,6 @@ def test_random_graphs_of_constants(tmp_path: Path) -> None:
         np.testing.assert_allclose(got.swapaxes(0, 1), want[:, 0], rtol=0, atol=2e-6)
         read += 1
     assert read > 40
-
-
-def random_constant(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[list[bytes], list[bytes]]:
-    """Nodes that make a tensor of this shape of random ones: backward from it, each from what the operator before gives."""
-    nodes: list[bytes] = []
-    tensors: list[bytes] = []
-
-    def number(values: Sequence[int] | int) -> str:
-        tensors.append(wf.onnx_tensor(f"{name}.n{len(tensors)}", np.array(values)))
-        return f"{name}.n{len(tensors) - 1}"
-
-    def make(target: str, shape: tuple[int, ...], depth: int) -> None:
-        kind = rng.choice(
-            ["leaf", "Transpose", "Reshape", "Slice", "Concat", "Gather", "Unsqueeze", "Squeeze", "Add", "Split", "Tile"]
-        )
-        rank, source = len(shape), f"{target}."
-        axis = int(rng.integers(rank)) if rank else 0
-        if kind == "leaf" or depth > 4 or not rank:
-            tensors.append(wf.onnx_tensor(target, rng.normal(0, 0.5, shape).astype(np.float32)))
-        elif kind == "Transpose":
-            order = rng.permutation(rank)
-            make(source, tuple(np.array(shape)[np.argsort(order)].tolist()), depth + 1)
-            nodes.append(wf.onnx_node(kind, [source], [target], perm=order.tolist()))
-        elif kind == "Reshape":
-            make(source, tuple(rng.permutation(shape).tolist()), depth + 1)
-            wanted = list(shape)
-            wanted[axis] = -1
-            nodes.append(wf.onnx_node(kind, [source, number(wanted)], [target]))
-        elif kind == "Slice":
-            step = int(rng.choice([1, 2, -1, -2]))
-            size = shape[axis] * abs(step) + 3
-            make(source, (*shape[:axis], size, *shape[axis + 1 :]), depth + 1)
-            first = 2 if step > 0 else size - 2
-            end = first + step * shape[axis]
-            ends = [end - size if 0 < end < size else end]  # from the end, where that says the same
-            nodes.append(
-                wf.onnx_node(kind, [source, number([first]), number(ends), number([axis - rank]), number([step])], [target])
-            )
-        elif kind == "Concat" and shape[axis] > 1:
-            cut = int(rng.integers(1, shape[axis]))
-            for k, size in enumerate((cut, shape[axis] - cut)):
-                make(f"{source}{k}", (*shape[:axis], size, *shape[axis + 1 :]), depth + 1)
-            nodes.append(wf.onnx_node("Concat", [f"{source}0", f"{source}1"], [target], axis=axis))
-        elif kind == "Gather":
-            make(source, (*shape[:axis], shape[axis] + 2, *shape[axis + 1 :]), depth + 1)
-            chosen = rng.integers(-shape[axis], shape[axis], shape[axis]).tolist()
-            nodes.append(wf.onnx_node("Gather", [source, number(chosen)], [target], axis=axis))
-        elif kind == "Unsqueeze" and 1 in shape:
-            axis = shape.index(1)
-            make(source, (*shape[:axis], *shape[axis + 1 :]), depth + 1)
-            nodes.append(wf.onnx_node("Unsqueeze", [source, number([axis])], [target]))
-        elif kind == "Squeeze":
-            make(source, (*shape[:axis], 1, *shape[axis:]), depth + 1)
-            nodes.append(wf.onnx_node("Squeeze", [source, number([axis])], [target]))
-        elif kind == "Split":
-            make(source, (*shape[:axis], shape[axis] + 2, *shape[axis + 1 :]), depth + 1)
-            nodes.append(wf.onnx_node("Split", [source, number([2, shape[axis]])], [f"{source}rest", target], axis=axis))
-        elif kind == "Tile" and shape[axis] % 2 == 0:
-            make(source, (*shape[:axis], shape[axis] // 2, *shape[axis + 1 :]), depth + 1)
-            nodes.append(wf.onnx_node("Tile", [source, number([2 if k == axis else 1 for k in range(rank)])], [target]))
-        else:
-            make(f"{source}0", shape, depth + 1)
-            make(f"{source}1", (1,) * rank, depth + 1)
-            nodes.append(wf.onnx_node(rng.choice(["Add", "Sub", "Mul"]), [f"{source}0", f"{source}1"], [target]))
-
-    make(name, shape, 0)
-    return nodes, tensors
 
 
 @pytest.mark.parametrize(
@@ -454,29 +341,6 @@ def test_onnxruntime_itself(tmp_path: Path) -> None:
 # Where nodes stand, and what they are called.
 
 
-def graph(
-    nodes: Iterable[bytes], tensors: Iterable[bytes] = (), outputs: Iterable[str] = (), inputs: Iterable[str] = ()
-) -> bytes:
-    parts = [
-        (1, list(nodes)),
-        (5, list(tensors)),
-        (11, [wf.field(1, i) for i in inputs]),
-        (12, [wf.field(1, o) for o in outputs]),
-    ]
-    return b"".join(wf.field(number, part) for number, messages in parts for part in messages)
-
-
-def with_graphs(operator: str, inputs: Iterable[str], outputs: Iterable[str], name: str, **graphs: bytes) -> bytes:
-    node = wf.onnx_node(operator, inputs, outputs, name)
-    return node + b"".join(
-        wf.field(5, wf.field(1, key) + wf.field(6, value) + wf.field(20, 5)) for key, value in graphs.items()
-    )
-
-
-def constant(name: str, value: np.ndarray) -> bytes:
-    return wf.onnx_node("Constant", [], [name]) + wf.field(5, wf.field(1, "value") + wf.field(5, wf.onnx_tensor("", value)))
-
-
 def test_lstms_in_branches(tmp_path: Path) -> None:
     """Each branch with names of its own, which may be those of the other."""
     top = wf.random_cell(3, 2, 7)
@@ -513,15 +377,6 @@ def test_an_lstm_in_a_loop_must_be_asked_for(tmp_path: Path) -> None:
     assert_same(tree(path, select="lstm0"), naive.Stack((CELL,)))
     top = lstm(1, [wf.random_cell(3, 2, 7)])
     assert_same(tree(write(tmp_path / "b", (loop, tensors), top)), naive.Stack((wf.random_cell(3, 2, 7),)))
-
-
-def function(name: str, takes: Iterable[str], gives: Iterable[str], nodes: Iterable[bytes], names: Iterable[str] = ()) -> bytes:
-    parts = [(1, [name]), (4, list(takes)), (5, list(gives)), (6, list(names)), (7, list(nodes)), (10, ["mine"])]
-    return wf.field(25, b"".join(wf.field(number, part) for number, messages in parts for part in messages))
-
-
-def call(name: str, inputs: Iterable[str], outputs: Iterable[str], called: str = "", **attributes: object) -> bytes:
-    return wf.onnx_node(name, inputs, outputs, called, **attributes) + wf.field(7, "mine")
 
 
 def test_functions_of_the_model(tmp_path: Path) -> None:
@@ -716,3 +571,22 @@ def test_external_data_where_the_model_s_link_leads(tmp_path: Path) -> None:
     assert_same(tree(tmp_path / "elsewhere" / "m.onnx"), naive.Stack((CELL,)))
     (tmp_path / "elsewhere" / "w.bin").symlink_to("../w.bin")  # and one that leads to neither folder
     assert "outside of the model's folder" in refusal(tmp_path / "elsewhere" / "m.onnx")
+
+
+def test_lengths_in_the_graph(tmp_path: Path) -> None:
+    """Whether ONNX itself would mask the padding; lengths that are numbers of the file belong to other sequences."""
+    node, tensors = lstm(0, [CELL])
+    masked = wf.onnx_node("LSTM", ["X", "W0", "R0", "B0", "lens"], ["Y0"], "lstm0", hidden_size=4)
+    assert load(write(tmp_path / "no", (node, tensors))).masked is False
+    found = load(write(tmp_path / "yes", (masked, tensors)))
+    assert (found.masked, found.assumed) == (True, ())
+    stored = [*tensors, wf.onnx_tensor("lens", np.array([3, 2]))]
+    assert "sequence_lens" in load(write(tmp_path / "stored", (masked, stored))).assumed[0]
+
+
+@pytest.mark.parametrize("text", ["models/m.onnx", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"])
+def test_a_file_that_stands_for_another(text: str, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    write(tmp_path / "models" / "m.onnx", lstm(0, [CELL]))
+    (tmp_path / "m.onnx").write_text(text)
+    assert ("git lfs" if "lfs" in text else "models/m.onnx") in refusal(tmp_path / "m.onnx")
