@@ -73,7 +73,8 @@ initial_state = option(
     type=FILE_NAME,
     metavar="FILE",
     show_default="zeros",
-    help="Start where an earlier run ended: its result, the NPZ file of its --states, or FILE.h5::/GROUP.",
+    help="Start where an earlier run ended: its result, the NPZ file of its --states, or FILE.h5::/GROUP. A "
+    "single row is the start of every sequence.",
 )
 input_options = option_group(whole_input_options, initial_state)
 # What checkpoints of TensorFlow do not hold, and new layers may have.

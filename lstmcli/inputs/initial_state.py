@@ -1,5 +1,7 @@
 """The states that a run starts from: those of an earlier result, an HDF5 group like its /state, or an NPZ.
 
+An array has a row for each sequence, or a single one, which is the start of every sequence.
+
 Axes: N sequences; W, the width of an array: a cell's units (c) or outputs (h). Only the rows of a block are read at a time.
 """
 
@@ -18,7 +20,7 @@ from lstmcli.files.positioned_file import FileBytes
 
 
 class Array(Protocol):
-    """An array (N, W) in a file."""
+    """An array (N, W) or (1, W) in a file."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,6 +45,8 @@ class States(NamedTuple):
     def _converted(self, array: Array, first: int, count: int) -> NDArray[Any]:
         try:
             with np.errstate(over="raise", invalid="ignore"):
+                if array.shape[0] == 1:  # the computation writes into what it gets, so each sequence has a copy
+                    return np.ascontiguousarray(array.rows(0, 1), self.dtype).repeat(count, axis=0)
                 return np.ascontiguousarray(array.rows(first, count), self.dtype)
         except FloatingPointError as error:
             raise DataError(
@@ -59,7 +63,7 @@ class States(NamedTuple):
 
 
 def open_states(spec: str, widths: dict[str, int], batch: int, dtype: np.dtype[Any]) -> States:
-    """Opens the initial state of `batch` sequences: a result, `file.h5::/group`, or an NPZ such as --states makes.
+    """Opens the initial state of `batch` sequences, or one row for all: a result, `file.h5::/group`, or an NPZ.
 
     widths: of the model's states by name, as Model.state_widths. NaN passes, as it does in a model called from Python.
     Raises MissingInputError for no such file, and DataError for the state of another model or batch, or no state at all.
@@ -113,9 +117,10 @@ def check(name: str, arrays: dict[str, Array], widths: dict[str, int], batch: in
         if not is_float(array.dtype):
             raise DataError(f"{array.name}: expected {FLOATS}, got {array.dtype}")
         if len(array.shape) == 2 and array.shape[1] == width:
-            if array.shape[0] != batch:
+            if array.shape[0] not in (1, batch):
                 raise DataError(
-                    f"{array.name}: expected the states of {batch} sequences, as in the input, got {array.shape[0]}"
+                    f"{array.name}: expected the states of {batch} sequences, as in the input, or one row for all of them, "
+                    f"got {array.shape[0]}"
                 )
         elif array.shape != (batch, width):
             raise DataError(

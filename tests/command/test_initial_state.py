@@ -87,6 +87,22 @@ def test_states_are_converted(stored: str, case: Case, tmp_path: Path) -> None:
             np.testing.assert_array_equal(value[2], state[name][2].astype(dtype))  # its length is 0
 
 
+def test_one_row_is_the_start_of_every_sequence(case: Case, tmp_path: Path) -> None:
+    """In one block and in many, from NPZ and HDF5: the bits of the same row written out for each sequence."""
+    rng = np.random.default_rng(2)
+    row = {name: rng.normal(size=(1, width)).astype(np.float32) for name, width in WIDTHS.items()}
+    np.savez(tmp_path / "one.npz", **row)  # type: ignore[arg-type]
+    np.savez(tmp_path / "all.npz", **{name: value.repeat(13, 0) for name, value in row.items()})  # type: ignore[arg-type]
+    files.write_h5(tmp_path / "one.h5", **{f"state/{name}": value for name, value in row.items()})
+    args = ("run", "--input", case.x_npy, "--lens", case.lens_npy, "--weights", case.weights, "--overwrite", "--quiet")
+    results = []
+    for spec, memory in [("all.npz", "1GB"), ("one.npz", "1GB"), ("one.h5", "1GB"), ("one.npz", "50KB")]:
+        succeed(*args, "--initial-state", spec, "--max-memory", memory, "--output", "out.h5", cwd=tmp_path)
+        results.append(files.read_result(tmp_path / "out.h5"))
+        files.assert_same_bits(results[-1], results[0])
+    np.testing.assert_array_equal(results[0][1]["0/c"][2], row["0/c"][0])  # its length is 0
+
+
 def test_the_summary_says_where_a_run_starts(case: Case, tmp_path: Path) -> None:
     run(case, tmp_path, "a", slice(0, CUT), "--output", "a.h5")
     args = ("run", "--input", case.x_npy, "--lens", case.lens_npy, "--weights", case.weights, "--dry-run")
