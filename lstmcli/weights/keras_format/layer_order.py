@@ -30,10 +30,11 @@ def guess_below(found: Found, merge: str | None) -> dict[Path, Path | None]:
 
 class Order:
     def __init__(self, found: Found, merge: str | None) -> None:
-        self.layers, self.merge, self.tries = found.by_path, merge, 0
+        self.layers, self.merge = found.by_path, merge
 
-    def fits(self, lower: Path, upper: Path) -> bool:
-        return self.layers[lower].output_size(self.merge) == self.layers[upper].input_size
+    def widths_between(self, lower: Path, upper: Path) -> tuple[int, int]:
+        """How many features one layer gives, and another takes."""
+        return self.layers[lower].output_size(self.merge), self.layers[upper].input_size
 
     def in_a_row(self, members: list[Member]) -> dict[Path, Path]:
         # Layers whose outputs are put together later may stand side by side, if they take the same.
@@ -45,29 +46,48 @@ class Order:
             if member.path is None:
                 between.append(member)
                 continue
-            if lower and self.fits(lower, member.path) and not may_stand_between(between, self.layers[member.path].input_size):
-                side_by_side = merging and self.layers[lower].input_size == self.layers[member.path].input_size
-                below |= {} if side_by_side else {member.path: lower}
+            if lower:
+                given, taken = self.widths_between(lower, member.path)
+                side_by_side = merging and self.layers[lower].input_size == taken
+                if given == taken and not side_by_side and not lead(between, given, taken):
+                    below[member.path] = lower
             lower, between = member.path, []
         return below
 
     def by_kind(self, members: list[Member]) -> dict[Path, Path]:
-        others = [member for member in members if member.path is None]
-        return {
-            upper: lower
-            for lower, upper in itertools.pairwise(self.only_order(members))
-            if not may_stand_between(others, self.layers[upper].input_size)
-        }
-
-    def only_order(self, members: list[Member]) -> list[Path]:
-        """The LSTMs in the only order that keeps each class in its own and in which all fit; []: there is none, or several."""
+        """Of layers of which only the order within each class is known: where one order alone is possible."""
         kinds: dict[str, list[tuple[int, Path]]] = {}
         for member in members:
             if member.path is not None:
                 kinds.setdefault(member.kind, []).append((kind_and_count(member.name)[1], member.path))
-        ordered = [[path for _, path in sorted(each)] for each in kinds.values()]
+        others = [member for member in members if member.path is None]
+        search = Search(self, others)
+        order = search.only_order([[path for _, path in sorted(each)] for each in kinds.values()])
+        return {upper: lower for lower, upper in itertools.pairwise(order) if not search.may_lead(lower, upper)}
+
+
+class Search:
+    """Finds orders of LSTMs, one right upon the other or with other layers between them."""
+
+    def __init__(self, order: Order, others: list[Member]) -> None:
+        self.order, self.others = order, others
         self.tries = 0
-        orders = list(itertools.islice(self.orders([], ordered), 2))
+        self.known: dict[tuple[int, int], bool] = {}
+
+    def may_lead(self, lower: Path, upper: Path) -> bool:
+        """Whether one layer may take what another gives through other layers."""
+        widths = self.order.widths_between(lower, upper)
+        if widths not in self.known:
+            self.known[widths] = lead(self.others, *widths)
+        return self.known[widths]
+
+    def may_follow(self, lower: Path, upper: Path) -> bool:
+        given, taken = self.order.widths_between(lower, upper)
+        return given == taken or self.may_lead(lower, upper)
+
+    def only_order(self, kinds: list[list[Path]]) -> list[Path]:
+        """The only order that is possible; []: there is none, or several, or it takes too long to know."""
+        orders = list(itertools.islice(self.orders([], kinds), 2))
         return orders[0] if len(orders) == 1 and self.tries < TRIES else []
 
     def orders(self, begun: list[Path], kinds: list[list[Path]]) -> Iterator[list[Path]]:
@@ -76,21 +96,24 @@ class Order:
         if not any(kinds):
             yield begun
         for k, each in enumerate(kinds):
-            if each and self.tries < TRIES and (not begun or self.fits(begun[-1], each[0])):
+            if each and self.tries < TRIES and (not begun or self.may_follow(begun[-1], each[0])):
                 yield from self.orders([*begun, each[0]], [*kinds[:k], each[1:], *kinds[k + 1 :]])
 
 
-def may_stand_between(members: list[Member], width: int) -> bool:
-    """Whether layers without LSTM cells, or some of them, may take `width` features of one LSTM and give as many to another."""
-    others = [member for member in members if member.kind not in IDLE | BEFORE | LAST]
-    reached, seen = {width}, 0
+def lead(members: list[Member], given: int, taken: int) -> bool:
+    """Whether some of these layers, which have no LSTM cells, may make `taken` features of `given`."""
+    others = [(member, *widths(member)) for member in members if member.kind not in IDLE | BEFORE | LAST]
+    reached, seen = {given}, 0
     while len(reached) > seen:
         seen = len(reached)
-        for member in others:
-            takes, gives = widths(member)
-            if not member.weights or (takes & reached and width in gives):
-                return True
-            reached |= gives if takes & reached else set()
+        for member, takes, gives in others:
+            if not member.weights:
+                if taken in reached or member.kind in MERGING:
+                    return True
+            elif takes & reached:
+                if taken in gives:
+                    return True
+                reached |= gives
     return False
 
 
