@@ -49,7 +49,7 @@ def read_npy(path: str) -> NDArray[Any]:
 
 
 def checked(x: NDArray[Any], y: NDArray[Any], lengths: NDArray[Any] | None, names: list[str]) -> Check:
-    """The arrays as a check. Raises DataError for types and shapes that do not go together."""
+    """Makes a check of arrays. Raises DataError for types and shapes that do not go together."""
     for name, array in zip(names, (x, y), strict=False):
         if array.ndim != 3 or not is_float(array.dtype):
             raise DataError(f"{shown(name)}: expected {FLOATS} (N, T, features), got {array.dtype} {array.shape}")

@@ -22,7 +22,7 @@ ELMO_OPTIONS: dict[str, Any] = {"forget_bias": 1.0, "cell_clip": 3.0, "projectio
 
 
 def import_file(file: Any, where: str, choices: Choices) -> Imported:
-    """The LSTM in an h5py.File that is no model file, result, or file of Keras. DataError: none, several, incomplete."""
+    """Reads the LSTM in an h5py.File that is no model file, result, or file of Keras. DataError: none, several, incomplete."""
     hdf5_safety.refuse_links(file)
     tensors = read_tensors(file)
     dotted = [replace(tensor, name=tensor.name.replace("/", ".")) for tensor in tensors]
@@ -40,7 +40,7 @@ def import_file(file: Any, where: str, choices: Choices) -> Imported:
 
 
 def import_elmo(tensors: list[Tensor], where: str, choices: Choices) -> Imported:
-    """Both directions of ELMo's language model, side by side, with what its options say where the user does not."""
+    """Reads both directions of ELMo's language model, side by side, with what its options say where the user does not."""
     choices.allow(where, "forget_bias", *ABOUT_USE)
     matches = [match for tensor in tensors if (match := ELMO.fullmatch(tensor.name))]
     unsaid = {name: value for name, value in ELMO_OPTIONS.items() if getattr(choices, name) is None}

@@ -34,7 +34,7 @@ NAMES = {np.dtype(dtype).newbyteorder("="): name for name, dtype in DTYPES.items
 
 
 def import_model(file: FileBytes, path: str, choices: Choices) -> Imported:
-    """The LSTM nodes that feed each other, as a stack. DataError: damaged, several stacks, anything that cannot be run."""
+    """Reads the LSTM nodes that feed each other, as a stack. DataError: damaged, several stacks, what cannot be run."""
     where = file.name
     choices.allow(where, "select", *CLIPS, "merge", "residual")
     graph = read_graph(file.take(0, file.opened.st_size), path, where)
@@ -74,7 +74,7 @@ def import_model(file: FileBytes, path: str, choices: Choices) -> Imported:
 
 
 def without_loops(stacks: dict[str, list[Node]], where: str) -> dict[str, list[Node]]:
-    """Those that a model runs over whole sequences. DataError: there are others alone."""
+    """Leaves the stacks that a model runs over whole sequences. DataError: there are none."""
     whole = {name: stack for name, stack in stacks.items() if not loop_around(stack[0])}
     if not whole:
         name, (node, *_) = next(iter(stacks.items()))
@@ -86,7 +86,7 @@ def without_loops(stacks: dict[str, list[Node]], where: str) -> dict[str, list[N
 
 
 def live_nodes(graph: Graph, constants: Constants) -> Iterator[Node]:
-    """All nodes, those inside of others too, but for branches that are never taken."""
+    """Yields all nodes, those inside of others too, but for branches that are never taken."""
     for node in graph.nodes:
         yield node
         taken = None
@@ -98,7 +98,7 @@ def live_nodes(graph: Graph, constants: Constants) -> Iterator[Node]:
 
 
 def unique_names(nodes: list[Node]) -> list[str]:
-    """The nodes' own names; those of their outputs, or of all that is around them, where several have one name."""
+    """Returns the nodes' own names; those of their outputs, or of all that is around them, where several have one name."""
     names = [node.name for node in nodes]
     for other in (lambda node: node.outputs[0].name, lambda node: f"{node.place}{node.name}"):
         count = Counter(names)
@@ -108,7 +108,7 @@ def unique_names(nodes: list[Node]) -> list[str]:
 
 
 def loop_around(node: Node) -> str | None:
-    """The innermost loop that a node stands in."""
+    """Names the innermost loop that a node stands in, if any."""
     outer = node.outer
     while outer and outer.operator not in LOOPS:
         outer = outer.outer
@@ -116,7 +116,7 @@ def loop_around(node: Node) -> str | None:
 
 
 def feeder(node: Node, lstms: Iterable[Node]) -> Node | None:
-    """The LSTM whose outputs are this one's X: all of them, features last, both directions side by side, nothing else done."""
+    """Finds the LSTM whose outputs are this one's X: all of them, features last, directions side by side, nothing else done."""
     x = node_input(node, "X")
     found, pending = {x}, [x]
     while pending:
@@ -131,13 +131,13 @@ def feeder(node: Node, lstms: Iterable[Node]) -> Node | None:
 
 
 def feeds(below: Node, y: Value, above: Node, x: Value | None) -> bool:
-    """Whether x is y with its axes as `above` takes them: seen by tracing where each element of y comes to lie."""
+    """Tells whether x is y with its axes as `above` takes them, by tracing where each element of y comes to lie."""
     constants = Constants(sizes=SIZES[0])
     if "hidden_size" not in below.attributes:
         return False
     units, directions = below.integer("hidden_size"), 2 if below.text("direction") == "bidirectional" else 1
     shape = constants.shape(y)
-    if shape is None:
+    if shape is None or math.prod(shape) == directions * units:  # one step of one sequence would hide which is which
         shape = (3, 5, directions, units) if below.integer("layout") else (5, directions, 3, units)
     if min(shape) < 0 or math.prod(shape) > MAX_ELEMENTS:
         return False
@@ -160,7 +160,7 @@ def described(stack: list[Node], names: dict[Node, str]) -> str:
 
 
 def what_instead(nodes: list[Node], draft: Draft) -> str:
-    """Why a model without an LSTM node is refused, and what to do."""
+    """Says why a model without an LSTM node is refused, and what to do."""
     count = Counter(node.operator for node in nodes)
     for node in nodes:
         if "LSTM" in node.operator:
@@ -251,7 +251,7 @@ class Layer:
         return cell(0) if self.direction == "forward" else Reverse(cell(0))
 
     def weight(self, name: str, rank: int) -> Floats | None:
-        """The array of an input that must be constant, or None where it is left out."""
+        """Returns the array of an input that must be constant, or None where it is left out. DataError: it is not."""
         if not (value := node_input(self.node, name)):
             return None
         array, *others = self.settled(value)
@@ -270,7 +270,7 @@ class Layer:
         return array
 
     def origins(self, name: str, field: str, how: str) -> list[Origin]:
-        """Where an input came from: a tensor, or those that it is put together from."""
+        """Returns where an input came from: a tensor, or those that it is put together from."""
         value = node_input(self.node, name)
         assert value
         if value.tensor:
@@ -278,12 +278,12 @@ class Layer:
         return [Origin(tensor, field, f"by way of {shown(value.name)}{how}") for tensor in sources(value)]
 
     def settled(self, value: Value) -> list[Floats | None]:
-        """What a value always is; or what it is with one size of what the model leaves open, and with another."""
+        """Returns what a value always is; or what it is with one size of what the model leaves open, and with another."""
         array = self.constants.of(value)
         return [array] if array is not None else [folded(value, sizes) for sizes in SIZES]
 
     def start(self, name: str, units: int) -> Floats | None:
-        """(D, U): the state that every sequence starts from; None: zeros, or not known and noted."""
+        """Returns the state (D, U) that every sequence starts from; None: zeros, or not known and said. DataError."""
         if not (value := node_input(self.node, name)):
             return None
         found = []
@@ -326,7 +326,7 @@ def folded(value: Value, sizes: tuple[int, ...]) -> Floats | None:
 
 
 def read_activations(node: Node, count: int) -> list[tuple[str, str]]:
-    """(of the gates, of candidate and output) for each direction. The operator has three: f, g and h."""
+    """Returns (of the gates, of candidate and output) for each direction. The operator has three: f, g and h."""
     names = node.texts("activations") or ["Sigmoid", "Tanh", "Tanh"] * count
     if len(names) != 3 * count:
         raise DataError(f"activations: expected {3 * count}, got {len(names)}")

@@ -37,7 +37,7 @@ class Constants:
         self.named: dict[Any, int | None] = {}
 
     def of(self, value: Value | None) -> Array | None:
-        """The array that `value` always is, or None. DataError: an operator that its inputs do not fit, or damaged numbers."""
+        """Returns the array that `value` always is, or None. DataError: an operator whose inputs do not fit, damaged numbers."""
         if value is None:
             return None
         pending, waiting = [value], set[Value]()
@@ -55,7 +55,7 @@ class Constants:
         return self.arrays[value]
 
     def needs(self, value: Value) -> list[Value]:
-        """What must be known before it."""
+        """Returns what must be known before a value."""
         node = value.maker
         if value.tensor or not node or node.operator not in OPERATORS | SHAPES:
             return []
@@ -65,7 +65,7 @@ class Constants:
         return [given for given in node.inputs if given]
 
     def branch(self, node: Node) -> Graph | None:
-        """The branch that an If takes, where its condition is known by now."""
+        """Returns the branch that an If takes, where its condition is known by now."""
         condition = node.input(0)
         known = self.arrays.get(condition) if condition else None
         if known is None or known.size != 1:
@@ -74,7 +74,7 @@ class Constants:
         return graph if graph and len(graph.outputs) >= len(node.outputs) else None
 
     def compute(self, value: Value) -> Array | None:
-        """The array of a value whose needs are known."""
+        """Returns the array of a value whose needs are known, or None."""
         node = value.maker
         if value.tensor:
             return value.tensor.read()
@@ -99,7 +99,7 @@ class Constants:
         return outputs[value.index] if value.index < len(outputs) else None
 
     def obstacle(self, value: Value) -> Value:
-        """What keeps a value from being constant: an input, or what an operator makes that is not folded."""
+        """Finds what keeps a value from being constant: an input, or what an operator makes that is not folded."""
         seen = {value}
         while value.maker and value.maker.operator in OPERATORS:
             below = next((one for one in self.needs(value) if one not in seen and self.arrays.get(one) is None), None)
@@ -109,7 +109,7 @@ class Constants:
         return value
 
     def shape(self, value: Value | None, depth: int = 0) -> tuple[int, ...] | None:
-        """The shape of a value, as far as what makes it, or what the file declares, tells it."""
+        """Returns the shape of a value, as far as what makes it, or what the file declares, tells it."""
         if value is None or depth > MAX_DEPTH:
             return None
         if (known := self.arrays.get(value)) is not None:
@@ -136,7 +136,7 @@ class Constants:
 
 
 def sources(value: Value) -> list[Tensor]:
-    """The tensors of floats in the file that a constant is made of."""
+    """Returns the tensors of floats in the file that a constant is made of."""
     found: dict[Value, None] = {value: None}
     pending = [value]
     while pending:
@@ -152,7 +152,7 @@ def sources(value: Value) -> list[Tensor]:
 
 
 def limited(shape: Sequence[int], array: Array) -> None:
-    """ValueError: an array of this shape would be larger than any weights."""
+    """Raises ValueError where an array of this shape would be larger than any weights."""
     if math.prod(shape) * array.dtype.itemsize > MAX_BYTES:
         raise ValueError
 
@@ -165,7 +165,7 @@ def data_of(inputs: Inputs, k: int = 0) -> Array:
 
 
 def integers_of(node: Node, name: str, inputs: Inputs, k: int) -> list[int] | None:
-    """What newer versions of an operator take as input `k`, and older ones as an attribute."""
+    """Returns what newer versions of an operator take as input `k`, and older ones as an attribute."""
     array = inputs[k] if k < len(inputs) else None
     if array is None:
         return node.integers(name)
@@ -307,7 +307,7 @@ def divide(one: Array, other: Array) -> Array:
 
 
 def two(compute: Callable[[Array, Array], Array]) -> Callable[[Node, Inputs], Array]:
-    """An operator on two arrays of one type, with broadcasting."""
+    """Makes an operator on two arrays of one type, with broadcasting."""
 
     def operator(node: Node, inputs: Inputs) -> Array:
         one, other = data_of(inputs), data_of(inputs, 1)
@@ -352,7 +352,7 @@ Shape = tuple[int, ...]
 
 
 def moved(node: Node, index: int, below: Shape, others: Inputs) -> Shape:
-    """The shape of what an operator makes that moves the elements of its first input."""
+    """Returns the shape of what an operator makes that moves the elements of its first input."""
     if math.prod(below) > 1 << 24 or any(given and array is None for given, array in zip(node.inputs[1:], others, strict=True)):
         raise ValueError
     made = OPERATORS[node.operator](node, [np.broadcast_to(np.uint8(0), below), *others])

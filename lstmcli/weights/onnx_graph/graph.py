@@ -74,7 +74,7 @@ class Graph:
     tensors: list[Tensor] = field(default_factory=list)
 
     def all_nodes(self) -> Iterator[Node]:
-        """Those of the graphs inside of nodes as well, each after the node that it is in."""
+        """Yields those of the graphs inside of nodes as well, each after the node that it is in."""
         for node in self.nodes:
             yield node
             for graph in node.graphs.values():
@@ -94,11 +94,11 @@ class Scope:
         self.outer, self.names = outer, dict(names)
 
     def make(self, name: str) -> Value:
-        """A value that a node here puts out. The outputs of a function are there already: they are those of its call."""
+        """Returns a value that a node here puts out. The outputs of a function are there already: they are those of its call."""
         return self.names.setdefault(name, Value(name))
 
     def find(self, name: str) -> Value:
-        """The value of this name, here or around; an input that is not declared, where nothing else has it."""
+        """Returns the value of this name, here or around; an input that is not declared, where nothing else has it."""
         scope = self
         while name not in scope.names and scope.outer:
             scope = scope.outer
@@ -214,7 +214,7 @@ class Reader:
 
 
 def declared(info: Message) -> tuple[int | str | None, ...] | None:
-    """The shape in a ValueInfoProto, if there is one."""
+    """Returns the shape in a ValueInfoProto, if there is one."""
     tensor = info.message(2).message(1)
     if 2 not in tensor:
         return None
@@ -223,7 +223,7 @@ def declared(info: Message) -> tuple[int | str | None, ...] | None:
 
 
 def read_graph(data: bytes, path: str, where: str) -> Graph:
-    """The graph of an ONNX model. path: of the model, beside which numbers may lie in other files. DataError: damaged."""
+    """Reads the graph of an ONNX model. path: of the model, beside which numbers may lie in other files. DataError: damaged."""
     model = Message(data, f"{where}: not a whole ONNX model")
     try:
         return Reader(model, path, where).graph(model.message(7), Scope())
@@ -238,7 +238,7 @@ SHAPES = ("Shape", "Size")
 
 
 def data_inputs(node: Node) -> list[Value]:
-    """The values whose elements go into a node's outputs."""
+    """Returns the values whose elements go into a node's outputs."""
     if node.operator in (*SHAPES, "Constant", "ConstantOfShape"):
         return []
     inner = [value for graph in node.graphs.values() for value in graph.outputs]
@@ -246,8 +246,8 @@ def data_inputs(node: Node) -> list[Value]:
 
 
 def upstream(value: Value | None, stop: Collection[Node] = ()) -> list[Node]:
-    """The nodes that compute a value from what goes into the model, in the order of the data, but for those that only move
-    elements about. Nothing in `stop`, nor what is before it."""
+    """Returns the nodes that compute a value from what goes into the model, in the order of the data, but for those that only
+    move elements about. Nothing in `stop`, nor what is before it."""
     fed: dict[Node, bool] = {}  # what only constants go into is one
     pending = [value.maker] if value and value.maker and value.maker not in stop else []
     seen = set(pending)
@@ -264,7 +264,7 @@ def upstream(value: Value | None, stop: Collection[Node] = ()) -> list[Node]:
 
 
 def downstream(values: Iterable[Value], nodes: Iterable[Node]) -> list[Node]:
-    """The nodes of `nodes` that compute with some of these values, in their order, but for those that only move elements."""
+    """Returns those of `nodes` that compute with some of these values, in their order, but for those that only move elements."""
     reached = set(values)
     found = []
     for node in nodes:

@@ -32,7 +32,7 @@ MAX_RANK = 32  # what every version of NumPy has room for
 
 
 def read_tensor(message: Message, name: str, path: str, where: str) -> Tensor:
-    """A tensor, its values not read yet. path: of the model, beside which they may lie. DataError: damaged."""
+    """Returns a tensor, its values not read yet. path: of the model, beside which they may lie. DataError: damaged."""
     shape = tuple(message.integers(1))
     if len(shape) > MAX_RANK or any(not 0 <= size < 1 << 48 for size in shape):
         raise DataError(f"{where}: damaged: {shown(name)} has shape {str(shape)[:200]}")
@@ -70,8 +70,8 @@ def values(message: Message, path: str, where: str, shape: tuple[int, ...], kind
 
 
 def external(entry: dict[str, str], path: str, where: str, size: int) -> bytes:
-    """Values in a file of their own: in the model's folder or below, or in that of the file which the model is a link to, where
-    the caches of model hubs have both. DataError for any other place."""
+    """Reads values in a file of their own: in the model's folder or below, or in that of the file which the model is a link
+    to, where the caches of model hubs have both. DataError for any other place."""
     location = entry.get("location", "")
     model = Path(path)
     targets = [folder / location for folder in dict.fromkeys((model.parent, real_path(model).parent))]
@@ -100,7 +100,7 @@ def external(entry: dict[str, str], path: str, where: str, size: int) -> bytes:
 
 
 def real_path(path: Path) -> Path:
-    """Where a path leads; the root, where nothing lies inside, for one that leads nowhere."""
+    """Returns where a path leads; for one that leads nowhere, a place that nothing is in."""
     try:
         return path.resolve()
     except (OSError, ValueError, RuntimeError):

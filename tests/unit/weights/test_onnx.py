@@ -523,6 +523,21 @@ def test_two_stacks_where_anything_else_is_done(name: str, tmp_path: Path) -> No
     assert_same(tree(path, select="lstm1"), naive.Stack((top,)))
 
 
+def test_one_step_of_one_sequence_hides_nothing(tmp_path: Path) -> None:
+    """A model exported with one step of one sequence has the shapes of a transposition that mixes the two up."""
+    top = wf.random_cell(4, 4, 3)
+    swap = [shaped("Squeeze", "Y0", "s", 1), wf.onnx_node("Transpose", ["s"], ["Z"], perm=[1, 0, 2])]
+    for k, between in enumerate(([shaped("Squeeze", "Y0", "Z", 1)], swap)):
+        parts = [lstm(0, [CELL]), *between, lstm(1, [top], "Z")]
+        nodes = [part if isinstance(part, bytes) else part[0] for part in parts]
+        tensors = [tensor for part in parts if not isinstance(part, bytes) for tensor in part[1]]
+        path = wf.write_onnx(tmp_path / f"{k}", nodes, tensors, {"X": (1, 1, 3)}, ["Y1"])
+        if between is swap:
+            assert "2 LSTMs" in refusal(path)
+        else:
+            assert_same(tree(path), naive.Stack((CELL, top)))
+
+
 def test_what_is_before_and_after(tmp_path: Path) -> None:
     emb = wf.onnx_node("Gather", ["table", "X"], ["e"], "embed")
     nodes = [
