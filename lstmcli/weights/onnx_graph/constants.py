@@ -37,7 +37,7 @@ class Constants:
         self.named: dict[Any, int | None] = {}
 
     def of(self, value: Value | None) -> Array | None:
-        """Returns the array that `value` always is, or None. DataError: an operator whose inputs do not fit, damaged numbers."""
+        """Returns the array that `value` always is, or None. DataError: inputs that no operator takes, or damaged numbers."""
         if value is None:
             return None
         pending, waiting = [value], set[Value]()

@@ -94,7 +94,7 @@ class Scope:
         self.outer, self.names = outer, dict(names)
 
     def make(self, name: str) -> Value:
-        """Returns a value that a node here puts out. The outputs of a function are there already: they are those of its call."""
+        """Returns a value that a node here puts out. The outputs of a function are there already: those of its call."""
         return self.names.setdefault(name, Value(name))
 
     def find(self, name: str) -> Value:
@@ -264,7 +264,7 @@ def upstream(value: Value | None, stop: Collection[Node] = ()) -> list[Node]:
 
 
 def downstream(values: Iterable[Value], nodes: Iterable[Node]) -> list[Node]:
-    """Returns those of `nodes` that compute with some of these values, in their order, but for those that only move elements."""
+    """Returns those of `nodes` that compute with any of these values, in their order, without those that only move elements."""
     reached = set(values)
     found = []
     for node in nodes:
