@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from helpers import files, naive
 from helpers.case import Case
 from helpers.command import succeed
+from helpers.small_run import SmallRun, make_small_run
 from hypothesis import settings
 
 import lstmcli.api  # noqa: F401  # a model may be called, however a test came by it
@@ -57,3 +59,9 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     assert np.abs(outputs - want).max() <= 1e-6
     assert all(np.abs(state[path] - value).max() <= 1e-6 for path, value in want_state.items())
     return Case(folder, x, lengths, model, outputs, state)
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., SmallRun]:
+    """Makes inputs in a folder of their own, and a run over them that other runs must repeat: see make_small_run."""
+    return lambda *sizes, **options: make_small_run(tmp_path_factory.mktemp("small_run"), *sizes, **options)

@@ -10,17 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from helpers import files
 from helpers.command import LSTMCLI, SECONDS, assert_one_line, lstmcli, succeed
+from helpers.system_tools import run_with_faults
 
 from lstmcli.kernel.native import cache as kernel_cache
 
-FAULTS = Path(__file__).parents[1] / "helpers" / "faults.py"
 BATCH = 70
 
 
@@ -196,20 +195,12 @@ def test_dry_run(inputs: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def faults(cwd: Path, **options: Any) -> list[dict[str, Any]]:
-    """What tests/faults.py tells, which stands in the folder whose files it puts back."""
-    call = [sys.executable, str(FAULTS), json.dumps(options)]
-    done = subprocess.run(call, cwd=cwd, capture_output=True, text=True, timeout=SECONDS * 2, check=False)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def test_parts_that_were_killed_and_resumed(copied: Path) -> None:
     parts = copied / "plan.parts"
     want = hashlib.sha256((parts / "part-0002.h5").read_bytes()).hexdigest()
     (parts / "part-0002.h5").unlink()
     argv = ["run", "--plan", str(copied / "plan.json"), "--shard", "2", "-q", "--max-memory", "10KB", "--threads", "1"]
-    told = faults(parts, argv=argv, output="part-0002.h5", fault="kill", step=4)
+    told = run_with_faults(parts, argv=argv, output="part-0002.h5", fault="kill", step=4)
     assert len(told) > 5
     assert {one["result"] for one in told[:-1]} == {want}
     assert all(one["left"] == ["part-0002.h5"] for one in told)
@@ -221,7 +212,7 @@ def test_a_merge_that_was_stopped_and_resumed(output: str, fault: str, copied: P
     (copied / "work").mkdir()
     want = hashlib.sha256(serial(inputs, copied, "plain", f"one{Path(output).suffix}")).hexdigest()
     argv = ["merge", str(copied / "plan.json"), "-o", output, "-q"]
-    told = faults(copied / "work", argv=argv, output=output, fault=fault, step=13)
+    told = run_with_faults(copied / "work", argv=argv, output=output, fault=fault, step=13)
     assert len(told) > 5
     assert {one["result"] for one in told[:-1]} == {want}
     assert all(one["output"] in (None, want) for one in told)

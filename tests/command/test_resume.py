@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +20,30 @@ import numpy as np
 import pytest
 from helpers import files
 from helpers.command import SECONDS, Ran, assert_one_line, lstmcli, succeed
-
-FAULTS = Path(__file__).parents[1] / "helpers" / "faults.py"
+from helpers.small_run import SOME_LONG, SmallRun
+from helpers.system_tools import run_with_faults
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """14 sequences of which some are long, so that with little memory blocks of them are cut in time."""
-    folder = tmp_path_factory.mktemp("job")
-    rng = np.random.default_rng(2)
-    lengths = np.array([3, 0, 2, 1, 5, 60, 41, 0, 60, 2, 4, 1, 7, 0])
-    files.write_npy(folder / "x.npy", rng.normal(size=(14, 60, 20)).astype(np.float32))
-    files.write_npy(folder / "lens.npy", lengths)
-    files.write_model(folder / "model.h5", files.random_model(20, [5]))
-    return folder
+def job(small_run: Callable[..., SmallRun]) -> SmallRun:
+    options = "--threads 1 --max-memory 60KB -q"
+    return small_run(14, 60, 5, features=20, seed=2, lengths=SOME_LONG, formats=("model.h5",), options=options)
 
 
-RUN = ["run", "-i", "x.npy", "-l", "lens.npy", "-w", "model.h5", "--threads", "1", "--max-memory", "60KB", "-q"]
-
-
-def faults(job: Path, folder: Path, output: str, *args: str, old: bytes | None = None, **options: Any) -> list[dict[str, Any]]:
-    """What tests/faults.py tells of a run in `folder`, with an old output there if `old` is given, checked for lies."""
-    for path in job.iterdir():
-        shutil.copy(path, folder)
+def faults_in_turn(
+    job: SmallRun, folder: Path, output: str, *args: str, old: bytes | None = None, **options: Any
+) -> list[dict[str, Any]]:
+    """What run_with_faults tells of runs in `folder`, with an old output there if `old` is given, checked for lies."""
+    job.copy_to(folder)
     golden = folder.parent / f"{folder.name}-golden"
     golden.mkdir()
-    inputs = [folder / word if (folder / word).is_file() else word for word in RUN]
-    succeed(*inputs, *args, "-o", output, cwd=golden)
+    succeed(*job.words(output), *args, cwd=golden)
     want = hashlib.sha256((golden / output).read_bytes()).hexdigest()
     before = None
     if old is not None:
         (folder / output).write_bytes(old)
         before = hashlib.sha256(old).hexdigest()
-    argv = [*RUN, *args, "-o", output]
-    call = [sys.executable, str(FAULTS), json.dumps({"argv": argv, "output": output} | options)]
-    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=SECONDS * 4, check=False)
-    assert done.returncode == 0, done.stderr
-    told = [json.loads(line) for line in done.stdout.splitlines()]
+    told = run_with_faults(folder, argv=[*job.words(output, folder=Path()), *args], output=output, **options)
     for k, one in enumerate(told, 1):
         where = f"call {k}: {one}"
         assert one["output"] in (before, want), where
@@ -63,10 +51,8 @@ def faults(job: Path, folder: Path, output: str, *args: str, old: bytes | None =
         assert "Traceback" not in one["stderr"], where
         assert len(one["stderr"].splitlines()) <= 1, where
         if one["code"]:
-            named = (
-                one["resumed"] == 73 and "exists already" in one["resumed_stderr"]
-            )  # by a run that was killed right afterwards
-            assert one["resumed"] == 0 or named, where
+            # 73: the run had its result named and was killed right afterwards.
+            assert one["resumed"] == 0 or (one["resumed"] == 73 and "exists already" in one["resumed_stderr"]), where
             assert one["result"] == want, where
         assert set(one["left"]) <= {path.name for path in golden.iterdir()}, where
     assert told[-1]["code"] == 0
@@ -74,24 +60,24 @@ def faults(job: Path, folder: Path, output: str, *args: str, old: bytes | None =
 
 
 @pytest.mark.parametrize(("output", "fault", "step"), [("out.h5", "kill", 2), ("out.npy", "kill", 7), ("out.h5", "torn", 8)])
-def test_killed_at_each_call_in_turn(output: str, fault: str, step: int, job: Path, tmp_path: Path) -> None:
-    told = faults(job, tmp_path, output, fault=fault, step=step)
+def test_killed_at_each_call_in_turn(output: str, fault: str, step: int, job: SmallRun, tmp_path: Path) -> None:
+    told = faults_in_turn(job, tmp_path, output, fault=fault, step=step)
     assert len(told) > 10
     assert all(one["code"] == -9 for one in told[:-1])
 
 
-def test_killed_with_padding_in_front(job: Path, tmp_path: Path) -> None:
-    assert len(faults(job, tmp_path, "out.h5", "--padding", "pre", fault="kill", step=7)) > 5
+def test_killed_with_padding_in_front(job: SmallRun, tmp_path: Path) -> None:
+    assert len(faults_in_turn(job, tmp_path, "out.h5", "--padding", "pre", fault="kill", step=7)) > 5
 
 
-def test_killed_while_it_replaces_an_old_output(job: Path, tmp_path: Path) -> None:
-    told = faults(job, tmp_path, "out.h5", "--overwrite", old=b"precious", fault="kill", step=9)
+def test_killed_while_it_replaces_an_old_output(job: SmallRun, tmp_path: Path) -> None:
+    told = faults_in_turn(job, tmp_path, "out.h5", "--overwrite", old=b"precious", fault="kill", step=9)
     assert len(told) > 5
 
 
 @pytest.mark.parametrize(("fault", "forever", "step"), [("ENOSPC", False, 5), ("EIO", True, 4)])
-def test_each_call_fails_in_turn(fault: str, forever: bool, step: int, job: Path, tmp_path: Path) -> None:
-    told = faults(job, tmp_path, "out.h5", "--overwrite", old=b"precious", fault=fault, forever=forever, step=step)
+def test_each_call_fails_in_turn(fault: str, forever: bool, step: int, job: SmallRun, tmp_path: Path) -> None:
+    told = faults_in_turn(job, tmp_path, "out.h5", "--overwrite", old=b"precious", fault=fault, forever=forever, step=step)
     for one in told[:-1]:
         assert one["code"] in (73, 74), one
         assert os.strerror(getattr(errno, fault)) in one["stderr"]
@@ -102,31 +88,28 @@ def test_each_call_fails_in_turn(fault: str, forever: bool, step: int, job: Path
 @pytest.mark.parametrize("output", ["out.h5", "out.npy"])
 @pytest.mark.parametrize("forever", [False, True])
 @pytest.mark.parametrize("fault", ["torn", "kill", "ENOSPC", "EIO", "EDQUOT"])
-def test_each_call_in_turn_fully(fault: str, forever: bool, output: str, job: Path, tmp_path: Path) -> None:
-    told = faults(job, tmp_path, output, "--overwrite", old=b"precious", fault=fault, forever=forever)
+def test_each_call_in_turn_fully(fault: str, forever: bool, output: str, job: SmallRun, tmp_path: Path) -> None:
+    told = faults_in_turn(job, tmp_path, output, "--overwrite", old=b"precious", fault=fault, forever=forever)
     every = {"open", "ftruncate", "posix_fallocate", "pwrite", "fdatasync", "fsync", "replace", "unlink", "close"}
     assert every == {one["call"] for one in told[:-1]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("again", range(1, 50, 3))
-def test_killed_at_each_call_and_again_while_it_resumes(again: int, job: Path, tmp_path: Path) -> None:
-    faults(job, tmp_path, "out.h5", fault="kill", again=again, step=3)
+def test_killed_at_each_call_and_again_while_it_resumes(again: int, job: SmallRun, tmp_path: Path) -> None:
+    faults_in_turn(job, tmp_path, "out.h5", fault="kill", again=again, step=3)
 
 
-def test_killed_again_while_it_resumes(job: Path, tmp_path: Path) -> None:
-    faults(job, tmp_path, "out.h5", fault="kill", again=20, step=11)
+def test_killed_again_while_it_resumes(job: SmallRun, tmp_path: Path) -> None:
+    faults_in_turn(job, tmp_path, "out.h5", fault="kill", again=20, step=11)
 
 
 @pytest.fixture(scope="module")
-def stopped(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stopped(job: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the inputs, and a run that was killed after some of its blocks."""
     folder = tmp_path_factory.mktemp("stopped")
-    for path in job.iterdir():
-        shutil.copy2(path, folder)
-    options = {"argv": [*RUN, "-o", "out.h5"], "output": "out.h5", "fault": "kill", "stop": 43}
-    call = [sys.executable, str(FAULTS), json.dumps(options)]
-    subprocess.run(call, cwd=folder, capture_output=True, timeout=SECONDS, check=True)
+    job.copy_to(folder)
+    run_with_faults(folder, argv=job.words(folder=Path()), output="out.h5", fault="kill", stop=43)
     last = json.loads((folder / "out.h5.journal").read_text().splitlines()[-1].rpartition(" ")[0])
     assert last[:5] == [6, 3, 22, 44, False]  # steps 22 to 44 of 3 sequences from the sixth on: more are to come
     return folder
@@ -139,53 +122,48 @@ def left(stopped: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def resume(folder: Path, *args: object, run: list[str] = RUN) -> Ran:
-    return lstmcli(*run, "-o", "out.h5", *args, cwd=folder)
+@pytest.fixture
+def resume(job: SmallRun, left: Path) -> Callable[..., Ran]:
+    """Runs the command in that copy, with more options, of which --json may be one."""
+    words = [word for word in job.words(folder=Path()) if word != "-q"]
+    return lambda *args: lstmcli(*words, "--progress", "none", *args, cwd=left)
 
 
-def golden(job: Path, folder: Path) -> bytes:
-    inputs = [job / word if (job / word).is_file() else word for word in RUN]
-    succeed(*inputs, "-o", folder / "golden.h5", cwd=folder)
-    return (folder / "golden.h5").read_bytes()
-
-
-def test_what_was_stopped_is_neither_taken_nor_lost(left: Path) -> None:
+def test_what_was_stopped_is_neither_taken_nor_lost(left: Path, resume: Callable[..., Ran]) -> None:
     before = files.snapshot(left)
-    assert_one_line(resume(left), 73, "out.h5.partial", "--resume", "--overwrite")
+    assert_one_line(resume(), 73, "out.h5.partial", "--resume", "--overwrite")
     assert files.snapshot(left) == before
     with pytest.raises(OSError, match="signature"):
         h5py.File(left / "out.h5.partial")
     assert_one_line(lstmcli("verify", "out.h5.partial", cwd=left), 65, "never completed")
 
 
-def test_other_padding_is_another_run(left: Path) -> None:
+def test_other_padding_is_another_run(left: Path, resume: Callable[..., Ran]) -> None:
     before = files.snapshot(left)
-    ran = resume(left, "--resume", "--padding", "pre")
+    ran = resume("--resume", "--padding", "pre")
     assert_one_line(ran, 65, "out.h5.journal: belongs to another run", "lengths was", "is now")
     assert files.snapshot(left) == before
-    assert resume(left, "--resume", "--padding", "post").code == 0
+    assert resume("--resume", "--padding", "post").code == 0
 
 
-def test_resumed_with_other_threads_and_memory(job: Path, left: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    run = [word for word in RUN if word != "-q"]
-    ran = resume(left, "--resume", "--threads", 2, "--max-memory", "1GB", "--json", run=run)
+def test_resumed_with_other_threads_and_memory(job: SmallRun, left: Path, resume: Callable[..., Ran]) -> None:
+    ran = resume("--resume", "--threads", 2, "--max-memory", "1GB", "--json")
     assert ran.code == 0, ran.err
     assert ran.json["resumed_steps"] == 3 + 2 + 1 + 5 + 60 + (41 + 44)  # all that was noted
-    assert (left / "out.h5").read_bytes() == golden(job, tmp_path_factory.mktemp("golden"))
+    assert (left / "out.h5").read_bytes() == job.result
     assert sorted(path.name for path in left.iterdir()) == ["lens.npy", "model.h5", "out.h5", "x.npy"]
 
 
-def test_overwrite_begins_anew(job: Path, left: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    assert resume(left, "--overwrite").code == 0
-    assert (left / "out.h5").read_bytes() == golden(job, tmp_path_factory.mktemp("golden"))
+def test_overwrite_begins_anew(job: SmallRun, left: Path, resume: Callable[..., Ran]) -> None:
+    assert resume("--overwrite").code == 0
+    assert (left / "out.h5").read_bytes() == job.result
     assert not list(left.glob("out.h5.*"))
 
 
-def test_resume_begins_where_there_is_nothing(job: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    for path in job.iterdir():
-        shutil.copy(path, tmp_path)
-    assert resume(tmp_path, "--resume").code == 0
-    assert (tmp_path / "out.h5").read_bytes() == golden(job, tmp_path_factory.mktemp("golden"))
+def test_resume_begins_where_there_is_nothing(job: SmallRun, tmp_path: Path) -> None:
+    job.copy_to(tmp_path)
+    assert lstmcli(*job.words(folder=Path()), "--resume", cwd=tmp_path).code == 0
+    assert (tmp_path / "out.h5").read_bytes() == job.result
 
 
 def change_x(folder: Path) -> None:
@@ -226,49 +204,51 @@ def change_weights(folder: Path) -> None:
         (None, ["--nonfinite", "pass"], ["nonfinite was warn, is now pass"]),
     ],
 )
-def test_another_run_is_not_continued(change: Any, args: list[str], words: list[str], left: Path) -> None:
+def test_another_run_is_not_continued(
+    change: Any, args: list[str], words: list[str], left: Path, resume: Callable[..., Ran]
+) -> None:
     if change:
         change(left)
     before = files.snapshot(left)
-    assert_one_line(resume(left, "--resume", *args), 65, "out.h5.journal", "--overwrite", *words)
+    assert_one_line(resume("--resume", *args), 65, "out.h5.journal", "--overwrite", *words)
     assert files.snapshot(left) == before
 
 
-def test_another_version_does_not_go_on(left: Path) -> None:
+def test_another_version_does_not_go_on(left: Path, job: SmallRun) -> None:
     code = (
         "import sys, lstmcli.version; lstmcli.version.__version__ = '9.9'; sys.argv[0] = 'lstmcli'; "
         "from lstmcli.cli.main import main; main()"
     )
-    call = [sys.executable, "-c", code, *RUN, "-o", "out.h5", "--resume"]
+    call = [sys.executable, "-c", code, *job.words(folder=Path()), "--resume"]
     done = subprocess.run(call, cwd=left, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert_one_line(Ran(done.returncode, done.stdout.encode(), done.stderr), 65, "lstmcli was", "is now 9.9")
 
 
-def test_every_difference_is_listed(left: Path) -> None:
+def test_every_difference_is_listed(left: Path, resume: Callable[..., Ran]) -> None:
     change_lengths(left)
     change_weights(left)
-    assert_one_line(resume(left, "--resume", "--dtype", "float64"), 65, "lengths was", "model was", "dtype was")
+    assert_one_line(resume("--resume", "--dtype", "float64"), 65, "lengths was", "model was", "dtype was")
 
 
-def test_a_journal_that_is_gone(left: Path) -> None:
+def test_a_journal_that_is_gone(left: Path, resume: Callable[..., Ran]) -> None:
     (left / "out.h5.journal").unlink()
     before = files.snapshot(left)
-    assert_one_line(resume(left, "--resume"), 65, "out.h5.journal", "missing", "--overwrite")
+    assert_one_line(resume("--resume"), 65, "out.h5.journal", "missing", "--overwrite")
     assert files.snapshot(left) == before
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
 def test_data_that_are_not_what_was_stored_are_computed_again(
-    damage: str, job: Path, left: Path, tmp_path_factory: pytest.TempPathFactory
+    damage: str, job: SmallRun, left: Path, resume: Callable[..., Ran]
 ) -> None:
-    partial, want = left / "out.h5.partial", golden(job, tmp_path_factory.mktemp("golden"))
+    partial, want = left / "out.h5.partial", job.result
     content = bytearray(partial.read_bytes())
     place = next(k for k in range(len(content)) if content[k] and content[k] == want[k])
     content[place] ^= 16
     partial.write_bytes(content if damage == "flipped" else content[:place] if damage == "cut" else b"")
     if damage == "gone":
         partial.unlink()
-    ran = resume(left, "--resume", run=[*(word for word in RUN if word != "-q"), "--json"])
+    ran = resume("--resume", "--json")
     assert ran.code == 0
     assert ran.json["resumed_steps"] < 10
     assert partial.with_suffix("").read_bytes() == want
@@ -276,31 +256,31 @@ def test_data_that_are_not_what_was_stored_are_computed_again(
 
 @pytest.mark.parametrize("name", ["out.h5.journal", "out.h5.partial"])
 @pytest.mark.parametrize("option", ["--resume", "--overwrite"])
-def test_names_that_were_planted_are_not_followed(name: str, option: str, left: Path) -> None:
+def test_names_that_were_planted_are_not_followed(name: str, option: str, left: Path, resume: Callable[..., Ran]) -> None:
     (left / name).rename(left / "elsewhere")
     (left / name).symlink_to(left / "elsewhere")
     before = files.snapshot(left)
-    assert_one_line(resume(left, option), 73, name)
+    assert_one_line(resume(option), 73, name)
     assert files.snapshot(left)["elsewhere"] == before["elsewhere"]
 
 
 @pytest.mark.parametrize("args", [["-i", "-", "-o", "out.h5"], ["-i", "x.npy", "-o", "-"]])
 @pytest.mark.parametrize("option", [["--resume"], ["--stop-after", "5m"]])
-def test_pipes_cannot_be_resumed(args: list[str], option: list[str], job: Path, tmp_path: Path) -> None:
-    shutil.copy(job / "x.npy", tmp_path)
-    ran = lstmcli("run", *args, "-u", 3, *option, cwd=tmp_path, stdin=(job / "x.npy").read_bytes())
+def test_pipes_cannot_be_resumed(args: list[str], option: list[str], job: SmallRun, tmp_path: Path) -> None:
+    shutil.copy(job.folder / "x.npy", tmp_path)
+    ran = lstmcli("run", *args, "-u", 3, *option, cwd=tmp_path, stdin=(job.folder / "x.npy").read_bytes())
     assert_one_line(ran, 2, option[0], "pipe")
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 
 
-def test_a_second_run_is_refused_while_the_first_lives(left: Path) -> None:
+def test_a_second_run_is_refused_while_the_first_lives(left: Path, resume: Callable[..., Ran]) -> None:
     with (left / "out.h5.journal").open("rb") as journal:
         fcntl.flock(journal, fcntl.LOCK_EX)
         for option in ("--resume", "--overwrite"):
             before = files.snapshot(left)
-            assert_one_line(resume(left, option), 73, "out.h5", "another run")
+            assert_one_line(resume(option), 73, "out.h5", "another run")
             assert files.snapshot(left) == before
-    assert resume(left, "--resume").code == 0
+    assert resume("--resume").code == 0
 
 
 def test_all_that_was_noted_of_long_sequences_is_kept(tmp_path: Path) -> None:

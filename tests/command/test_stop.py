@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import files
 from helpers.command import LSTMCLI, SECONDS, assert_one_line, lstmcli, shell, succeed
+from helpers.small_run import SmallRun
+from helpers.system_tools import started
 
 NAME = "it's\n2.npy"  # as awkward for a shell as a name can be
-RUN = ["run", "-i", NAME, "-u", "256", "--threads", "1", "--max-memory", "8MB", "--progress", "none", "-o", "out.h5"]
+
+
+def small_run_of_that_name(small_run: Callable[..., SmallRun], sequences: int, steps: int) -> SmallRun:
+    """256 units over 32 features, every sequence of full length."""
+    options = "--threads 1 --max-memory 8MB --progress none"
+    job = small_run(sequences, steps, 256, features=32, lengths=np.full(sequences, steps), options=options)
+    (job.folder / "x.npy").rename(job.folder / NAME)
+    return job
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A folder with an input that takes about two seconds, and the digest of the result."""
-    folder = tmp_path_factory.mktemp("job")
-    files.write_npy(folder / NAME, np.random.default_rng(0).normal(size=(1500, 60, 32)).astype(np.float32))
-    succeed(*RUN, cwd=folder)
-    digest = hashlib.sha256((folder / "out.h5").read_bytes()).hexdigest()
-    (folder / "out.h5").unlink()
-    return folder, digest
+def job(small_run: Callable[..., SmallRun]) -> SmallRun:
+    """Takes about two seconds."""
+    return small_run_of_that_name(small_run, 1500, 60)
 
 
-def started(folder: Path) -> subprocess.Popen[str]:
-    """A run that has begun to compute."""
-    remove(folder)
-    running = subprocess.Popen([*LSTMCLI, *RUN], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while running.poll() is None and not (folder / "out.h5.partial").exists():
-        time.sleep(0.005)
-    time.sleep(0.2)
-    assert running.poll() is None
-    return running
-
-
-def remove(folder: Path) -> None:
-    for path in folder.glob("out.h5*"):
-        path.unlink()
+@contextmanager
+def begun(job: SmallRun, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The run, when it has computed some blocks."""
+    with started(*job.words(x=NAME), cwd=folder, partial=folder / "out.h5.partial") as running:
+        time.sleep(0.2)
+        yield running
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
-def test_a_signal_stops_the_run_and_the_printed_command_goes_on(name: str, job: tuple[Path, str]) -> None:
-    folder, digest = job
-    with started(folder) as running:
+def test_a_signal_stops_the_run_and_the_printed_command_goes_on(name: str, job: SmallRun, tmp_path: Path) -> None:
+    with begun(job, tmp_path) as running:
         began = time.monotonic()
         running.send_signal(signal.Signals[name])
         out, err = running.communicate(timeout=SECONDS)
@@ -59,55 +54,49 @@ def test_a_signal_stops_the_run_and_the_printed_command_goes_on(name: str, job: 
     assert len(err.splitlines()) == 1
     told = re.search(rf"stopped by {name} after ([\d,]+) of 90,000 steps; go on with: (lstmcli run .* --resume)$", err.rstrip())
     assert told, err
-    assert not (folder / "out.h5").exists()
+    assert not (tmp_path / "out.h5").exists()
     if name != "SIGTERM":
         return
-    done = shell(f"{told[2]} --json", folder)
+    done = shell(f"{told[2]} --json", tmp_path)
     assert done.code == 0, done.err
     assert done.json["resumed_steps"] == int(told[1].replace(",", "")) > 0
-    assert hashlib.sha256((folder / "out.h5").read_bytes()).hexdigest() == digest
+    assert (tmp_path / "out.h5").read_bytes() == job.result
 
 
-def test_sequences_that_were_stopped_midway_go_on_from_there(tmp_path: Path) -> None:
+def test_sequences_that_were_stopped_midway_go_on_from_there(small_run: Callable[..., SmallRun], tmp_path: Path) -> None:
     """Several of their blocks come between two lines of the journal that have a state."""
-    x = np.random.default_rng(0).normal(size=(24, 5000, 32)).astype(np.float32)
-    files.write_npy(tmp_path / NAME, x)
-    with started(tmp_path) as running:
+    job = small_run_of_that_name(small_run, 24, 5000)
+    with begun(job, tmp_path) as running:
         running.send_signal(signal.SIGTERM)
         _, err = running.communicate(timeout=SECONDS)
     told = re.search(r"stopped by SIGTERM after ([\d,]+) of", err)
     assert told, err
-    done = succeed(*RUN, "--resume", "--json", cwd=tmp_path)
+    done = succeed(*job.words(x=NAME), "--resume", "--json", cwd=tmp_path)
     assert done.json["resumed_steps"] == int(told[1].replace(",", "")) > 0
-    resumed = (tmp_path / "out.h5").read_bytes()
-    succeed(*RUN, "--overwrite", cwd=tmp_path)
-    assert (tmp_path / "out.h5").read_bytes() == resumed
+    assert (tmp_path / "out.h5").read_bytes() == job.result
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
-def test_a_second_signal_ends_it_at_once(name: str, code: int, job: tuple[Path, str]) -> None:
-    folder, digest = job
-    with started(folder) as running:
+def test_a_second_signal_ends_it_at_once(name: str, code: int, job: SmallRun, tmp_path: Path) -> None:
+    with begun(job, tmp_path) as running:
         running.send_signal(signal.Signals[name])
         time.sleep(0.003)
         running.send_signal(signal.Signals[name])
         _, err = running.communicate(timeout=SECONDS)
     assert (running.returncode, err) == (code, "") or running.returncode == 75  # it was done with the block by then
     if name == "SIGINT":
-        succeed(*RUN, "--resume", cwd=folder)
-        assert hashlib.sha256((folder / "out.h5").read_bytes()).hexdigest() == digest
+        succeed(*job.words(x=NAME), "--resume", cwd=tmp_path)
+        assert (tmp_path / "out.h5").read_bytes() == job.result
 
 
-def test_stop_after(job: tuple[Path, str]) -> None:
-    folder, digest = job
-    remove(folder)
+def test_stop_after(job: SmallRun, tmp_path: Path) -> None:
     for _ in range(20):
-        ran = lstmcli(*RUN, "--resume", "--stop-after", "0.8s", cwd=folder)
+        ran = lstmcli(*job.words(x=NAME), "--resume", "--stop-after", "0.8s", cwd=tmp_path)
         if ran.code == 0:
             break
         assert_one_line(ran, 75, "stopped by --stop-after", "--resume")
         assert ran.err.count("--resume") == 1
-    assert hashlib.sha256((folder / "out.h5").read_bytes()).hexdigest() == digest
+    assert (tmp_path / "out.h5").read_bytes() == job.result
 
 
 @pytest.mark.parametrize("text", ["", "5x", "-1s", "1h 5m", "m"])

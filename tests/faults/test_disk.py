@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -16,50 +17,36 @@ import numpy as np
 import pytest
 from helpers import files
 from helpers.command import SYNCING, Ran, assert_one_line, lstmcli, succeed
+from helpers.small_run import SmallRun
 from helpers.system_tools import injected, mounted, need, started, under
 
 SHUTDOWN, WITHOUT_LOG = 0x8004587D, 2  # FS_IOC_SHUTDOWN: what was not synced is lost, as when the power goes
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with inputs, and golden.h5 of an undisturbed run of RUN."""
-    folder = tmp_path_factory.mktemp("job")
-    rng = np.random.default_rng(3)
-    x = rng.normal(size=(90, 40, 16)).astype(np.float32)
-    files.write_npy(folder / "x.npy", x)
-    files.write_npy(folder / "lens.npy", rng.integers(0, 41, 90))
-    files.write_h5(folder / "x.h5", x=x)
-    with h5py.File(folder / "chunked.h5", "w") as file:
-        file.create_dataset("x", data=x, chunks=(7, 40, 16), compression="gzip")
-    succeed(*run(folder, folder / "golden.h5"), cwd=folder)
-    return folder
+def job(small_run: Callable[..., SmallRun]) -> SmallRun:
+    return small_run(90, 40, 24, seed=3, formats=("x.h5", "chunked.h5"))
 
 
-def run(job: Path, output: object, x: str = "x.npy") -> list[object]:
-    few = ["--threads", 2, "--max-memory", "300KB", "--progress", "none", "-q"]
-    return ["run", "-i", job / x, "-l", job / "lens.npy", "-u", 24, *few, "-o", output]
-
-
-def finish(job: Path, output: Path) -> None:
+def finish(job: SmallRun, output: Path) -> None:
     """Goes on, to the bytes of an undisturbed run, and leaves nothing else."""
-    succeed(*run(job, output), "--resume", cwd=job)
-    assert output.read_bytes() == (job / "golden.h5").read_bytes()
+    succeed(*job.words(output), "--resume", cwd=job.folder)
+    assert output.read_bytes() == job.result
     assert [path.name for path in output.parent.iterdir()] == [output.name]
 
 
-def assert_honest(ran: Ran, output: Path, code: int, *words: object) -> None:
+def assert_refused(ran: Ran, output: Path, code: int, *words: object) -> None:
     assert_one_line(ran, code, *words)
     assert not output.exists()
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("inodes", [1, 2, 3, 4])
-def test_no_room_for_another_file(inodes: int, job: Path, tmp_path: Path) -> None:
+def test_no_room_for_another_file(inodes: int, job: SmallRun, tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", f"nr_inodes={inodes}", "tmpfs") as disk:
-        ran = lstmcli(*run(job, disk / "out.h5"), cwd=tmp_path)
+        ran = lstmcli(*job.words(disk / "out.h5"), cwd=tmp_path)
         if ran.code:
-            assert_honest(ran, disk / "out.h5", 74 if inodes == 3 else 73, "out.h5", "No space left on device")
+            assert_refused(ran, disk / "out.h5", 74 if inodes == 3 else 73, "out.h5", "No space left on device")
         subprocess.run(["mount", "-o", "remount,nr_inodes=100", str(disk)], check=True)
         assert ran.code == 0 or inodes < 4
         if ran.code:
@@ -67,21 +54,21 @@ def test_no_room_for_another_file(inodes: int, job: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("size", [100, 20_000, 100_000])
-def test_limit_on_the_size_of_files(size: int, job: Path, tmp_path: Path) -> None:
-    ran = under(["prlimit", f"--fsize={size}"], *run(job, "out.h5"), cwd=tmp_path)
-    assert_honest(ran, tmp_path / "out.h5", 74, "out.h5", "File too large")
+def test_limit_on_the_size_of_files(size: int, job: SmallRun, tmp_path: Path) -> None:
+    ran = under(["prlimit", f"--fsize={size}"], *job.words("out.h5"), cwd=tmp_path)
+    assert_refused(ran, tmp_path / "out.h5", 74, "out.h5", "File too large")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("x", ["x.npy", "x.h5", "chunked.h5"])
 @pytest.mark.parametrize("call", ["preadv,preadv2", "pread64"])
-def test_a_device_error_while_the_input_is_read(x: str, call: str, job: Path, tmp_path: Path) -> None:
+def test_a_device_error_while_the_input_is_read(x: str, call: str, job: SmallRun, tmp_path: Path) -> None:
     for number in (1, 7):
-        args = [*run(job, "out.h5", x), "--overwrite"]
-        ran = under(injected(call, f"error=EIO:when={number}+", job / x), *args, cwd=tmp_path)
+        args = [*job.words("out.h5", x), "--overwrite"]
+        ran = under(injected(call, f"error=EIO:when={number}+", job.folder / x), *args, cwd=tmp_path)
         if ran.code == 0:
             break
-        assert_honest(ran, tmp_path / "out.h5", 74, x, "Input/output error")
+        assert_refused(ran, tmp_path / "out.h5", 74, x, "Input/output error")
         if (tmp_path / "out.h5.journal").exists():
             assert "--resume" in ran.err
     assert number > 1 or ("h5" in x) != (call == "pread64")  # libhdf5 takes the one, the rest the other
@@ -112,14 +99,14 @@ ssize_t preadv64(int f, const struct iovec *v, int k, off64_t o) {
 
 
 @pytest.mark.parametrize("x", ["x.npy", "x.h5", "chunked.h5"])
-def test_short_reads_and_writes(x: str, job: Path, tmp_path: Path) -> None:
+def test_short_reads_and_writes(x: str, job: SmallRun, tmp_path: Path) -> None:
     need("gcc")
     (tmp_path / "short.c").write_text(SHORT)
     build = ["gcc", "-shared", "-fPIC", "-O1", "-o", "short.so", "short.c", "-ldl"]
     subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
-    ran = under(["env", f"LD_PRELOAD={tmp_path / 'short.so'}"], *run(job, "out.h5", x), cwd=tmp_path)
+    ran = under(["env", f"LD_PRELOAD={tmp_path / 'short.so'}"], *job.words("out.h5", x), cwd=tmp_path)
     assert (ran.code, ran.err) == (0, "")
-    assert (tmp_path / "out.h5").read_bytes() == (job / "golden.h5").read_bytes()
+    assert (tmp_path / "out.h5").read_bytes() == job.result
 
 
 LONG = ["run", "-u", 256, "--threads", 1, "--max-memory", "8MB", "--progress", "none", "-q"]
@@ -161,7 +148,7 @@ def change_while_it_runs(change: str, name: str, long: Path, folder: Path) -> Ra
 @pytest.mark.parametrize("change", ["cut", "written"])
 def test_an_input_that_is_changed_while_it_is_read(change: str, name: str, long: Path, tmp_path: Path) -> None:
     ran = change_while_it_runs(change, name, long, tmp_path)
-    assert_honest(ran, tmp_path / "out.h5", 65, name)
+    assert_refused(ran, tmp_path / "out.h5", 65, name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -172,12 +159,12 @@ def test_a_file_that_takes_the_name_of_the_input_is_not_read(long: Path, tmp_pat
 
 
 @pytest.mark.parametrize("output", ["pipe.h5", "device.h5", "folder.h5"])
-def test_outputs_that_are_no_files(output: str, job: Path, tmp_path: Path) -> None:
+def test_outputs_that_are_no_files(output: str, job: SmallRun, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.h5")
     (tmp_path / "device.h5").symlink_to("/dev/null")
     (tmp_path / "folder.h5").mkdir()
     for option in (["--overwrite"], ["--resume"]):
-        assert_one_line(lstmcli(*run(job, output), *option, cwd=tmp_path), 73, output)
+        assert_one_line(lstmcli(*job.words(output), *option, cwd=tmp_path), 73, output)
     assert {path.name for path in tmp_path.iterdir()} == {"pipe.h5", "device.h5", "folder.h5"}
 
 
@@ -185,19 +172,19 @@ def test_outputs_that_are_no_files(output: str, job: Path, tmp_path: Path) -> No
     ("name", "error", "text"), [("link", "EROFS", "Read-only file system"), ("rename", "EXDEV", "Invalid cross-device link")]
 )
 def test_a_result_that_cannot_be_named_is_complete_and_said_to_be(
-    name: str, error: str, text: str, job: Path, tmp_path: Path
+    name: str, error: str, text: str, job: SmallRun, tmp_path: Path
 ) -> None:
     overwrite = ["--overwrite"] if name == "rename" else []
-    ran = under(injected(name, f"error={error}"), *run(job, "out.h5"), *overwrite, cwd=tmp_path)
-    assert_honest(ran, tmp_path / "out.h5", 74, text, "complete in out.h5.partial", "--resume")
+    ran = under(injected(name, f"error={error}"), *job.words("out.h5"), *overwrite, cwd=tmp_path)
+    assert_refused(ran, tmp_path / "out.h5", 74, text, "complete in out.h5.partial", "--resume")
     assert lstmcli("verify", "out.h5.partial", cwd=tmp_path).code == 0
     finish(job, tmp_path / "out.h5")
 
 
-def test_file_systems_without_hard_links(job: Path, tmp_path: Path) -> None:
-    ran = under(injected("link", "error=EPERM"), *run(job, "out.h5"), cwd=tmp_path)
+def test_file_systems_without_hard_links(job: SmallRun, tmp_path: Path) -> None:
+    ran = under(injected("link", "error=EPERM"), *job.words("out.h5"), cwd=tmp_path)
     assert (ran.code, ran.err) == (0, "")
-    assert (tmp_path / "out.h5").read_bytes() == (job / "golden.h5").read_bytes()
+    assert (tmp_path / "out.h5").read_bytes() == job.result
     assert [path.name for path in tmp_path.iterdir()] == ["out.h5"]
 
 
@@ -206,9 +193,9 @@ NO_MORE_THAN_OTHERS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search
 
 
 @pytest.mark.root
-def test_folders_and_files_without_permission(job: Path, tmp_path: Path) -> None:
+def test_folders_and_files_without_permission(job: SmallRun, tmp_path: Path) -> None:
     need("setpriv")
-    x = copied(job, tmp_path, "x.npy")
+    x = copied(job.folder, tmp_path, "x.npy")
     (tmp_path / "folder").mkdir(mode=0o500)
     args = ["run", "-i", x, "-u", 3, "-q", "-o"]
     ran = under(NO_MORE_THAN_OTHERS, *args, tmp_path / "folder" / "out.h5", cwd=tmp_path)
@@ -221,31 +208,31 @@ def test_folders_and_files_without_permission(job: Path, tmp_path: Path) -> None
 
 @pytest.mark.root
 @pytest.mark.parametrize("option", [[], ["--overwrite"], ["--resume"]])
-def test_read_only_file_system(option: list[str], job: Path, tmp_path: Path) -> None:
+def test_read_only_file_system(option: list[str], job: SmallRun, tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as disk:
         (disk / "old.h5").write_bytes(b"precious")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         for name in ("out.h5", "old.h5"):
-            ran = lstmcli(*run(job, disk / name), *option, cwd=tmp_path)
+            ran = lstmcli(*job.words(disk / name), *option, cwd=tmp_path)
             assert_one_line(ran, 73, name, "exists" if name == "old.h5" and option != ["--overwrite"] else "Read-only")
         assert files.snapshot(disk) == {"old.h5": b"precious"}
 
 
 @pytest.mark.root
-def test_files_that_may_not_be_changed(job: Path, tmp_path: Path) -> None:
+def test_files_that_may_not_be_changed(job: SmallRun, tmp_path: Path) -> None:
     need("chattr")
     old = tmp_path / "out.h5"
     old.write_bytes(b"precious")
     if subprocess.run(["chattr", "+i", str(old)], capture_output=True, check=False).returncode:
         pytest.skip("this file system has no immutable files")
     try:
-        ran = lstmcli(*run(job, old), "--overwrite", cwd=tmp_path)
+        ran = lstmcli(*job.words(old), "--overwrite", cwd=tmp_path)
         assert_one_line(ran, 74, "Operation not permitted", "complete in", "--resume")
         assert old.read_bytes() == b"precious"
     finally:
         subprocess.run(["chattr", "-i", str(old)], check=True)
-    succeed(*run(job, old), "--overwrite", "--resume", cwd=tmp_path)
-    assert old.read_bytes() == (job / "golden.h5").read_bytes()
+    succeed(*job.words(old), "--overwrite", "--resume", cwd=tmp_path)
+    assert old.read_bytes() == job.result
 
 
 def cut_power(folder: Path) -> None:
@@ -257,11 +244,11 @@ def cut_power(folder: Path) -> None:
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_the_power_goes(overwrite: bool, job: Path, tmp_path: Path) -> None:
+def test_the_power_goes(overwrite: bool, job: SmallRun, tmp_path: Path) -> None:
     """At random moments, and right after the command has said that all is done: the file's name is as it was, or complete."""
     need("mkfs.ext4")
     image, clock = tmp_path / "image", random.Random(4)
-    golden, old = (job / "golden.h5").read_bytes(), b"precious" if overwrite else None
+    golden, old = job.result, b"precious" if overwrite else None
     seen = set()
     for number in range(40):
         image.unlink(missing_ok=True)
@@ -274,7 +261,7 @@ def test_the_power_goes(overwrite: bool, job: Path, tmp_path: Path) -> None:
             if old is not None:
                 output.write_bytes(old)
             os.sync()
-            args = [*run(job, output), *["--overwrite"] * overwrite]
+            args = [*job.words(output), *["--overwrite"] * overwrite]
             with subprocess.Popen([*SYNCING, *map(str, args)], stderr=subprocess.DEVNULL) as running:
                 if number % 4:
                     while running.poll() is None and not journal.exists():

@@ -3,48 +3,32 @@
 from __future__ import annotations
 
 import ast
-import json
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
-from helpers import files
-from helpers.command import SECONDS, succeed
+from helpers.command import SECONDS
+from helpers.small_run import SOME_LONG, SmallRun
+from helpers.system_tools import run_with_faults
 
-FOLDER = Path(__file__).parents[1] / "helpers"
-RUN = ["run", "-i", "x.npy", "-l", "lens.npy", "-w", "model.h5", "-o", "out.h5", "--threads", "1", "--max-memory", "60KB", "-q"]
+SCRIPT = Path(__file__).parents[1] / "helpers" / "fuzz.py"
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fuzz")
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(14, 60, 20)).astype(np.float32)
-    lengths = np.array([3, 0, 2, 1, 5, 60, 41, 0, 60, 2, 4, 1, 7, 0])
-    files.write_npy(folder / "x.npy", x)
-    files.write_npy(folder / "lens.npy", lengths)
-    files.write_npy(folder / "mask.npy", np.arange(60) < lengths[:, None])
-    (folder / "lens.txt").write_text("\n".join(map(str, lengths)) + "\n")
-    files.write_h5(folder / "x.h5", x=x)
-    with h5py.File(folder / "chunked.h5", "w") as file:
-        file.create_dataset("x", data=x, chunks=(4, 16, 20), compression="gzip", fletcher32=True)
-    files.write_model(folder / "model.h5", files.random_model(20, [5]))
-    succeed(*RUN, cwd=folder)
-    (folder / "out.h5").rename(folder / "golden.h5")
-    return folder
+def job(small_run: Callable[..., SmallRun]) -> SmallRun:
+    formats = ("x.h5", "chunked.h5", "mask.npy", "lens.txt", "model.h5")
+    options = "--threads 1 --max-memory 60KB -q"
+    return small_run(14, 60, 5, features=20, seed=2, lengths=SOME_LONG, formats=formats, options=options)
 
 
-def fuzz(job: Path, folder: Path, kind: str, seed: int, count: int) -> None:
-    shutil.copytree(job, folder, dirs_exist_ok=True)
+def fuzz(job: SmallRun, folder: Path, kind: str, seed: int, count: int) -> None:
+    job.copy_to(folder)
+    (folder / "golden.h5").write_bytes(job.result)
     if kind == "journal":
-        options = {"argv": RUN, "output": "out.h5", "fault": "kill", "stop": 43}
-        call = [sys.executable, str(FOLDER / "faults.py"), json.dumps(options)]
-        subprocess.run(call, cwd=folder, capture_output=True, timeout=SECONDS, check=True)
-    call = [sys.executable, str(FOLDER / "fuzz.py"), kind, str(seed), str(count)]
+        run_with_faults(folder, argv=job.words(folder=Path()), output="out.h5", fault="kill", stop=43)
+    call = [sys.executable, str(SCRIPT), kind, str(seed), str(count)]
     done = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=20 * SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     *bad, codes = done.stdout.splitlines()
@@ -56,11 +40,11 @@ KINDS = ["npy", "lengths", "mask", "text", "hdf5", "chunked", "model", "journal"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_some(kind: str, job: Path, tmp_path: Path) -> None:
+def test_some(kind: str, job: SmallRun, tmp_path: Path) -> None:
     fuzz(job, tmp_path, kind, 0, 40)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_many(kind: str, job: Path, tmp_path: Path) -> None:
+def test_many(kind: str, job: SmallRun, tmp_path: Path) -> None:
     fuzz(job, tmp_path, kind, 100, 1500)

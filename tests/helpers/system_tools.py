@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +37,14 @@ def injected(call: str, what: str, *paths: object) -> list[object]:
     """For under(): strace, which lets calls fail; only those on the paths, if any are given."""
     on = [word for path in paths for word in ("-P", path)]
     return ["strace", "-f", "-o", "/dev/null", *on, "-e", f"trace={call}", "-e", f"inject={call}:{what}"]
+
+
+def run_with_faults(folder: Path, **job: Any) -> list[dict[str, Any]]:
+    """What helpers/faults.py tells of runs in this folder, whose files it puts back before each; job: see there."""
+    call = [sys.executable, str(Path(__file__).parent / "faults.py"), json.dumps(job)]
+    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=4 * SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @contextmanager
