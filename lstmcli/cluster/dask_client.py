@@ -24,7 +24,7 @@ from lstmcli.blocks import steps_until
 from lstmcli.cluster.dask_connect import connect
 from lstmcli.cluster.dask_worker import Place, ask_to_stop, run_rows
 from lstmcli.cluster.plan import split
-from lstmcli.errors import BusyError, ClusterError, LstmcliError, StoppedError, UsageError
+from lstmcli.errors import ClusterError, LstmcliError, StoppedError, UsageError
 from lstmcli.files.partial_file import Partial
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.fields import Field
@@ -88,20 +88,20 @@ def make(opened: OpenedJob, paths: Paths, tasks: "Tasks") -> Nonfinite | None:
     """Makes the result. Returns which steps are not finite; None: an earlier run has stored everything."""
     compute, resources = opened.job.compute, opened.job.resources
     arrays = stored_arrays(compute, opened.model, len(opened.lengths), opened.source.shape[1])
-    publication = (paths, arrays, metadata_of(opened), opened.fingerprint(), resources.overwrite, resources.resume)
     until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            with publishing(*publication) as result:
-                if not result:
-                    return None
-                nonfinite = tasks.fill(result)
-                result.seal(nonfinite if compute.nonfinite != "pass" else None)
-            return nonfinite
-        except BusyError:  # not by a run, which would have the journal: by workers of one whose client died
-            if tasks.stop.reason() or time.monotonic() > until:
-                raise
+
+    def wait() -> bool:
         time.sleep(WAIT)
+        return not tasks.stop.reason() and time.monotonic() < until
+
+    with publishing(
+        paths, arrays, metadata_of(opened), opened.fingerprint(), resources.overwrite, resources.resume, wait
+    ) as result:
+        if not result:
+            return None
+        nonfinite = tasks.fill(result)
+        result.seal(nonfinite if compute.nonfinite != "pass" else None)
+    return nonfinite
 
 
 def cut(opened: OpenedJob, start: int, threads: int) -> list[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """How a result gets its name: only when it is complete and on disk. Until then it is OUT.partial, which a run can resume."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -65,13 +65,21 @@ class UnpublishedResult:
 
 @contextmanager
 def publishing(
-    paths: Paths, arrays: Arrays, metadata: Metadata, fingerprint: Fingerprint | None, overwrite: bool, resume: bool
+    paths: Paths,
+    arrays: Arrays,
+    metadata: Metadata,
+    fingerprint: Fingerprint | None,
+    overwrite: bool,
+    resume: bool,
+    wait: Callable[[], bool] = lambda: False,
 ) -> Iterator[UnpublishedResult | None]:
     """Lays out a result for the body to fill and seal, and then gives its files their names.
 
     Yields None where an earlier run has done all but that. If the body fails, what it has recorded stays for --resume; nothing
     stays where nothing was recorded, or where the input or the options are bad. fingerprint: of the run; None: it cannot be
-    resumed. Raises OutputError where the files are another run's or may not be replaced, DataError where what another run left
+    resumed. wait: called where workers of a client that died still have OUT.partial; says whether to try again.
+
+    Raises OutputError where the files are another run's or may not be replaced, DataError where what another run left
     cannot be resumed, and StorageError.
     """
     journal = open_journal(paths, fingerprint, overwrite, resume) if fingerprint is not None else None
@@ -85,7 +93,12 @@ def publishing(
         resumes = bool(journal and journal.done)
         if journal:
             journal.begin()
-        result = lay_out(paths, arrays, metadata, overwrite, resumes)
+        while result is None:
+            try:
+                result = lay_out(paths, arrays, metadata, overwrite, resumes)
+            except BusyError:  # not by a run, which would have the journal
+                if not wait():
+                    raise
         yield UnpublishedResult(result, journal)
         result.publish()
     except BaseException as error:

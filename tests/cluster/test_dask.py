@@ -312,7 +312,7 @@ def test_a_worker_that_sees_other_files(here: Path, mortal: Cluster) -> None:
 
 @pytest.mark.slow
 def test_a_worker_of_another_version(here: Path, mortal: Cluster, tmp_path: Path) -> None:
-    package = Path(sys.modules["command"].__file__ or "").parent.parent / "lstmcli"
+    package = Path(__file__).parents[2] / "lstmcli"
     shutil.copytree(package, tmp_path / "old" / "lstmcli")
     init = tmp_path / "old" / "lstmcli" / "version.py"
     init.write_text(re.sub(r'__version__ = ".*"', '__version__ = "0.0.7"', init.read_text()))

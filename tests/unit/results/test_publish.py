@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lstmcli.blocks import Span, Valid
-from lstmcli.errors import DataError, OutputError, StorageError
+from lstmcli.errors import BusyError, DataError, OutputError, StorageError
+from lstmcli.files.partial_file import Partial
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.new_weights import init_model
 from lstmcli.results.paths import Paths
@@ -31,10 +32,10 @@ def fill(result: Any, spans: list[Span]) -> None:
         result.store(span, {"outputs": rows, "state/0/h": states}, Nonfinite(), None)
 
 
-def opened(paths: Paths, resume: bool = False, run: str = "run", starts: list[int] | None = None) -> Any:
+def opened(paths: Paths, resume: bool = False, starts: list[int] | None = None, **how: Any) -> Any:
     valid = Valid(np.array(starts or [0, 0, 0, 0]), LENGTHS)
     metadata = Metadata(init_model(2, [5]), valid, {"options": {}}, Nonfinite())
-    return publishing(paths, ARRAYS, metadata, {"name": run}, overwrite=False, resume=resume)
+    return publishing(paths, ARRAYS, metadata, {"name": "run"}, overwrite=False, resume=resume, **how)
 
 
 def seal_and_die(paths: Paths) -> None:
@@ -124,4 +125,33 @@ def test_an_output_that_is_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out.h5").write_text("precious")
     with pytest.raises(OutputError, match="exists already"), opened(Paths(tmp_path / "out.h5")):
         raise AssertionError
+    assert left(tmp_path) == ["out.h5"]
+
+
+def test_workers_of_a_dead_client_are_waited_for(tmp_path: Path) -> None:
+    others = Partial(tmp_path / "out.h5", overwrite=False)
+    calls = []
+
+    def wait() -> bool:
+        calls.append(1)
+        if len(calls) == 3:
+            others.close()
+        return True
+
+    with opened(Paths(tmp_path / "out.h5"), wait=wait) as result:
+        fill(result, SPANS)
+        result.seal(Nonfinite())
+    assert len(calls) == 3
+    assert left(tmp_path) == ["out.h5"]
+
+
+def test_another_run_is_not_waited_for(tmp_path: Path) -> None:
+    def wait() -> bool:
+        raise AssertionError
+
+    with opened(Paths(tmp_path / "out.h5")) as result:
+        with pytest.raises(BusyError, match="another run"), opened(Paths(tmp_path / "out.h5"), resume=True, wait=wait):
+            raise AssertionError
+        fill(result, SPANS)
+        result.seal(Nonfinite())
     assert left(tmp_path) == ["out.h5"]
