@@ -19,7 +19,7 @@ whole_input_options = option_group(
         type=FILE_NAME,
         metavar="PATH",
         help="The sequences, an array (sequences, steps, features): an .npy or HDF5 file, or - for an NPY stream on standard "
-        "input. FILE.h5::/NAME names a dataset of an HDF5 file.",
+        "input. FILE.h5::/NAME names a dataset of an HDF5 file, FILE.npz::NAME an array of an NPZ.",
     ),
     option(
         "Input",
@@ -41,9 +41,9 @@ whole_input_options = option_group(
         "--lens",
         type=FILE_NAME,
         metavar="PATH",
-        show_default="the dataset lengths, lens, seq_len, mask, ... beside an HDF5 input",
-        help="The length of each sequence: an .npy file, FILE.h5::/NAME, or text with an integer on each line, or a mask "
-        "(sequences, steps) of 0 and 1. none says that every sequence is full.",
+        show_default="the dataset lengths, lens, seq_len, mask, ... beside an HDF5 or NPZ input",
+        help="The length of each sequence: an .npy file, FILE.h5::/NAME, FILE.npz::NAME, or text with an integer a line, or a "
+        "mask (sequences, steps) of 0 and 1. none says that every sequence is full.",
     ),
     option(
         "Input",
@@ -198,6 +198,14 @@ whole_model_options = option_group(
     ),
     recurrent_activation,
 )
+layout = option(
+    "Output",
+    "--layout",
+    type=click.Choice(["padded"]),
+    show_default="padded for padded input",
+    help="How the steps of the sequences lie in the result: padded is an array (sequences, steps, units) with zeros past the "
+    "length of each.",
+)
 result_options = option_group(
     option(
         "Output",
@@ -207,6 +215,7 @@ result_options = option_group(
         help="What an HDF5 result holds, separated by commas: outputs, states, cells (c of the top layer at every step), "
         "layers (the outputs of every layer).",
     ),
+    layout,
 )
 computing_options = option_group(
     option(

@@ -13,6 +13,7 @@ from lstmcli.cli.options import (
     given,
     input_options,
     job_of,
+    layout,
     model_options,
     overwrite,
     progress,
@@ -161,6 +162,7 @@ def run(
     show_default="their numbers",
     help="A text with the name of a class on each line, for a table.",
 )
+@layout
 @overwrite
 @option("Output", "--dry-run", is_flag=True, help="Check everything and print the summary, but compute and write nothing.")
 @computing_options

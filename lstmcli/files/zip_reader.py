@@ -1,14 +1,24 @@
 """ZIP archives of other people: what zipfile raises as this program's errors, and the arrays of an NPZ read by rows."""
 
 import errno
+import os
+import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import IO
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from typing import IO, Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
+import numpy as np
+
 from lstmcli.errors import DataError, LstmcliError, StorageError, shown
-from lstmcli.files.npy import NpyArray
+from lstmcli.files.npy import NpyArray, read_header
+from lstmcli.files.positioned_file import FileBytes
+
+LOCAL_HEADER = 30  # bytes in front of a member, before its name
+ENCRYPTED = 1
+MEMORY = 256 << 20  # bytes of a deflated array, which is decoded as a whole
 
 
 @contextmanager
@@ -29,19 +39,20 @@ class NpzArray(NpyArray):
     """An array of an NPZ, stored or deflated. Reading on is cheap, reading back starts again."""
 
     def __init__(self, stream: IO[bytes], size: int, name: str) -> None:
-        self.stream, self.name = stream, name
-        super().__init__(self._fetch, name)
+        super().__init__(partial(fetch_from, stream, name), name)
         if self.fortran:
             raise DataError(f"{name}: is in Fortran order; save np.ascontiguousarray(...) of it")
         self.check_size(size)
 
-    def _fetch(self, view: memoryview, offset: int) -> None:
-        with reading_zip(self.name):
-            self.stream.seek(offset)
-            content = self.stream.read(len(view))
-        if len(content) < len(view):
-            raise DataError(f"{self.name}: ended at byte {offset + len(content)}, expected {len(view) - len(content)} more")
-        view[:] = content
+
+def fetch_from(stream: IO[bytes], name: str, view: memoryview, offset: int) -> None:
+    """Fills `view` with the bytes at `offset` of a member of an archive. Raises DataError, StorageError."""
+    with reading_zip(name):
+        stream.seek(offset)
+        content = stream.read(len(view))
+    if len(content) < len(view):
+        raise DataError(f"{name}: ended at byte {offset + len(content)}, expected {len(view) - len(content)} more")
+    view[:] = content
 
 
 def open_npz(file: IO[bytes], path: str, opened: ExitStack) -> dict[str, NpzArray]:
@@ -58,3 +69,64 @@ def open_npz(file: IO[bytes], path: str, opened: ExitStack) -> dict[str, NpzArra
                 raise DataError(f"{where}: expected what np.savez or np.savez_compressed writes, got another compression")
             arrays[name] = NpzArray(opened.enter_context(archive.open(info)), info.file_size, where)
     return arrays
+
+
+class NpzMember(FileBytes):
+    """An array of an NPZ as the bytes of an NPY file: read in place where it is stored, decoded into memory where deflated."""
+
+    def __init__(self, file: FileBytes, names: list[str], name: str) -> None:
+        """names: of all arrays, for messages. Raises DataError, also for a deflated array of more than MEMORY bytes."""
+        super().__init__(file.fd, f"{file.name}::{shown(name)}")
+        if name not in names:
+            raise DataError(f"{file.name}: no array {shown(name)}; there is {shown(', '.join(names[:10])) or 'none at all'}")
+        with reading_zip(self.name), os.fdopen(os.dup(file.fd), "rb") as content, ZipFile(content) as archive:
+            info = archive.infolist()[names.index(name)]
+            self.size, self.decoded, self.begin = info.file_size, b"", 0
+            if names.count(name) > 1:
+                raise DataError(f"{self.name}: is there twice; save the arrays again with np.savez")
+            if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED) or info.flag_bits & ENCRYPTED:
+                raise DataError(f"{self.name}: expected what np.savez or np.savez_compressed writes, got another compression")
+            if info.compress_type == ZIP_STORED:
+                sizes = struct.unpack_from("<2H", file.take(info.header_offset, LOCAL_HEADER), LOCAL_HEADER - 4)
+                self.begin = info.header_offset + LOCAL_HEADER + sum(sizes)
+                if self.begin + self.size > self.opened.st_size:
+                    raise DataError(f"{self.name}: damaged ZIP archive: it ends at byte {self.begin + self.size}")
+            elif self.size > MEMORY:
+                raise DataError(
+                    f"{self.name}: is compressed, and {self.size:,} bytes are more than the {MEMORY:,} that are decoded into "
+                    "memory; save the array of the NPZ with np.save"
+                )
+            else:
+                self.decoded = archive.read(info)
+                if len(self.decoded) != self.size:
+                    raise DataError(f"{self.name}: damaged ZIP archive: expected {self.size} bytes, got {len(self.decoded)}")
+
+    def fetch(self, view: memoryview, offset: int) -> None:
+        if offset + len(view) > self.size:
+            raise DataError(f"{self.name}: ended at byte {self.size}, expected {offset + len(view) - self.size} bytes more")
+        if self.decoded:
+            view[:] = self.decoded[offset : offset + len(view)]
+        else:
+            super().fetch(view, self.begin + offset)
+
+    def identity(self) -> dict[str, Any]:
+        return FileBytes(self.fd, self.name).identity() | {"member": self.name.rpartition("::")[2]}
+
+
+def npz_forms(file: FileBytes) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Returns shape and dtype of each array of an NPZ that is one of numbers, without its values. DataError, StorageError."""
+    forms = {}
+    with reading_zip(file.name), os.fdopen(os.dup(file.fd), "rb") as content, ZipFile(content) as archive:
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            with suppress(DataError), archive.open(info) as stream:
+                where = f"{file.name}::{shown(name)}"
+                dtype, _, shape, _ = read_header(partial(fetch_from, stream, where), where)
+                forms[name] = shape, dtype
+    return forms
+
+
+def npz_names(file: FileBytes) -> list[str]:
+    """Lists the arrays of an NPZ in their order. Raises DataError, StorageError."""
+    with reading_zip(file.name), os.fdopen(os.dup(file.fd), "rb") as content, ZipFile(content) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]

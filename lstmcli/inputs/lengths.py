@@ -15,7 +15,7 @@ from lstmcli.errors import DataError, LstmcliError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import NPY_MAGIC, FileKind, open_by_kind, split_spec
 from lstmcli.files.npy import HEADER_LIMIT, NpyArray
-from lstmcli.files.positioned_file import PipeBytes
+from lstmcli.files.positioned_file import FileBytes, PipeBytes
 from lstmcli.inputs.masks import PIECE, read_mask
 from lstmcli.inputs.source import Source
 
@@ -47,8 +47,8 @@ class ValidSteps(NamedTuple):
 def read_valid_steps(spec: str | None, padding: str | None, source: Source, follow_links: bool = False) -> ValidSteps:
     """Reads which steps of `source` are valid.
 
-    spec: an NPY file, a text with one integer a line, `file.h5::/dataset`, `none`; or None to take a dataset with one of the
-    names LENGTHS or MASKS beside an HDF5 input (or in the root of its file) if there is one.
+    spec: an NPY file, a text with one integer a line, `file.h5::/dataset`, `file.npz::name`, `none`; or None to take what has
+    one of the names LENGTHS or MASKS beside an HDF5 or NPZ input (or in the root of an HDF5 file) if there is one.
     padding: "post" or "pre"; None: post, or what the file says.
 
     Raises DataError for anything but N whole numbers in 0 .. T or a mask (N, T); MissingInputError for no such file; UsageError
@@ -59,6 +59,8 @@ def read_valid_steps(spec: str | None, padding: str | None, source: Source, foll
     try:
         if spec is not None:
             found = _named(spec, padding, source, follow_links)
+        elif source.lengths_beside is not None:
+            found = _named(source.lengths_beside, padding, source, follow_links)
         elif source.dataset is not None:
             found = _beside(source, padding, follow_links)
         else:
@@ -143,6 +145,8 @@ def _named(spec: str, padding: str | None, source: Source, follow: bool) -> Vali
             with hdf5.open_file(path) as container:
                 item = hdf5_safety.dataset(container, dataset or _likely_name(container), follow)
                 return _from_dataset(item, padding, source)
+        if kind is FileKind.ZIP:
+            return _from_npz(file, dataset, padding, source)
         if dataset is not None:
             raise DataError(f"{file.name}: dataset {shown(dataset)} is named, but this is not an HDF5 file")
         if kind is FileKind.STREAM:
@@ -154,6 +158,20 @@ def _named(spec: str, padding: str | None, source: Source, follow: bool) -> Vali
             return _from_table(array, padding, source)
         content = file.take(0, min(file.opened.st_size, _text_limit(source) + 1))
         return _from_table(_read_text(content, file.name, source), padding, source)
+
+
+def _from_npz(file: FileBytes, name: str | None, padding: str | None, source: Source) -> ValidSteps:
+    from lstmcli.files.zip_reader import NpzMember, npz_names  # loading zipfile takes 10 ms
+
+    names = npz_names(file)
+    likely = [likely for likely in (*LENGTHS, *MASKS) if likely in names]
+    if name is None and not likely:
+        raise DataError(f"{file.name}: expected an NPZ with an array {', '.join((*LENGTHS, *MASKS))}; name another: FILE::NAME")
+    data = NpzMember(file, names, name.lstrip("/") if name else likely[0])
+    array = NpyArray(data.fetch, data.name)
+    _check_form(array.name, array.shape, array.dtype, source)
+    array.check_size(data.size)
+    return _from_table(array, padding, source)
 
 
 def _likely_name(file: Any) -> str:

@@ -1,4 +1,4 @@
-"""What --input names, opened: an NPY file, an HDF5 dataset, or an NPY stream in a pipe."""
+"""What --input names, opened: an NPY file, an array of an NPZ, an HDF5 dataset, or an NPY stream in a pipe."""
 
 import os
 from contextlib import ExitStack
@@ -11,7 +11,7 @@ from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes, PipeBytes
 from lstmcli.inputs.chunked import ChunkedArray
 from lstmcli.inputs.contiguous import ContiguousArray
-from lstmcli.inputs.lengths import MASKS
+from lstmcli.inputs.lengths import LENGTHS, MASKS
 from lstmcli.inputs.source import Source, StoredArray
 from lstmcli.inputs.strided import StridedArray
 
@@ -35,9 +35,8 @@ def open_source(spec: str, axes: str = "NTE", follow_links: bool = False, token_
             data = FileBytes(fd, path)
         else:
             data, kind = files.enter_context(open_by_kind(path))
-        if dataset is not None and kind is not FileKind.HDF5:
-            what = "an NPZ; save the array with np.save" if kind is FileKind.ZIP else "not an HDF5 file"
-            raise DataError(f"{data.name}: dataset {shown(dataset)} is named, but this is {what}")
+        if dataset is not None and kind not in (FileKind.HDF5, FileKind.ZIP):
+            raise DataError(f"{data.name}: dataset {shown(dataset)} is named, but this is not an HDF5 file")
         if kind is FileKind.HDF5:
             file = files.enter_context(hdf5.open_file(path))
             array = _find_dataset(file, dataset, follow_links, token_ids)
@@ -49,8 +48,10 @@ def open_source(spec: str, axes: str = "NTE", follow_links: bool = False, token_
                     "give a file, or write it as (sequences, steps, features) and leave --time-major and --axes out"
                 )
             array = _read_npy_stream(PipeBytes(data.fd, data.name))
+        elif kind is FileKind.ZIP:
+            array = _read_npz(data, path, dataset)
         else:
-            array = _read_npy(data, kind)
+            array = _read_npy(data)
         array = array._replace(axes=axes)
         if token_ids and array.dtype.kind in "iu" and len(array.shape) == 2 and axes[-1] == "E":
             array = array._replace(shape=(*array.shape, 1), token_ids=True)
@@ -72,14 +73,38 @@ def _standard_input() -> int:
         raise MissingInputError("-: standard input is closed") from error
 
 
-def _read_npy(data: FileBytes, kind: FileKind) -> StoredArray:
+def _read_npy(data: FileBytes) -> StoredArray:
     if (found := data.opened.st_size) < HEADER_BEGIN:
         raise DataError(f"{data.name}: expected NPY or HDF5, got {f'{found} bytes' if found else 'an empty file'}")
-    if kind is FileKind.ZIP:
-        raise DataError(f"{data.name}: expected NPY or HDF5, got an NPZ or another ZIP archive; save the array with np.save")
     array = NpyArray(data.fetch, data.name)
     array.check_size(found)
     return StoredArray(data, data.name, array.shape, array.dtype, array.offset, fortran=array.fortran)
+
+
+def _read_npz(file: FileBytes, path: str, member: str | None) -> StoredArray:
+    from lstmcli.files.zip_reader import NpzMember, npz_forms, npz_names  # loading zipfile takes 10 ms
+
+    names = npz_names(file)
+    if member is None:
+        forms = npz_forms(file)
+        fitting = [
+            name for name, (shape, dtype) in forms.items() if dtype.kind == "f" and len(shape) == 3 and name not in MASKS
+        ]
+        if len(fitting) != 1:
+            listed = ", ".join(f"{shown(name)} {shape} {dtype}" for name, (shape, dtype) in list(forms.items())[:10])
+            raise DataError(
+                f"{file.name}: expected NPY or HDF5, or an NPZ with one float array of rank 3, got an NPZ or another ZIP "
+                f"archive with {len(fitting)}: {listed or 'no array'}; name the one to read: "
+                f"{file.name}::NAME, or save it with np.save"
+            )
+        member = fitting[0]
+    member = member.lstrip("/")
+    data = NpzMember(file, names, member)
+    array = NpyArray(data.fetch, data.name)
+    array.check_size(data.size)
+    beside = [f"{path}::{name}" for name in (*LENGTHS, *MASKS) if name in names and name != member]
+    found = StoredArray(data, data.name, array.shape, array.dtype, array.offset, fortran=array.fortran)
+    return found._replace(lengths_beside=beside[0] if beside else None)
 
 
 def _read_npy_stream(data: PipeBytes) -> StoredArray:

@@ -36,6 +36,7 @@ class StoredArray(NamedTuple):
     fortran: bool = False  # the first axis is the fastest one, not the last
     dataset: Any = None  # the h5py.Dataset, if it is one
     token_ids: bool = False  # integers, one a step; the shape ends with a 1 that a dataset of rank 2 has not
+    lengths_beside: str | None = None  # what --lens would name, of lengths or a mask beside it in an NPZ
 
     @property
     def order(self) -> str:
@@ -73,7 +74,7 @@ class Source:
         taken, what = max((8 * batch, f"shape {shape}"), (chunk, f"chunks of {chunk} bytes"))
         if taken > LARGE and taken > 1000 * stored:
             raise DataError(f"{name}: declares {what}, but holds only {stored} bytes of data")
-        self.data, self.name, self.dataset = array.data, name, array.dataset
+        self.data, self.name, self.dataset, self.lengths_beside = array.data, name, array.dataset, array.lengths_beside
         self.dtype = dtype  # as stored: float16, 32 or 64 of either byte order, or integers
         self.token_ids = array.token_ids
         self.files = files or ExitStack()

@@ -69,6 +69,7 @@ class Output(NamedTuple):
     states: str | None = None
     top: int | None = None  # classes; None: all
     labels: str | None = None  # a file with their names
+    layout: str | None = None  # padded; None: as the input
 
 
 class Resources(NamedTuple):

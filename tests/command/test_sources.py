@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -226,3 +227,11 @@ def test_lengths_of_zero_only(tmp_path: Path) -> None:
     assert outputs is not None
     assert outputs.tobytes() == bytes(3 * 4 * 2 * 4)
     assert all(value.tobytes() == bytes(3 * 2 * 4) for value in state.values())
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_of_an_npz(save: Callable[..., None], case: Case, tmp_path: Path) -> None:
+    save(tmp_path / "in.npz", x=case.x, lens=case.lengths)
+    files.assert_same_bits(run(case, tmp_path, "in.npz::x", "--layout", "padded", lens="in.npz::lens"), case.result)
+    succeed("run", "-i", "in.npz", "-w", case.weights, "-o", "bare.h5", "-q", cwd=tmp_path)
+    files.assert_same_bits(files.read_result(tmp_path / "bare.h5"), case.result)
