@@ -1,22 +1,43 @@
 """The command line: the group of all commands, and the entry point."""
 
 import sys
+from importlib import import_module
 from typing import Any
 
 import click
 
 from lstmcli.cli import process
-from lstmcli.cli.cluster_commands import merge, plan
 from lstmcli.cli.command import Group
-from lstmcli.cli.model_commands import model
-from lstmcli.cli.run_command import predict, run
-from lstmcli.cli.tools_commands import bench, completion, env, help_, verify
 from lstmcli.version import __version__
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "auto_envvar_prefix": "LSTMCLI"}
 
 
+# Where each command is: only the one that is called is loaded, as all of them would take a twentieth of a short run.
+COMMANDS = {
+    "run": "run_command",
+    "predict": "run_command",
+    "verify": "tools_commands",
+    "plan": "cluster_commands",
+    "merge": "cluster_commands",
+    "model": "model_commands",
+    "bench": "tools_commands",
+    "env": "tools_commands",
+    "help": "tools_commands",
+    "completion": "tools_commands",
+}
+
+
 class Commands(Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"lstmcli.cli.{COMMANDS[cmd_name]}")
+        return next(item for item in vars(module).values() if isinstance(item, click.Command) and item.name == cmd_name)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -37,10 +58,6 @@ def lstmcli() -> None:
 
     `lstmcli COMMAND --help` lists the options of a command, `lstmcli help` the topics of the documentation.
     """
-
-
-for command in (run, predict, verify, plan, merge, model, bench, env, help_, completion):
-    lstmcli.add_command(command)
 
 
 def main() -> None:

@@ -118,14 +118,13 @@ def help_(ctx: click.Context, terminal: "Terminal", topic: str | None) -> None:
 
     topics, root = documentation.topics(), ctx.find_root()
     assert isinstance(root.command, click.Group)
-    commands = root.command.commands
     if topic is None:
         width = max(map(len, topics))
         terminal.print("".join(f"{name:{width}}  {answers}\n" for name, answers in topics.items()))
     elif topic in topics:
         terminal.print_page(documentation.read_page(topic))
-    elif topic in commands:
-        terminal.print(commands[topic].get_help(click.Context(commands[topic], root, topic)) + "\n")
+    elif command := root.command.get_command(root, topic):
+        terminal.print(command.get_help(click.Context(command, root, topic)) + "\n")
     else:
         raise click.UsageError(f"help {topic}: expected one of {', '.join(topics)}")
 

@@ -25,7 +25,7 @@ from lstmcli.engine.chain_layers import (
     scale,
     windows,
 )
-from lstmcli.engine.prepared_model import PreparedModel, kernels_are_cached
+from lstmcli.engine.prepared_model import PreparedModel
 from lstmcli.kernel.heads import call as heads
 from lstmcli.model.chain import Chain
 from lstmcli.model.layers import (
@@ -118,11 +118,6 @@ class PreparedChain:
             return
         cuts = [rows * k // threads for k in range(threads + 1)]
         list(self.pool.map(function, [slice(a, b) for a, b in itertools.pairwise(cuts)]))
-
-
-def chain_is_compiled(chain: Chain, dtype: np.dtype[Any]) -> bool:
-    """Whether PreparedChain will find the kernels of its LSTMs in the cache; those of the other layers take a second."""
-    return all(kernels_are_cached(layer, dtype) for layer in chain.layers if isinstance(layer, Model))
 
 
 class LstmStep:

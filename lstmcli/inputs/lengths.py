@@ -4,7 +4,6 @@ import codecs
 import posixpath
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +15,6 @@ from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import NPY_MAGIC, FileKind, open_by_kind, split_spec
 from lstmcli.files.npy import HEADER_LIMIT, NpyArray
 from lstmcli.files.positioned_file import FileBytes, PipeBytes
-from lstmcli.inputs.masks import PIECE, read_mask
 from lstmcli.inputs.source import Source
 
 LENGTHS = ("lengths", "lens", "sequence_length", "seq_len", "seq_lengths", "sequence_lengths")
@@ -222,14 +220,11 @@ def _from_stream(data: PipeBytes, padding: str | None, source: Source) -> ValidS
     return found
 
 
-@dataclass
 class _Text:
     """Lengths that were written as text."""
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    values: Lengths
+    def __init__(self, name: str, values: Lengths) -> None:
+        self.name, self.values, self.shape, self.dtype = name, values, values.shape, np.dtype(np.int64)
 
     def rows(self, first: int, count: int) -> Lengths:
         return self.values[first : first + count]
@@ -249,7 +244,7 @@ def _read_text(content: bytes, name: str, source: Source) -> _Text:
             raise DataError(f"{name}, line {number}: expected one integer, got {got or 'an empty line'}")
     values = np.array(list(map(int, lines)), np.int64)
     _check_form(name, values.shape, values.dtype, source)
-    return _Text(name, values.shape, values.dtype, values)
+    return _Text(name, values)
 
 
 def _is_mask(shape: tuple[int, ...], dtype: np.dtype[Any], source: Source) -> bool:
@@ -279,6 +274,8 @@ def _from_table(table: Table, padding: str | None, source: Source) -> ValidSteps
         return ValidSteps(Valid.of_lengths(lengths, steps, padding), table.name, padding)
     if padding is not None:
         raise UsageError(f"--padding {padding}: {table.name} is a mask, which says itself where padding stands; leave it out")
+    from lstmcli.inputs.masks import PIECE, read_mask  # loaded for a mask alone
+
     rows = max(1, PIECE // max(1, steps))
     parts = [read_mask(table.rows(first, min(rows, batch - first)), table.name, first) for first in range(0, batch or 1, rows)]
     starts, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))

@@ -9,11 +9,9 @@ from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes, PipeBytes
-from lstmcli.inputs.chunked import ChunkedArray
 from lstmcli.inputs.contiguous import ContiguousArray
 from lstmcli.inputs.lengths import LENGTHS, MASKS
 from lstmcli.inputs.source import Source, StoredArray
-from lstmcli.inputs.strided import StridedArray
 
 HEADER_BEGIN = 10  # bytes of an NPY file before the text of its header, at least
 
@@ -57,10 +55,14 @@ def open_source(spec: str, axes: str = "NTE", follow_links: bool = False, token_
             array = array._replace(shape=(*array.shape, 1), token_ids=True)
         source: Source
         if array.offset is None:
+            from lstmcli.inputs.chunked import ChunkedArray
+
             source = ChunkedArray(array, files)
         elif array.order == "NTE":
             source = ContiguousArray(array, files)
         else:
+            from lstmcli.inputs.strided import StridedArray
+
             source = StridedArray(array, files)
         failed.pop_all()
     return source

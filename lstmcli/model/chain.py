@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Chain:
     """A whole model. names: of its layers in the file that they came from, for messages. Raises DataError where two layers
     do not fit together."""
 
+    kind: ClassVar[str] = "chain"
     layers: tuple[Layer | Model, ...]
     names: tuple[str, ...]
     forms: tuple[Form, ...] = dataclasses.field(init=False)  # what goes into each layer, and what comes out of the last

@@ -37,11 +37,6 @@ def write_chain(group: Any, chain: Chain) -> None:
         child.attrs["name"] = name
 
 
-def write_any(group: Any, model: Model | Chain) -> None:
-    """Write a tree of LSTMs or a whole model into an empty h5py group."""
-    write_chain(group, model) if isinstance(model, Chain) else write_model(group, model)
-
-
 def any_model_in(file: Any) -> Model | Chain:
     """Return the model of a model file or of a result, open and known to be undamaged. Raises DataError."""
     group = hdf5_safety.find(file, "model")

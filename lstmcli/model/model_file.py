@@ -8,7 +8,7 @@
 """
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -17,8 +17,11 @@ from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.partial_file import write_whole
 from lstmcli.files.positioned_file import FileBytes
-from lstmcli.model.model_check import GROUP, Check, write_check
 from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack, as_root
+
+if TYPE_CHECKING:
+    from lstmcli.model.model_check import Check
+
 
 FORMAT, FORMAT_VERSION = "lstmcli-model", 1
 RESULT_FORMAT, RESULT_VERSION = "lstmcli-result", 1  # of a result as a whole; it holds its model in the same way
@@ -47,7 +50,7 @@ def write_model(group: Any, model: Model) -> None:
             group.attrs[name] = value
 
 
-def model_image(model: Model, check: Check | None = None) -> bytes:
+def model_image(model: Model, check: "Check | None" = None) -> bytes:
     """Returns the bytes of a whole model file, with what the model is known to compute, if anything."""
     import h5py
 
@@ -57,12 +60,14 @@ def model_image(model: Model, check: Check | None = None) -> bytes:
         file.attrs["format_version"] = FORMAT_VERSION
         write_model(file.create_group("model"), model)
         if check:
+            from lstmcli.model.model_check import GROUP, write_check
+
             write_check(file.create_group(GROUP), check)
         file.flush()
         return bytes(file.id.get_file_image())
 
 
-def save_model(model: Model, path: Path, overwrite: bool = False, check: Check | None = None) -> None:
+def save_model(model: Model, path: Path, overwrite: bool = False, check: "Check | None" = None) -> None:
     """Writes a model file, whole or not at all. Raises OutputError, StorageError."""
     write_whole(path, [model_image(model, check)], overwrite)
 

@@ -15,13 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from lstmcli.blocks import FLOATS, Floats, State, is_float
 from lstmcli.errors import DataError
+
+if TYPE_CHECKING:
+    from lstmcli.model.chain import Chain
 
 MERGES = ("concat", "sum", "mean", "mul")
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softsign", "softplus", "elu", "linear")
@@ -363,6 +366,11 @@ class Residual(Wrapper):
     @property
     def pointwise(self) -> bool:
         return True
+
+
+def as_chain(model: Model | Chain) -> Chain | None:
+    """Returns a model that is a chain, and None for a tree, without loading what chains are made of: most runs have none."""
+    return cast("Chain", model) if model.kind == "chain" else None
 
 
 def read_only(weight: Floats) -> Floats:

@@ -24,8 +24,8 @@ from lstmcli.blocks import Lengths, Valid
 from lstmcli.files.partial_file import Partial
 from lstmcli.files.positioned_file import storing
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.model.chain_file import write_any
-from lstmcli.model.model_file import RESULT_FORMAT, RESULT_VERSION
+from lstmcli.model.model_file import RESULT_FORMAT, RESULT_VERSION, write_model
+from lstmcli.model.tree import Model, as_chain
 from lstmcli.results.fields import Arrays, Extent, Field
 from lstmcli.results.result import Metadata, Result
 
@@ -101,7 +101,14 @@ def write_metadata(file: Any, metadata: Metadata) -> None:
     if (found := metadata.nonfinite) is not None:
         file.attrs["nonfinite_steps"] = np.int64(found.steps)
         file.attrs["nonfinite_first"] = np.array([found.row, found.step], np.int64)
-    write_any(file.create_group("model"), metadata.model)
+    group = file.create_group("model")
+    if chain := as_chain(metadata.model):
+        from lstmcli.model.chain_file import write_chain
+
+        write_chain(group, chain)
+    else:
+        assert isinstance(metadata.model, Model)
+        write_model(group, metadata.model)
 
 
 def container_checksum(take: Callable[[int, int], bytes], size: int, left_out: Iterable[Extent]) -> int:

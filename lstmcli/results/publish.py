@@ -12,12 +12,9 @@ from lstmcli.errors import BusyError, DataError, LstmcliError, StorageError, Usa
 from lstmcli.files.partial_file import Partial, check_left_over, check_target, partial_name
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.fields import Arrays
-from lstmcli.results.hdf5_result import Hdf5Result
 from lstmcli.results.journal import Fingerprint, Journal, StoredSpan
-from lstmcli.results.npy_result import NpyResult
 from lstmcli.results.paths import Paths
 from lstmcli.results.result import Metadata, Result
-from lstmcli.results.verify import verify
 
 
 class UnpublishedResult:
@@ -112,8 +109,13 @@ def publishing(
 
 def lay_out(paths: Paths, arrays: Arrays, metadata: Metadata, overwrite: bool, resume: bool) -> Result:
     """Makes a result with all its space taken. resume: keeps what an earlier run has stored. OutputError, StorageError."""
+    # Each format is loaded when it is wanted: a start has a fifth of a second.
     if paths.main is not None and paths.main.suffix != ".npy":
+        from lstmcli.results.hdf5_result import Hdf5Result
+
         return Hdf5Result(paths.main, arrays, metadata, overwrite, resume)
+    from lstmcli.results.npy_result import NpyResult
+
     return NpyResult(paths, arrays, metadata, overwrite, resume)
 
 
@@ -155,6 +157,8 @@ def keep_or_discard(result: Result | None, journal: Journal | None, error: BaseE
 
 def name_sealed(paths: Paths, overwrite: bool) -> None:
     """Gives names to the files of an earlier run that was stopped when they were complete and on disk."""
+    from lstmcli.results.verify import verify
+
     for path in reversed(paths.all()):
         name = partial_name(path)
         if not name.exists():

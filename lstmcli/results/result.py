@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +10,18 @@ from numpy.typing import NDArray
 from lstmcli.blocks import Lengths, Span, Valid
 from lstmcli.files.positioned_file import as_bytes
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.model.chain import Chain
 from lstmcli.model.tree import Model
 from lstmcli.results.fields import Checksums, Field, Store
+
+if TYPE_CHECKING:
+    from lstmcli.model.chain import Chain
 
 
 class Metadata(NamedTuple):
     """What a result says besides its arrays. Nothing in it may depend on threads, memory, time or place: the same run gives the
     same bytes."""
 
-    model: Model | Chain
+    model: "Model | Chain"
     valid: Valid
     attributes: dict[str, Any]
     nonfinite: Nonfinite | None  # None: nobody looks for NaN and Inf

@@ -1,17 +1,18 @@
 """What a pipeline computes: named arrays of blocks, and a state that goes from one block of a sequence to the next."""
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.blocks import Block, State
-from lstmcli.engine.prepared_chain import PreparedChain, chain_is_compiled
 from lstmcli.engine.prepared_model import PreparedModel, kernels_are_cached
-from lstmcli.model.chain import Chain
-from lstmcli.model.tree import Model
+from lstmcli.model.tree import Model, as_chain
 from lstmcli.run.job import Compute
 from lstmcli.run.summary import step_widths
+
+if TYPE_CHECKING:
+    from lstmcli.model.chain import Chain
 
 
 class Computation(Protocol):
@@ -74,7 +75,9 @@ class ChainComputation:
     step_widths: dict[str, int] = {}  # noqa: RUF012 (no one writes into it)
     state_widths: dict[str, int] = {}  # noqa: RUF012
 
-    def __init__(self, chain: Chain, compute: Compute, threads: int) -> None:
+    def __init__(self, chain: "Chain", compute: Compute, threads: int) -> None:
+        from lstmcli.engine.prepared_chain import PreparedChain
+
         self.prepared = PreparedChain(chain, np.dtype(compute.dtype), threads)
         self.dtype, self.threads = self.prepared.dtype, threads
         self.input_width = chain.input_size
@@ -93,13 +96,17 @@ class ChainComputation:
         return dict(state)
 
 
-def is_compiled(model: Model | Chain, dtype: np.dtype[Any]) -> bool:
+def is_compiled(model: "Model | Chain", dtype: np.dtype[Any]) -> bool:
     """Says whether the kernels of a model's LSTMs are in the cache."""
-    return chain_is_compiled(model, dtype) if isinstance(model, Chain) else kernels_are_cached(model, dtype)
+    if chain := as_chain(model):
+        return all(kernels_are_cached(layer, dtype) for layer in chain.layers if isinstance(layer, Model))
+    assert isinstance(model, Model)
+    return kernels_are_cached(model, dtype)
 
 
-def computation_of(model: Model | Chain, compute: Compute, threads: int) -> Computation:
+def computation_of(model: "Model | Chain", compute: Compute, threads: int) -> Computation:
     """Makes the computation of a model. Compiles its kernels where they are not in the cache."""
-    if isinstance(model, Chain):
-        return ChainComputation(model, compute, threads)
+    if chain := as_chain(model):
+        return ChainComputation(chain, compute, threads)
+    assert isinstance(model, Model)
     return LstmComputation(model, compute, threads)

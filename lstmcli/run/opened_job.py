@@ -4,22 +4,24 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lstmcli.blocks import Lengths, Span, State, Valid
 from lstmcli.errors import DataError, UsageError
-from lstmcli.inputs.initial_state import States, open_states
 from lstmcli.inputs.lengths import ValidSteps, read_valid_steps
 from lstmcli.inputs.open_input import open_source
 from lstmcli.inputs.source import Source
-from lstmcli.model.chain import Chain
 from lstmcli.model.new_weights import count_parameters, init_model
 from lstmcli.model.tree import Model
 from lstmcli.results.journal import Fingerprint, differing
 from lstmcli.run.job import Job, NewModel, Weights
 from lstmcli.version import __version__
+
+if TYPE_CHECKING:
+    from lstmcli.inputs.initial_state import States
+    from lstmcli.model.chain import Chain
 
 
 class AboutWeights(NamedTuple):
@@ -38,9 +40,9 @@ class OpenedJob(NamedTuple):
     job: Job
     source: Source
     valid_steps: ValidSteps  # of the sequences of this run
-    model: Model | Chain
+    model: "Model | Chain"
     about_weights: AboutWeights
-    initial: States | None
+    initial: "States | None"
 
     @property
     def valid(self) -> Valid:
@@ -123,13 +125,15 @@ def open_job(job: Job) -> Iterator[OpenedJob]:
         model, about_weights = read_model(job, source)
         initial = None
         if inputs.initial_state is not None:
+            from lstmcli.inputs.initial_state import open_states
+
             assert isinstance(model, Model)
             states = open_states(inputs.initial_state, model.state_widths(), source.shape[0], np.dtype(job.compute.dtype))
             initial = opened.enter_context(closing(states))
         yield OpenedJob(job, source, valid_steps, model, about_weights, initial).restricted()
 
 
-def read_model(job: Job, source: Source) -> tuple[Model | Chain, AboutWeights]:
+def read_model(job: Job, source: Source) -> "tuple[Model | Chain, AboutWeights]":
     """Returns the model of a job, and what there is to say about its weights."""
     features, said = source.shape[2], job.model
     if not isinstance(said, Weights):
@@ -149,7 +153,7 @@ def read_model(job: Job, source: Source) -> tuple[Model | Chain, AboutWeights]:
     return model, AboutWeights(imported.notes, imported.assumed, imported.before, imported.after, imported.masked)
 
 
-def read_chain(job: Job, said: Weights, source: Source) -> tuple[Chain, AboutWeights]:
+def read_chain(job: Job, said: Weights, source: Source) -> "tuple[Chain, AboutWeights]":
     """Returns a whole model, and what there is to say about its weights."""
     from lstmcli.weights.chains.load import load_chain
 

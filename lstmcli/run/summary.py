@@ -1,15 +1,14 @@
 """What a run says about itself: the arrays it stores, the attributes of its result, and the facts of its summary."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lstmcli.blocks import Valid
 from lstmcli.engine.cpus import available_threads
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.model.chain import Chain
-from lstmcli.model.tree import Model
+from lstmcli.model.tree import Model, as_chain
 from lstmcli.results.fields import Arrays
 from lstmcli.results.paths import Paths
 from lstmcli.results.result import Metadata
@@ -17,11 +16,15 @@ from lstmcli.run.job import Compute, Part
 from lstmcli.run.opened_job import OpenedJob
 from lstmcli.version import __version__
 
+if TYPE_CHECKING:
+    from lstmcli.model.chain import Chain
 
-def step_widths(model: Model | Chain, save: tuple[str, ...]) -> dict[str, int]:
+
+def step_widths(model: "Model | Chain", save: tuple[str, ...]) -> dict[str, int]:
     """Returns the width of each array (N, T, width) that is to be stored."""
-    if isinstance(model, Chain):
-        return {"predictions": model.output_size} if model.has_steps else {}
+    if chain := as_chain(model):
+        return {"predictions": chain.output_size} if chain.has_steps else {}
+    assert isinstance(model, Model)
     widths = {"outputs": model.output_size} if "outputs" in save else {}
     if "cells" in save:
         widths["cells"] = model.cells_width
@@ -30,11 +33,12 @@ def step_widths(model: Model | Chain, save: tuple[str, ...]) -> dict[str, int]:
     return widths
 
 
-def stored_arrays(compute: Compute, model: Model | Chain, batch: int, time: int) -> Arrays:
+def stored_arrays(compute: Compute, model: "Model | Chain", batch: int, time: int) -> Arrays:
     """Returns the shape and dtype of each array that a result of `batch` sequences of up to `time` steps holds."""
     dtype = np.dtype(compute.dtype)
-    if isinstance(model, Chain):
-        return {"predictions": (model.prediction_shape(batch, time), dtype)}
+    if chain := as_chain(model):
+        return {"predictions": (chain.prediction_shape(batch, time), dtype)}
+    assert isinstance(model, Model)
     arrays: Arrays = {name: ((batch, time, width), dtype) for name, width in step_widths(model, compute.save).items()}
     if "states" in compute.save:
         arrays |= {f"state/{name}": ((batch, width), dtype) for name, width in model.state_widths().items()}
@@ -49,12 +53,12 @@ def metadata_of(opened: OpenedJob) -> Metadata:
 
 def valid_of_result(opened: OpenedJob) -> Valid:
     """Returns which steps of a result's arrays are valid: those of the input, unless the model makes more or fewer of them."""
-    model, valid = opened.model, opened.valid
-    return model.valid_predictions(valid) if isinstance(model, Chain) else valid
+    chain = as_chain(opened.model)
+    return chain.valid_predictions(opened.valid) if chain else opened.valid
 
 
 def metadata(
-    compute: Compute, model: Model | Chain, valid: Valid, assumed: Sequence[str], part: Part | None = None
+    compute: Compute, model: "Model | Chain", valid: Valid, assumed: Sequence[str], part: Part | None = None
 ) -> Metadata:
     """Returns what a result says besides its arrays. assumed: of the weights, in sentences."""
     attributes: dict[str, Any] = {
@@ -111,20 +115,21 @@ def describe(opened: OpenedJob, paths: Paths) -> dict[str, Any]:
     }
 
 
-def about_model(model: Model | Chain) -> dict[str, Any]:
+def about_model(model: "Model | Chain") -> dict[str, Any]:
     """Returns the facts of a model, ready for JSON."""
-    if isinstance(model, Chain):
-        return {"layers": [f"{name} ({layer.kind})" for name, layer in zip(model.names, model.layers, strict=True)]} | {
-            "parameters": model.parameters()
-        }
+    if chain := as_chain(model):
+        layers = [f"{name} ({layer.kind})" for name, layer in zip(chain.names, chain.layers, strict=True)]
+        return {"layers": layers, "parameters": chain.parameters()}
+    assert isinstance(model, Model)
     units = [cell.units for _, cell in model.cells()]
     return {"layers": len(units), "units": units, "parameters": model.parameters()}
 
 
-def about_arrays(model: Model | Chain, compute: Compute, batch: int, time: int) -> dict[str, Any]:
+def about_arrays(model: "Model | Chain", compute: Compute, batch: int, time: int) -> dict[str, Any]:
     """Returns the facts of what is computed, ready for JSON."""
-    if isinstance(model, Chain):
-        return {"predictions": {"shape": list(model.prediction_shape(batch, time)), "dtype": compute.dtype}}
+    if chain := as_chain(model):
+        return {"predictions": {"shape": list(chain.prediction_shape(batch, time)), "dtype": compute.dtype}}
+    assert isinstance(model, Model)
     shapes = {f"/state/{name}": [batch, width] for name, width in model.state_widths().items()}
     return {
         "outputs": {

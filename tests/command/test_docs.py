@@ -30,7 +30,10 @@ EVERYTHING = "\n".join(page.read_text() for page in [README, *PAGES])
 def commands(command: click.Command, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     yield path, command
     if isinstance(command, click.Group):
-        for name, child in command.commands.items():
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child
             yield from commands(child, *path, name)
 
 

@@ -26,7 +26,10 @@ Words = tuple[str, ...]
 def commands(command: click.Command = cli, *path: str) -> Iterator[tuple[Words, click.Command]]:
     """Every command that is no group, with the words that call it."""
     if isinstance(command, click.Group):
-        for name, child in command.commands.items():
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child
             yield from commands(child, *path, name)
     else:
         yield path, command
@@ -77,7 +80,7 @@ def test_examples_are_usages_that_the_command_accepts(path: Words, command: clic
             words = shlex.split(call)
             found: click.Command = cli
             while isinstance(found, click.Group):
-                found = found.commands[words.pop(0)]
+                found = found.get_command(click.Context(found), words.pop(0))
             context = found.make_context("lstmcli", words)
             assert set(context.params) == {param.name for param in found.params}
 

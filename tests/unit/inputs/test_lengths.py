@@ -9,7 +9,7 @@ import pytest
 from helpers.sources import as_npy, header, npy_bytes, save_h5, save_npy, stream
 
 from lstmcli.errors import DataError, MissingInputError, UsageError
-from lstmcli.inputs import lengths
+from lstmcli.inputs import masks
 from lstmcli.inputs.lengths import read_valid_steps
 from lstmcli.inputs.open_input import open_source
 
@@ -213,7 +213,7 @@ MASK = (np.arange(200) >= STARTS[:, None]) & (np.arange(200) < (STARTS + LENS)[:
 @pytest.mark.parametrize("kind", ["npy", "fortran", "h5", "h5-gzip", "pipe"])
 @pytest.mark.parametrize("piece", [1, 400, 1 << 20])
 def test_masks(dtype, kind, piece, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(lengths, "PIECE", piece)
+    monkeypatch.setattr(masks, "PIECE", piece)
     mask = MASK.astype(dtype)
     if kind == "pipe":
         fd = stream(as_npy(mask), 100)
@@ -232,7 +232,7 @@ def test_masks(dtype, kind, piece, source, tmp_path, monkeypatch):
 
 
 def test_the_row_of_a_bad_mask_is_that_of_the_whole(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(lengths, "PIECE", 400)
+    monkeypatch.setattr(masks, "PIECE", 400)
     mask = MASK.astype(int)
     mask[3, 190] = 0
     with pytest.raises(DataError, match=r"m\.npy, row 3, step 190: expected the ones of a row in one run"):
