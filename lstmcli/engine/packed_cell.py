@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from lstmcli.blocks import Block, State
 from lstmcli.engine.work_split import CellSize, Schedule, split_work
-from lstmcli.engine.worker_threads import worker_threads
 from lstmcli.kernel import lstm
 from lstmcli.kernel.layout import ARGUMENTS, SYNC_WORDS, Options, pack, pack_cell, scratch_words, write_call
 from lstmcli.model.tree import Cell
@@ -77,6 +76,8 @@ class PackedCell:
         if split.threads == 1:
             self.kernel.call(table_at, 0)
         else:
+            from lstmcli.engine.worker_threads import worker_threads
+
             worker_threads().run(self.kernel.call, table_at, split.threads)
 
 

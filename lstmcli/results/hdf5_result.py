@@ -11,7 +11,6 @@ checksums/container (1,) uint32 is the CRC-32 of all other bytes of the file, th
 import io
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -144,4 +143,6 @@ def allocate(file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any])
 def in_memory() -> io.BufferedRandom:
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("lstmcli", os.MFD_CLOEXEC), "w+b")
+    import tempfile  # its own imports take a millisecond, and Linux does without
+
     return tempfile.TemporaryFile()

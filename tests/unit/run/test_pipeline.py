@@ -26,7 +26,7 @@ from lstmcli.run.stop import Stop
 class RunningSum:
     """Sums of the features up to each step; the state is the last one."""
 
-    dtype, threads, causal, input_width = np.dtype(np.float64), 1, True, 2
+    dtype, threads, causal, input_width, input_dtype = np.dtype(np.float64), 1, True, 2, np.dtype(np.float64)
     step_widths, state_widths = {"sums": 2}, {"last": 2}
     scratch_width, weight_bytes, step_flops, full = 0, 0, 2, 1
 
