@@ -43,7 +43,7 @@ def test_tasks(scheduler: str, case: Case, tmp_path: Path) -> None:
     def script(*args: object) -> str:
         return succeed("plan", *args, "--format", scheduler, "-q", cwd=tmp_path).text
 
-    options = ["-i", case.x_npy, "-l", case.lens_npy, "-w", case.weights, "--shards", 5, "-o", "it's a plan.json"]
+    options = [*case.inputs, "--shards", 5, "-o", "it's a plan.json"]
     whole = script(*options)
     for index in (2, 4):
         ran = task(scheduler, whole, index)
@@ -63,7 +63,7 @@ def test_tasks(scheduler: str, case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("scheduler", "code"), [("pbs", 75), ("sge", 99)], indirect=["scheduler"])
 def test_a_time_limit(scheduler: str, code: int, case: Case, tmp_path: Path) -> None:
     """SGE takes 99 for a wish to run again."""
-    options = ["-i", case.x_npy, "-l", case.lens_npy, "-w", case.weights, "--shards", 5, "-o", "plan.json", "-q"]
+    options = [*case.inputs, "--shards", 5, "-o", "plan.json", "-q"]
     script = succeed("plan", *options, "--format", scheduler, cwd=tmp_path).text
     assert script.count("57m") == 1
     ran = task(scheduler, script.replace("57m", "0.001s"), 1)

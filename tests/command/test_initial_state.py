@@ -77,7 +77,7 @@ def test_states_are_converted(stored: str, case: Case, tmp_path: Path) -> None:
     np.savez(tmp_path / "given.npz", **state)  # type: ignore[arg-type]
     np.savez(tmp_path / "single.npz", **{name: value.astype("<f4") for name, value in state.items()})  # type: ignore[arg-type]
     for dtype, same in [("float32", "single.npz"), ("float64", "given.npz")]:
-        args = ("--input", case.x_npy, "--lens", case.lens_npy, "--weights", case.weights, "--dtype", dtype, "--overwrite")
+        args = (*case.inputs, "--dtype", dtype, "--overwrite")
         results = []
         for spec in ("given.npz", same):
             succeed("run", *args, "--initial-state", spec, "--output", "out.h5", cwd=tmp_path)
@@ -94,7 +94,7 @@ def test_one_row_is_the_start_of_every_sequence(case: Case, tmp_path: Path) -> N
     np.savez(tmp_path / "one.npz", **row)  # type: ignore[arg-type]
     np.savez(tmp_path / "all.npz", **{name: value.repeat(13, 0) for name, value in row.items()})  # type: ignore[arg-type]
     files.write_h5(tmp_path / "one.h5", **{f"state/{name}": value for name, value in row.items()})
-    args = ("run", "--input", case.x_npy, "--lens", case.lens_npy, "--weights", case.weights, "--overwrite", "--quiet")
+    args = ("run", *case.inputs, "--overwrite", "--quiet")
     results = []
     for spec, memory in [("all.npz", "1GB"), ("one.npz", "1GB"), ("one.h5", "1GB"), ("one.npz", "50KB")]:
         succeed(*args, "--initial-state", spec, "--max-memory", memory, "--output", "out.h5", cwd=tmp_path)
@@ -105,7 +105,7 @@ def test_one_row_is_the_start_of_every_sequence(case: Case, tmp_path: Path) -> N
 
 def test_the_summary_says_where_a_run_starts(case: Case, tmp_path: Path) -> None:
     run(case, tmp_path, "a", slice(0, CUT), "--output", "a.h5")
-    args = ("run", "--input", case.x_npy, "--lens", case.lens_npy, "--weights", case.weights, "--dry-run")
+    args = ("run", *case.inputs, "--dry-run")
     assert "start     from a.h5::/state\n" in succeed(*args, "--initial-state", "a.h5", cwd=tmp_path).text
     assert succeed(*args, "--initial-state", "a.h5", "--json", cwd=tmp_path).json["initial_state"] == "a.h5::/state"
     assert succeed(*args, "--json", cwd=tmp_path).json["initial_state"] is None
@@ -137,7 +137,7 @@ def state() -> files.Arrays:
 class Refusing:
     def __init__(self, case: Case, folder: Path) -> None:
         self.folder = folder
-        self.args = ["--input", str(case.x_npy), "--lens", str(case.lens_npy), "--weights", str(case.weights)]
+        self.args = case.inputs
 
     def __call__(self, code: int, spec: str, *words: object) -> None:
         refuse(self.folder, code, *words, args=[*self.args, "--initial-state", spec])

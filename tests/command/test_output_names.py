@@ -28,7 +28,7 @@ def test_an_input_that_has_the_partial_name_is_not_overwritten(option: str, case
 
 @pytest.mark.parametrize("states", ["out.npy", "out.model.h5", "out.npy.partial"])
 def test_two_files_of_a_result_under_one_name(states: str, case: Case, tmp_path: Path) -> None:
-    options = ("-i", case.x_npy, "-l", case.lens_npy, "-w", case.weights, "-o", "out.npy", "--states", states)
+    options = (*case.inputs, "-o", "out.npy", "--states", states)
     assert_one_line(lstmcli("run", *options, "--overwrite", cwd=tmp_path), 2, states)
     assert list(tmp_path.iterdir()) == []
 

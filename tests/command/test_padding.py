@@ -66,7 +66,7 @@ def test_the_bits_of_padding_behind(form: str, padding: str, case: Case, tmp_pat
     options += write_lens(tmp_path, padding, starts, case.lengths, 17)
     succeed("run", *options, "--weights", case.weights, "--output", "out.h5", "--quiet", cwd=tmp_path)
     assert_moved(files.read_result(tmp_path / "out.h5"), case.result, starts, case.lengths)
-    plain = ["--input", case.x_npy, "--lens", case.lens_npy, "--weights", case.weights]
+    plain = case.inputs
     succeed("run", *plain, "--output", "plain.h5", "--quiet", cwd=tmp_path)
     with h5py.File(tmp_path / "out.h5") as got, h5py.File(tmp_path / "plain.h5") as want:
         assert got["starts"].dtype == np.int64
@@ -132,7 +132,7 @@ def test_a_result_is_the_input_of_another_run(case: Case, tmp_path: Path) -> Non
     options = write_input(tmp_path, "npy", moved(case.x, starts, case.lengths, np.nan))
     options += write_lens(tmp_path, "pre", starts, case.lengths, 17)
     succeed("run", *options, "--weights", case.weights, "--output", "front.h5", "--quiet", cwd=tmp_path)
-    plain = ["--input", case.x_npy, "--lens", case.lens_npy, "--weights", case.weights]
+    plain = case.inputs
     succeed("run", *plain, "--output", "plain.h5", "--quiet", cwd=tmp_path)
     again = ["-u", 4, "--overwrite", "-o", "again.h5", "--json"]
     succeed("run", "-i", "plain.h5::/outputs", *again, cwd=tmp_path)

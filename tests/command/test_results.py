@@ -21,8 +21,7 @@ from helpers.system_tools import mounted
 
 
 def run(case: Case, folder: Path, *args: object) -> Ran:
-    inputs = ["--input", case.x_npy, "--lens", case.lens_npy, "--weights", case.weights]
-    return lstmcli("run", *inputs, *args, cwd=folder)
+    return lstmcli("run", *case.inputs, *args, cwd=folder)
 
 
 def test_hdf5_result_layout(case: Case) -> None:

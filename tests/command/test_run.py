@@ -107,7 +107,7 @@ def test_vowels_run(sample_x: Path, tmp_path: Path) -> None:
 
 
 def test_quiet_prints_nothing(case: Case, tmp_path: Path) -> None:
-    args = ["--input", case.x_npy, "--lens", case.lens_npy, "--weights", case.weights, "--output", "out.h5"]
+    args = [*case.inputs, "--output", "out.h5"]
     ran = succeed("run", *args, "--quiet", cwd=tmp_path)
     assert (ran.out, ran.err) == (b"", "")
     files.assert_same_bits(files.read_result(tmp_path / "out.h5"), case.result)
@@ -115,7 +115,7 @@ def test_quiet_prints_nothing(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("progress", ["auto", "bar", "log", "none"])
 def test_progress_never_reaches_stdout(progress: str, case: Case, tmp_path: Path) -> None:
-    args = ["--input", case.x_npy, "--lens", case.lens_npy, "--weights", case.weights, "--output", "out.h5"]
+    args = [*case.inputs, "--output", "out.h5"]
     ran = succeed("run", *args, "--json", "--progress", progress, cwd=tmp_path)
     assert ran.json["valid_steps"] == case.lengths.sum()
     if progress == "none":
@@ -124,7 +124,7 @@ def test_progress_never_reaches_stdout(progress: str, case: Case, tmp_path: Path
 
 @pytest.mark.parametrize("output", [["--output", "out.h5"], ["--output", "-"], []])
 def test_dry_run_writes_nothing(output: list[str], case: Case, tmp_path: Path) -> None:
-    args = ["--input", case.x_npy, "--lens", case.lens_npy, "--weights", case.weights, *output]
+    args = [*case.inputs, *output]
     ran = succeed("run", *args, "--dry-run", cwd=tmp_path)
     assert "(13, 17, 5)" in ran.text + ran.err
     assert list(tmp_path.iterdir()) == []

@@ -121,7 +121,7 @@ def test_closed_stdin_as_input_is_one_line(tmp_path: Path) -> None:
 
 def test_closed_standard_streams(case: Case, tmp_path: Path) -> None:
     run = '--input "$1/x.npy" --lens "$1/lens.npy" --weights "$1/model.h5"'
-    whole = succeed("run", *("-i", case.x_npy, "-l", case.lens_npy, "-w", case.weights, "-o", "-"), cwd=tmp_path)
+    whole = succeed("run", *case.inputs, "-o", "-", cwd=tmp_path)
     closed = shell(f"lstmcli run {run} --output - 2>&-", tmp_path, case.folder)
     assert (closed.code, closed.out) == (0, whole.out)
     assert_one_line(shell(f"lstmcli run {run} --output - >&-", tmp_path, case.folder), 74, "standard output")

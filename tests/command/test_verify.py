@@ -24,8 +24,7 @@ def test_checksums_are_those_that_the_readme_describes(case: Case) -> None:
 
 
 def test_whole_files(case: Case, tmp_path: Path) -> None:
-    inputs = ["--input", case.x_npy, "--lens", case.lens_npy, "--weights", case.weights]
-    succeed("run", *inputs, "-o", "out.npy", cwd=tmp_path)
+    succeed("run", *case.inputs, "-o", "out.npy", cwd=tmp_path)
     names = ["out.npy", "out.states.npz", "out.model.h5", case.folder / "result.h5"]
     ran = succeed("verify", *names, cwd=tmp_path)
     assert len(ran.text.splitlines()) == 4
@@ -94,8 +93,7 @@ def test_every_byte_counts(case: Case, tmp_path: Path) -> None:
 
 
 def test_damaged_npz_and_npy(case: Case, tmp_path: Path) -> None:
-    inputs = ["--input", case.x_npy, "--lens", case.lens_npy, "--weights", case.weights]
-    succeed("run", *inputs, "-o", "out.npy", cwd=tmp_path)
+    succeed("run", *case.inputs, "-o", "out.npy", cwd=tmp_path)
     content = bytearray((tmp_path / "out.states.npz").read_bytes())
     content[400] ^= 1
     (tmp_path / "out.states.npz").write_bytes(content)

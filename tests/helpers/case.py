@@ -34,5 +34,10 @@ class Case:
         return self.folder / "model.h5"
 
     @property
+    def inputs(self) -> list[str]:
+        """The words of a command that say so."""
+        return ["--input", str(self.x_npy), "--lens", str(self.lens_npy), "--weights", str(self.weights)]
+
+    @property
     def result(self) -> tuple[np.ndarray, files.Arrays]:
         return self.outputs, self.state

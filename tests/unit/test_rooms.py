@@ -52,6 +52,11 @@ def test_every_file_is_in_a_room() -> None:
     assert {room_of(path) for path in MODULES.values()} <= set(ROOMS)
 
 
+def test_unit_tests_stand_in_the_folders_of_their_rooms() -> None:
+    here = Path(__file__).parent
+    assert {path.parent.relative_to(here).as_posix() for path in here.rglob("test_*.py")} <= {*ROOMS, "."}
+
+
 def test_imports_point_down() -> None:
     up = [
         f"{path.relative_to(PACKAGE)}:{line} imports {name}"
