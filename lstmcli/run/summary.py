@@ -145,7 +145,7 @@ def notes_on_mask(masked: bool | None, opened: OpenedJob) -> list[str]:
     """Returns what to know where lengths are given and the model's framework had none, or the other way round."""
     padded = bool((opened.lengths < opened.source.shape[1]).any())
     if masked is False and padded:
-        return ["no mask: Keras computed the padding as data; --lens none repeats it"]
+        return ["no mask: the model's framework computed the padding as data; --lens none repeats it"]
     if masked and opened.valid_steps.origin is None:
         return ["a mask: Keras skips the steps that its Masking or mask_zero hides; without --lens they are computed here"]
     return []

@@ -109,7 +109,11 @@ class ChainReader(NamedTuple):
             return keras.import_objects(*found, self.choices, make_of_keras)
 
     def onnx(self, file: FileBytes, path: str) -> WholeModel:
-        raise DataError(f"{file.name}: whole models are not read from ONNX yet; lstmcli run computes their LSTMs")
+        from lstmcli.weights.chains import onnx_chain
+
+        self.refuse_line(file.name)
+        draft, chain = onnx_chain.build(file, path, self.choices)
+        return WholeModel(chain, draft.kind, tuple(draft.notes), tuple(draft.assumed), draft.masked)
 
     def refuse_line(self, where: str) -> None:
         if self.line is not None:

@@ -72,6 +72,7 @@ class Graph:
     outputs: list[Value] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
+    opset: int = 0  # the version of ONNX's operators, of a whole model
 
     def all_nodes(self) -> Iterator[Node]:
         """Yields those of the graphs inside of nodes as well, each after the node that it is in."""
@@ -226,7 +227,9 @@ def read_graph(data: bytes, path: str, where: str) -> Graph:
     """Reads the graph of an ONNX model. path: of the model, beside which numbers may lie in other files. DataError: damaged."""
     model = Message(data, f"{where}: not a whole ONNX model")
     try:
-        return Reader(model, path, where).graph(model.message(7), Scope())
+        graph = Reader(model, path, where).graph(model.message(7), Scope())
+        graph.opset = max((one.integer(2) for one in model.messages(8) if one.text(1) in ("", "ai.onnx")), default=0)
+        return graph
     except DataError as error:
         text = str(error)
         raise DataError(text if text.startswith(where) else f"{where}: {text}") from error

@@ -404,7 +404,7 @@ def test_layers_around_the_lstms(before: list[dict[str, Any]], masked: bool | No
 def test_a_run_says_that_there_was_no_mask(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((2, 3, 3), "f4"))
     np.save(tmp_path / "l.npy", np.array([3, 1]))
-    note = "no mask: Keras computed the padding as data; --lens none repeats it"
+    note = "no mask: the model's framework computed the padding as data; --lens none repeats it"
     for name, before in (("plain", []), ("masked", [MASKING])):
         archive(tmp_path / f"{name}.keras", wf.sequential(*before, wf.keras_lstm("a", 4)), {"layers/lstm": A})
         args = ["run", "-i", "x.npy", "-w", f"{name}.keras", "-o", "o.h5", "--overwrite"]
