@@ -186,7 +186,7 @@ whole_model_options = option_group(
         "--weights",
         type=FILE_NAME,
         metavar="FILE",
-        help="The whole model: a .keras or .h5 file of Keras, a SavedModel folder, a model file, or weights of PyTorch with "
+        help="The whole model: a .keras or .h5 file of Keras, a SavedModel folder, ONNX, a model file, or PyTorch weights with "
         "--chain.",
     ),
     option(
