@@ -102,8 +102,8 @@ def import_(terminal: "Terminal", file: str, output: str, overwrite: bool, check
     found = load_weights(file, Choices(**choices))
     known = agreement = None
     if check is not None:
+        from lstmcli.engine.model_check import confirm
         from lstmcli.model.model_check import read_check_files
-        from lstmcli.results.model_check import confirm
 
         known = read_check_files(check)
         agreement = confirm(found.model, known, "; ".join([f"--check {check}", *found.assumed]))

@@ -31,7 +31,7 @@ from lstmcli.results.paths import Paths, check_paths, result_paths
 from lstmcli.results.publish import UnpublishedResult, publishing
 from lstmcli.results.result import Metadata
 from lstmcli.results.verify import verify
-from lstmcli.run.cutting import Limits, cut_into_spans
+from lstmcli.run.memory import Limits, cut_into_spans
 from lstmcli.run.opened_job import mark_of_steps
 from lstmcli.run.pipeline import Progress
 from lstmcli.run.stop import Stop

@@ -68,9 +68,16 @@ def check_paths(paths: Paths, inputs: Iterable[str | None], overwrite: bool, res
     refuse_inputs(paths, inputs)
 
 
+def values_of(table: Path) -> Path:
+    """Returns the name that stands for the values of a table; they are in its partial file."""
+    return table.with_name(f"{table.name}.values")
+
+
 def temporary_names(paths: Paths) -> list[Path]:
     """Returns the names of all files that exist at any time of the run."""
     names = [name for path in paths.all() for name in (path, partial_name(path))]
+    if paths.main and paths.main.suffix in TABLES:
+        names.append(partial_name(values_of(paths.main)))
     return [*names, journal_name(paths.main)] if paths.main else names
 
 

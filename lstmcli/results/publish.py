@@ -13,7 +13,7 @@ from lstmcli.files.partial_file import Partial, check_left_over, check_target, p
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.fields import Arrays
 from lstmcli.results.journal import Fingerprint, Journal, StoredSpan
-from lstmcli.results.paths import Paths
+from lstmcli.results.paths import TABLES, Paths
 from lstmcli.results.result import Metadata, Result
 
 
@@ -110,6 +110,10 @@ def publishing(
 def lay_out(paths: Paths, arrays: Arrays, metadata: Metadata, overwrite: bool, resume: bool) -> Result:
     """Makes a result with all its space taken. resume: keeps what an earlier run has stored. OutputError, StorageError."""
     # Each format is loaded when it is wanted: a start has a fifth of a second.
+    if paths.main is not None and paths.main.suffix in TABLES:
+        from lstmcli.results.table_result import TableResult
+
+        return TableResult(paths, arrays, metadata, overwrite, resume)
     if paths.main is not None and paths.main.suffix != ".npy":
         from lstmcli.results.hdf5_result import Hdf5Result
 
@@ -166,7 +170,8 @@ def name_sealed(paths: Paths, overwrite: bool) -> None:
         if path.exists() and path.samefile(name):
             name.unlink()
             continue
-        verify(str(name))
+        if path.suffix not in TABLES:  # which has no checksums
+            verify(str(name))
         partial = Partial(path, overwrite, resume=True)
         partial.publish()
         partial.close()

@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
 
 
+class TableForm(NamedTuple):
+    """What a table shows.
+
+    top: only the classes with the largest values, the largest first, each with its value; None: all of them.
+    labels: names of the classes; None: their numbers. ids: of the sequences; None: their numbers, from `first` on.
+    """
+
+    top: int | None = None
+    labels: tuple[str, ...] | None = None
+    ids: Sequence[str] | None = None
+    first: int = 0
+
+
 class Metadata(NamedTuple):
     """What a result says besides its arrays. Nothing in it may depend on threads, memory, time or place: the same run gives the
     same bytes."""
@@ -25,6 +38,7 @@ class Metadata(NamedTuple):
     valid: Valid
     attributes: dict[str, Any]
     nonfinite: Nonfinite | None  # None: nobody looks for NaN and Inf
+    table: TableForm = TableForm()
 
 
 class Result:

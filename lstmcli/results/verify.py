@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lstmcli.blocks import Valid
+from lstmcli.engine.model_check import confirm
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind
@@ -21,7 +22,6 @@ from lstmcli.model.model_check import read_check
 from lstmcli.model.model_file import FORMAT, load_model
 from lstmcli.results.fields import Checksums, Extent
 from lstmcli.results.hdf5_result import CHECKSUMS, CONTAINER, container_checksum
-from lstmcli.results.model_check import confirm
 
 BLOCK = 16 << 20  # bytes read at a time
 

@@ -1,11 +1,15 @@
-"""How large the blocks of a run are: as large as is of use, and no larger than --max-memory allows."""
+"""How large the blocks of a run are, as large as is of use and within --max-memory, and where that cuts a batch."""
 
-from lstmcli.blocks import Lengths
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from lstmcli.blocks import Lengths, Span
 from lstmcli.engine.work_split import MAX_LANES
 from lstmcli.errors import UsageError
 from lstmcli.inputs.source import Source
 from lstmcli.run.computation import Computation
-from lstmcli.run.cutting import Limits
 
 PROGRAM_BYTES = 100_000_000  # what the program takes before it has read a row: interpreter, libraries, kernel
 SEQUENCE_BYTES = 256  # what is kept of each sequence of a block besides its states: where it lies, how long it is
@@ -14,6 +18,14 @@ TENTHS_FOR_ROWS, TENTHS_FOR_SEQUENCES = 9, 1
 LEAST = 4  # one part in four of --max-memory is for blocks even where the program leaves less: see memory_note
 BLOCK_BYTES = 32_000_000  # larger blocks gain nothing: lanes are full, and nothing overlaps the first read and the last store
 BLOCK_FLOPS = 50_000_000_000  # per thread: about a second, so that progress shows and an interrupt is soon heeded
+
+
+class Limits(NamedTuple):
+    """What a block may hold at most."""
+
+    rows: int  # steps
+    sequences: int
+    fill: int  # sequences that keep all lanes busy: where fewer of them fit as a whole, so many are cut in time instead
 
 
 def program_bytes(computation: Computation, source: Source) -> int:
@@ -69,3 +81,40 @@ def block_limits(computation: Computation, source: Source, lengths: Lengths, max
             f"needs them all at once; expected {program + longest * row_bytes * 10 // TENTHS_FOR_ROWS:,} bytes or more"
         )
     return Limits(max(rows, longest), max(1, fitting_sequences), fill=1)
+
+
+def cut_into_spans(lengths: Lengths, limits: Limits, chunk: tuple[int, int], after: Span | None = None) -> Iterator[Span]:
+    """Cuts the batch into spans of whole sequences, and where too few of them fit, of some steps of several sequences.
+
+    Cuts lie on the edges of the input's chunks where possible, so that no chunk is decoded twice. chunk: (sequences, steps).
+    after: the last span that was done already; those before it may have been cut in any other way.
+    """
+    ends = np.cumsum(lengths)
+    first, batch = 0, len(lengths)
+    if after:
+        first = after.first + after.count
+        if not after.last:
+            yield from _pieces(lengths, limits, chunk, after.first, after.count, after.stop)
+    while first < batch:
+        before = int(ends[first] - lengths[first])
+        fitting = int(np.searchsorted(ends, before + limits.rows, side="right")) - first
+        count = min(fitting, limits.sequences)
+        if count >= min(limits.fill, limits.sequences, batch - first):
+            aligned = (first + count) // chunk[0] * chunk[0] - first
+            if first + count < batch and aligned >= limits.fill:
+                count = aligned
+            yield Span(first, count, 0, int(lengths[first : first + count].max()), last=True)
+        else:
+            count = min(limits.fill, limits.rows, limits.sequences, batch - first)
+            yield from _pieces(lengths, limits, chunk, first, count, 0)
+        first += count
+
+
+def _pieces(lengths: Lengths, limits: Limits, chunk: tuple[int, int], first: int, count: int, start: int) -> Iterator[Span]:
+    """Cuts the sequences first .. first + count in time, from step `start` on."""
+    width = max(1, limits.rows // count)
+    if width > chunk[1]:
+        width -= width % chunk[1]
+    longest = int(lengths[first : first + count].max())
+    for at in range(start, max(longest, start + 1), width):
+        yield Span(first, count, at, min(at + width, longest), last=at + width >= longest)

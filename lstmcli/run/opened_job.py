@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from lstmcli.inputs.source import Source
 from lstmcli.model.new_weights import count_parameters, init_model
 from lstmcli.model.tree import Model
 from lstmcli.results.journal import Fingerprint, differing
+from lstmcli.results.paths import TABLES
+from lstmcli.results.result import TableForm
 from lstmcli.run.job import Job, NewModel, Weights
 from lstmcli.version import __version__
 
@@ -60,6 +63,19 @@ class OpenedJob(NamedTuple):
     def initial_state(self, span: Span) -> State | None:
         """Reads the state in which the sequences of a span begin, if one was given. Raises DataError or StorageError."""
         return self.initial.read(self.first + span.first, span.count) if self.initial else None
+
+    def table_form(self) -> TableForm:
+        """Returns what a table of predictions shows. Raises DataError and MissingInputError for bad ids or labels."""
+        output = self.job.output
+        if output.output is None or Path(output.output).suffix not in TABLES:
+            if output.top is not None or output.labels is not None:
+                raise UsageError("--top and --labels are for a table; give --output NAME.csv or NAME.tsv")
+            return TableForm()
+        from lstmcli.run.ids import read_ids, read_labels
+
+        ids = read_ids(self.source, self.job.inputs.follow_links)
+        own = ids and ids[self.first : self.first + len(self.lengths)]
+        return TableForm(output.top, read_labels(output.labels) if output.labels else None, own, self.first)
 
     def finish(self) -> None:
         """Raises DataError if an input changed while it was read, or if a pipe holds too little or too much."""

@@ -13,7 +13,7 @@ from lstmcli.errors import DataError, SequenceError, StoppedError
 from lstmcli.inputs.nonfinite import Nonfinite, find_nonfinite
 from lstmcli.results.journal import StoredSpan
 from lstmcli.run.computation import Computation
-from lstmcli.run.cutting import Limits, cut_into_spans
+from lstmcli.run.memory import Limits, cut_into_spans
 from lstmcli.run.opened_job import OpenedJob
 from lstmcli.run.stop import Stop
 

@@ -48,7 +48,8 @@ def stored_arrays(compute: Compute, model: "Model | Chain", batch: int, time: in
 def metadata_of(opened: OpenedJob) -> Metadata:
     """Returns what the result of a run says besides its arrays."""
     job = opened.job
-    return metadata(job.compute, opened.model, valid_of_result(opened), opened.about_weights.assumed, job.part)
+    made = metadata(job.compute, opened.model, valid_of_result(opened), opened.about_weights.assumed, job.part)
+    return made._replace(table=opened.table_form())
 
 
 def valid_of_result(opened: OpenedJob) -> Valid:

@@ -13,9 +13,9 @@ from helpers import weight_files as wf
 from helpers.command import assert_one_line, lstmcli, succeed
 from helpers.weight_imports import load
 
+from lstmcli.engine.model_check import confirm
 from lstmcli.errors import LstmcliError
 from lstmcli.model.model_check import read_check_files
-from lstmcli.results.model_check import confirm
 
 LENGTHS = np.array([5, 2, 0])
 MODEL = naive.Stack((naive.Bidirectional(wf.random_cell(3, 4, 0), wf.random_cell(3, 4, 1)),))

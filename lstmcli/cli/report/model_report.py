@@ -9,7 +9,7 @@ from lstmcli.model.tree import CELL_OPTIONS, Cell, Model
 
 if TYPE_CHECKING:
     from lstmcli.blocks import Floats
-    from lstmcli.results.model_check import Agreement
+    from lstmcli.engine.model_check import Agreement
     from lstmcli.weights.load import Imported
 
 SLOT = re.compile(

@@ -16,8 +16,8 @@ from lstmcli.blocks import Block, Span, State
 from lstmcli.errors import DataError, StoppedError
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.journal import StoredSpan
-from lstmcli.run.cutting import Limits
 from lstmcli.run.job import Compute, Inputs, Job, NewModel
+from lstmcli.run.memory import Limits
 from lstmcli.run.opened_job import open_job
 from lstmcli.run.pipeline import Pipeline
 from lstmcli.run.stop import Stop

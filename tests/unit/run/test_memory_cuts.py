@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lstmcli.run.cutting import Limits, cut_into_spans
+from lstmcli.run.memory import Limits, cut_into_spans
 
 
 @given(
