@@ -9,6 +9,7 @@ import click
 from lstmcli.cli.command import Command, option
 from lstmcli.cli.options import (
     as_json,
+    chain,
     computing_options,
     input_options,
     job_of,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 )
 @input_options
 @model_options
+@option("Model", "--predict", "whole", is_flag=True, help="Plan a run of `lstmcli predict`: the whole model of --weights.")
+@chain
 @option(
     "Output",
     "-o",

@@ -179,6 +179,13 @@ model_options = option_group(
     residual,
     weight_options,
 )
+chain = option(
+    "Model",
+    "--chain",
+    metavar="LINE",
+    help="How the model of a PyTorch state_dict goes on from module to module: 'embedding, lstm, final, fc1, relu, fc2'. "
+    "Without it an error proposes a line.",
+)
 whole_model_options = option_group(
     option(
         "Model",
@@ -189,13 +196,7 @@ whole_model_options = option_group(
         help="The whole model: a .keras or .h5 file of Keras, a SavedModel folder, ONNX, a model file, or PyTorch weights with "
         "--chain.",
     ),
-    option(
-        "Model",
-        "--chain",
-        metavar="LINE",
-        help="How the model of a PyTorch state_dict goes on from module to module: 'embedding, lstm, final, fc1, relu, fc2'. "
-        "Without it an error proposes a line.",
-    ),
+    chain,
     recurrent_activation,
 )
 layout = option(
@@ -274,8 +275,10 @@ def job_of(options: dict[str, Any]) -> "Job":
 
     if options["input"] is None:
         raise click.UsageError("Missing option '-i' / '--input'.")
-    if options.get("whole") and options["weights"] is None:
-        raise click.UsageError("Missing option '-w' / '--weights'.")
+    if options.get("whole"):
+        if options["weights"] is None:
+            raise click.UsageError("Missing option '-w' / '--weights'.")
+        options["save"] = ("predictions",)
     if (options["units"] is None) == (options["weights"] is None):
         raise click.UsageError("expected either --units, for new weights, or --weights FILE")
     said = {name: value for name, value in options.items() if value is not None}

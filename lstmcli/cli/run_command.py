@@ -186,7 +186,7 @@ def predict(terminal: "Terminal", stop_after: float | None, scheduler: str | Non
         raise click.UsageError("--dry-run: nothing would be computed; leave --scheduler out")
     if options["output"] == "-" and terminal.is_interactive():
         raise click.UsageError("--output -: expected a pipe or a file to write binary data to, got a terminal")
-    job = job_of(options | {"units": None, "whole": True, "save": ("predictions",)})
+    job = job_of(options | {"units": None, "whole": True})
     stop = Stop(stop_after)
     with stop.heed_signals(), terminal.progress() as on_progress:
         if scheduler is not None:

@@ -98,7 +98,10 @@ def build(
     if not builder.layers:
         raise UsageError("--chain: expected at least one layer, got none")
     left_out = [tensor for tensor in tensors if tensor.name.rpartition(".")[0] not in builder.used]
-    return Chain(tuple(builder.layers), tuple(builder.names)), builder.assumed, left_out
+    try:
+        return Chain(tuple(builder.layers), tuple(builder.names)), builder.assumed, left_out
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 class Builder:
@@ -166,7 +169,7 @@ class Builder:
     def is_embedding(self, word: Word, weight: Tensor) -> bool:
         if self.layers:
             return False
-        return "emb" in word.name.lower() if self.takes_ids is None else self.takes_ids
+        return "emb" in word.name.lower() or bool(self.takes_ids)
 
     def per_feature(self, word: Word, parts: dict[str, Tensor], weight: Floats, bias: Floats | None) -> Layer:
         epsilon = word.named.get("eps", EPSILON)
