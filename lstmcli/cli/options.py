@@ -47,6 +47,15 @@ whole_input_options = option_group(
     ),
     option(
         "Input",
+        "--offsets",
+        type=FILE_NAME,
+        metavar="PATH",
+        show_default="the dataset offsets beside a flat HDF5 input",
+        help="Where the sequences of a flat input (rows, features) begin, and where the last one ends: N + 1 integers; or N of "
+        "them, with --lens.",
+    ),
+    option(
+        "Input",
         "--padding",
         type=click.Choice(["post", "pre"]),
         show_default="post",
@@ -203,7 +212,7 @@ layout = option(
     "Output",
     "--layout",
     type=click.Choice(["padded"]),
-    show_default="padded for padded input",
+    show_default="padded for a padded input; a ragged one needs it",
     help="How the steps of the sequences lie in the result: padded is an array (sequences, steps, units) with zeros past the "
     "length of each.",
 )

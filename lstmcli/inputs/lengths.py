@@ -52,6 +52,10 @@ def read_valid_steps(spec: str | None, padding: str | None, source: Source, foll
     Raises DataError for anything but N whole numbers in 0 .. T or a mask (N, T); MissingInputError for no such file; UsageError
     for `-`, and for a padding that says nothing or contradicts a mask.
     """
+    if source.lengths is not None:
+        if padding is not None:
+            raise UsageError(f"--padding {padding}: {source.name} is ragged and has no padding; leave it out")
+        return ValidSteps(Valid(np.zeros_like(source.lengths), source.lengths), source.lengths_origin)
     if spec == "none":
         return _full(source)
     try:
@@ -141,7 +145,7 @@ def _named(spec: str, padding: str | None, source: Source, follow: bool) -> Vali
     with open_by_kind(path) as (file, kind):
         if kind is FileKind.HDF5:
             with hdf5.open_file(path) as container:
-                item = hdf5_safety.dataset(container, dataset or _likely_name(container), follow)
+                item = hdf5_safety.dataset(container, dataset or likely_name(container), follow)
                 return _from_dataset(item, padding, source)
         if kind is FileKind.ZIP:
             return _from_npz(file, dataset, padding, source)
@@ -172,7 +176,8 @@ def _from_npz(file: FileBytes, name: str | None, padding: str | None, source: So
     return _from_table(array, padding, source)
 
 
-def _likely_name(file: Any) -> str:
+def likely_name(file: Any) -> str:
+    """Returns the name of the dataset that holds lengths or a mask, if one is likely. Raises DataError."""
     found = hdf5.entries(file)
     names = [entry.name for entry in found]
     for name in (f"/{name}" for name in (*LENGTHS, *MASKS)):
@@ -237,14 +242,19 @@ def _text_limit(source: Source) -> int:
 def _read_text(content: bytes, name: str, source: Source) -> _Text:
     if len(content) > _text_limit(source):
         raise DataError(f"{name}: expected {source.shape[0]} lengths, one a line, got more than {_text_limit(source)} bytes")
+    values = parse_lines(content, name)
+    _check_form(name, values.shape, values.dtype, source)
+    return _Text(name, values)
+
+
+def parse_lines(content: bytes, name: str) -> Lengths:
+    """Returns the integers of a text, one a line. Raises DataError for anything else."""
     lines = content.removeprefix(codecs.BOM_UTF8).rstrip().splitlines()
     for number, line in enumerate(lines, 1):
         if not re.fullmatch(rb"\s*[+-]?\d{1,18}\s*", line):
             got = shown(line[:40].decode("utf-8", "backslashreplace"))
             raise DataError(f"{name}, line {number}: expected one integer, got {got or 'an empty line'}")
-    values = np.array(list(map(int, lines)), np.int64)
-    _check_form(name, values.shape, values.dtype, source)
-    return _Text(name, values)
+    return np.array(list(map(int, lines)), np.int64)
 
 
 def _is_mask(shape: tuple[int, ...], dtype: np.dtype[Any], source: Source) -> bool:

@@ -53,19 +53,22 @@ def open_source(spec: str, axes: str = "NTE", follow_links: bool = False, token_
         array = array._replace(axes=axes)
         if token_ids and array.dtype.kind in "iu" and len(array.shape) == 2 and axes[-1] == "E":
             array = array._replace(shape=(*array.shape, 1), token_ids=True)
-        source: Source
-        if array.offset is None:
-            from lstmcli.inputs.chunked import ChunkedArray
-
-            source = ChunkedArray(array, files)
-        elif array.order == "NTE":
-            source = ContiguousArray(array, files)
-        else:
-            from lstmcli.inputs.strided import StridedArray
-
-            source = StridedArray(array, files)
+        source = source_of(array, files)
         failed.pop_all()
     return source
+
+
+def source_of(array: StoredArray, files: ExitStack) -> Source:
+    """Returns what reads an array where it lies. Raises DataError."""
+    if array.offset is None:
+        from lstmcli.inputs.chunked import ChunkedArray
+
+        return ChunkedArray(array, files)
+    if array.order == "NTE":
+        return ContiguousArray(array, files)
+    from lstmcli.inputs.strided import StridedArray
+
+    return StridedArray(array, files)
 
 
 def _standard_input() -> int:

@@ -48,6 +48,8 @@ class Source:
     """A padded array in a file or a pipe, read by valid rows only: floats (N, T, E), or token ids (N, T) taken as (N, T, 1)."""
 
     chunk: tuple[int, int] = (1, 1)  # (sequences, steps) that are decoded at once
+    lengths: Lengths | None = None  # of the sequences of a ragged input, which has them itself; none of it is padding
+    lengths_origin: str | None = None  # the file or dataset that says them
     side_by_side: int = 1  # sequences that are best read together, rather than many steps of fewer of them
 
     def __init__(self, array: StoredArray, files: ExitStack | None, stored: int, chunk: int = 0) -> None:

@@ -24,6 +24,7 @@ class Inputs(NamedTuple):
     input: str
     axes: str = "NTE"  # N sequences, T steps, E features
     lens: str | None = None
+    offsets: str | None = None  # of a flat input
     padding: str | None = None  # post | pre; None: post, or what the file says
     initial_state: str | None = None
     follow_links: bool = False
@@ -111,13 +112,13 @@ class Job(NamedTuple):
     def files(self) -> tuple[str | None, ...]:
         """Returns the names of the files that are read."""
         weights = self.model.weights if isinstance(self.model, Weights) else None
-        return self.inputs.input, self.inputs.lens, self.inputs.initial_state, weights
+        return self.inputs.input, self.inputs.lens, self.inputs.initial_state, weights, self.inputs.offsets
 
     def with_absolute_names(self) -> "Job":
         """Returns the same job with absolute names of the files that are read, so that it can be run from any folder."""
-        source, lens, initial_state, weights = map(absolute, self.files())
+        source, lens, initial_state, weights, offsets = map(absolute, self.files())
         assert source
-        inputs = self.inputs._replace(input=source, lens=lens, initial_state=initial_state)
+        inputs = self.inputs._replace(input=source, lens=lens, offsets=offsets, initial_state=initial_state)
         model = self.model._replace(weights=weights) if weights and isinstance(self.model, Weights) else self.model
         return self._replace(inputs=inputs, model=model)
 

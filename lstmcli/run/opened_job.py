@@ -12,7 +12,7 @@ import numpy as np
 from lstmcli.blocks import Lengths, Span, State, Valid
 from lstmcli.errors import DataError, UsageError
 from lstmcli.inputs.lengths import ValidSteps, read_valid_steps
-from lstmcli.inputs.open_input import open_source
+from lstmcli.inputs.ragged.open_sequences import open_sequences
 from lstmcli.inputs.source import Source
 from lstmcli.model.new_weights import count_parameters, init_model
 from lstmcli.model.tree import Model
@@ -136,9 +136,11 @@ def open_job(job: Job) -> Iterator[OpenedJob]:
     """Opens and checks all that a job reads. Raises MissingInputError, DataError, UsageError or StorageError."""
     inputs = job.inputs
     with ExitStack() as opened:
-        source = opened.enter_context(closing(open_source(inputs.input, inputs.axes, inputs.follow_links, is_whole(job.model))))
+        found = open_sequences(inputs.input, inputs.lens, inputs.offsets, inputs.axes, inputs.follow_links, is_whole(job.model))
+        source = opened.enter_context(closing(found))
         valid_steps = read_valid_steps(inputs.lens, inputs.padding, source, inputs.follow_links)
         model, about_weights = read_model(job, source)
+        check_layout(job, source, model)
         initial = None
         if inputs.initial_state is not None:
             from lstmcli.inputs.initial_state import open_states
@@ -185,6 +187,16 @@ def read_chain(job: Job, said: Weights, source: Source) -> "tuple[Chain, AboutWe
             f"{source.name} {source.stored_shape} has {source.shape[2]}"
         )
     return chain, AboutWeights(found.notes, found.assumed, masked=found.masked)
+
+
+def check_layout(job: Job, source: Source, model: "Model | Chain") -> None:
+    """Raises UsageError where the steps of a ragged input would be stored and nothing says how; a part is as the whole run."""
+    stores_steps = set(job.compute.save) != {"states"} if isinstance(model, Model) else model.has_steps
+    if source.lengths is not None and stores_steps and job.output.layout is None and job.part is None:
+        raise UsageError(
+            f"{source.name}: a ragged input needs --layout padded: the result has the shape (sequences, steps, units), here "
+            f"{source.shape[:2]}, with zeros past the end of each sequence"
+        )
 
 
 def is_whole(model: NewModel | Weights) -> bool:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "lstmcli"
 ROOMS = (
     *("__main__", "cli", "cli/report", "cluster", "tools", "run", "results", "__init__", "api", "engine"),
     *("weights/chains", "weights", "weights/keras_format", "weights/onnx_graph", "weights/torch_format"),
-    *("weights/containers", "inputs", "model", "files"),
+    *("weights/containers", "inputs/ragged", "inputs", "model", "files"),
     *("kernel/heads", "kernel", "kernel/native", "blocks", "errors", "version"),
 )
 FILES_OF_A_ROOM = 10

@@ -1,0 +1,90 @@
+"""Sequences as some rows each of one array (R, E): from begins[s] on, as many as the length of s."""
+
+import hashlib
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from lstmcli.blocks import Lengths, packed_starts
+from lstmcli.errors import DataError
+from lstmcli.inputs.source import Rows, Source, StoredArray
+
+
+class FlatSequences(Source):
+    """Sequences of a flat array, whose rows are read through a source of its own.
+
+    That source has a row as a sequence of E steps of one feature, (R, E, 1), so that any run of rows lies together in it.
+    """
+
+    def __init__(self, rows: Source, begins: Lengths, lengths: Lengths, origin: str, files: ExitStack) -> None:
+        """origin: where the lengths come from. Raises DataError."""
+        count, width, _ = rows.shape
+        steps = int(lengths.max(initial=0))
+        array = StoredArray(rows.data, rows.name, (len(lengths), steps, width), rows.dtype)
+        super().__init__(array, files, count * width * rows.dtype.itemsize + 8 * len(lengths))
+        self.flat, self.begins, self.lengths, self.lengths_origin = rows, begins, lengths, origin
+
+    def identity(self) -> dict[str, Any]:
+        return self.flat.identity() | {"begins": hashlib.sha256(self.begins.tobytes()).hexdigest()[:16]}
+
+    def _read(self, first: int, starts: Lengths, lengths: Lengths, rows: Rows) -> None:
+        width = self.shape[2]
+        used = np.flatnonzero(lengths)
+        begins = self.begins[first + used] + starts[used]
+        counts = lengths[used]
+        places = packed_starts(counts)
+        cuts = np.flatnonzero(begins[1:] != begins[:-1] + counts[:-1]) + 1  # sequences that lie together come as one run
+        heads, tails = np.r_[0, cuts], np.r_[cuts, len(used)] - 1
+        for head, tail in zip(heads.tolist(), tails.tolist(), strict=True):
+            at, count = int(places[head]), int(places[tail] + counts[tail] - places[head])
+            whole = np.full(count, width)
+            self.flat._read(int(begins[head]), 0 * whole, whole, rows[at : at + count].reshape(-1, 1))
+
+    def finish(self) -> None:
+        self.flat.finish()
+
+
+def from_lengths(lengths: Lengths, shape: tuple[int, ...], name: str, where: str) -> Lengths:
+    """Returns where each sequence begins, one after the other. Raises DataError unless the lengths add up to the rows."""
+    if (total := int(lengths.sum())) != shape[0]:
+        raise DataError(
+            f"{where}: expected shape (sequences, steps, features), or (rows, features) with lengths that add up to the rows, "
+            f"got {shape}; the lengths of {name} add up to {total}"
+        )
+    return packed_starts(lengths)
+
+
+def from_offsets(offsets: Lengths, rows: int, name: str, where: str) -> tuple[Lengths, Lengths]:
+    """Returns where each sequence begins, and its length. Raises DataError for offsets (N + 1,) that are none of these rows."""
+    if not len(offsets):
+        raise DataError(f"{name}: expected offsets, one more than there are sequences, got none")
+    back = np.flatnonzero(np.diff(offsets) < 0)
+    if len(back):
+        row = int(back[0]) + 1
+        raise DataError(f"{name}, row {row}: expected offsets that never go back, got {offsets[row]} after {offsets[row - 1]}")
+    if offsets[0] != 0 or offsets[-1] != rows:
+        raise DataError(
+            f"{name}: expected offsets from 0 to the {rows} rows of {where}, got {offsets[0]} to {offsets[-1]}; "
+            "starts alone need --lens as well"
+        )
+    return offsets[:-1], np.diff(offsets)
+
+
+def from_starts(starts: Lengths, lengths: Lengths, rows: int, name: str, where: str) -> Lengths:
+    """Returns where each sequence begins. Raises DataError where it ends beyond the rows. starts: (N,) or offsets (N + 1,)."""
+    if len(starts) == len(lengths) + 1:
+        from_offsets(starts, rows, name, where)
+        ends, starts = starts[1:], starts[:-1]
+    else:
+        ends = np.full(len(lengths), rows)
+    if len(starts) != len(lengths):
+        raise DataError(f"{name}: expected {len(lengths)} starts, one for each length, or one more, got {len(starts)}")
+    beyond = np.flatnonzero(starts + lengths > ends)
+    if len(beyond):
+        row = int(beyond[0])
+        raise DataError(
+            f"{name}, row {row}: the sequence from {starts[row]} on with {lengths[row]} steps goes beyond row {ends[row]} "
+            f"of {where}"
+        )
+    return starts
