@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 )
 @input_options
 @model_options
-@option("Model", "--predict", "whole", is_flag=True, help="Plan a run of `lstmcli predict`: the whole model of --weights.")
+@option("Model", "--predict", is_flag=True, help="Plan a run of `lstmcli predict`: the whole model of --weights.")
 @chain
 @option(
     "Output",
@@ -88,6 +88,7 @@ def plan(
     missing: str | None,
     format: str | None,
     dry_run: bool,
+    predict: bool,
     **options: Any,
 ) -> None:
     """Cut a run into parts of consecutive sequences. Any machine can make a part, in any order; `lstmcli merge` joins them."""
@@ -102,7 +103,7 @@ def plan(
     from lstmcli.cli.report.run_summary import plan_rows, weight_warnings
     from lstmcli.cluster.plan import make_plan, write_plan
 
-    made, facts = make_plan(job_of(options), shards, Path(output))
+    made, facts = make_plan(job_of(options | {"whole": predict}), shards, Path(output))
     if not dry_run:
         write_plan(made, overwrite)
     for warning in weight_warnings(facts):
