@@ -87,6 +87,11 @@ class Source:
         return self.data.sequential
 
     @property
+    def decoded_at_once(self) -> int:
+        """How many values lie in a chunk that is decoded; 0 where nothing is."""
+        return 0 if self.chunk == (1, 1) else self.chunk[0] * self.chunk[1] * self.shape[2]
+
+    @property
     def stored_shape(self) -> tuple[int, int, int]:
         return self._to_stored(self.shape)
 

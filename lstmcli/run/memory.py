@@ -30,8 +30,7 @@ class Limits(NamedTuple):
 
 def program_bytes(computation: Computation, source: Source) -> int:
     """Returns what the run takes besides its blocks: the program, the weights, and a chunk of the input, decoded and raw."""
-    chunk_rows = 0 if source.chunk == (1, 1) else source.chunk[0] * source.chunk[1]
-    return PROGRAM_BYTES + computation.weight_bytes + 2 * chunk_rows * source.shape[2] * source.dtype.itemsize
+    return PROGRAM_BYTES + computation.weight_bytes + 2 * source.decoded_at_once * source.dtype.itemsize
 
 
 def memory_note(computation: Computation, source: Source, max_memory: int) -> str | None:

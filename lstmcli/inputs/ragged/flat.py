@@ -25,6 +25,10 @@ class FlatSequences(Source):
         super().__init__(array, files, count * width * rows.dtype.itemsize + 8 * len(lengths))
         self.flat, self.begins, self.lengths, self.lengths_origin = rows, begins, lengths, origin
 
+    @property
+    def decoded_at_once(self) -> int:
+        return self.flat.decoded_at_once
+
     def identity(self) -> dict[str, Any]:
         return self.flat.identity() | {"begins": hashlib.sha256(self.begins.tobytes()).hexdigest()[:16]}
 

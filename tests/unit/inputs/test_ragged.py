@@ -78,6 +78,12 @@ def test_a_flat_array(write, tmp_path):
         check(open_sequences(flat, **how))
 
 
+def test_a_chunk_of_a_flat_array_counts_as_memory(tmp_path):
+    offsets = saved(tmp_path, "o.npy", OFFSETS)
+    assert open_sequences(chunked(tmp_path, FLAT), offsets=offsets).decoded_at_once == 4 * 3
+    assert open_sequences(h5(tmp_path, FLAT), offsets=offsets).decoded_at_once == 0
+
+
 def test_starts_may_leave_rows_out_and_go_back(tmp_path):
     lens, starts = saved(tmp_path, "l.npy", [2, 0, 3]), saved(tmp_path, "s.npy", [7, 1, 0])
     source = open_sequences(npy(tmp_path, FLAT), lens=lens, offsets=starts)
