@@ -29,8 +29,8 @@ from lstmcli.files.partial_file import Partial
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.fields import Field
 from lstmcli.results.journal import StoredSpan
+from lstmcli.results.naming import UnpublishedResult, publishing
 from lstmcli.results.paths import Paths, check_paths
-from lstmcli.results.publish import UnpublishedResult, publishing
 from lstmcli.results.result import Result
 from lstmcli.run.job import Job
 from lstmcli.run.opened_job import OpenedJob, open_job

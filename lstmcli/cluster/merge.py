@@ -27,8 +27,8 @@ from lstmcli.model.tree import Model
 from lstmcli.results.fields import Arrays, Checksums
 from lstmcli.results.hdf5_result import stored_steps, write_metadata
 from lstmcli.results.journal import StoredSpan
+from lstmcli.results.naming import UnpublishedResult, publishing
 from lstmcli.results.paths import Paths, check_paths, result_paths
-from lstmcli.results.publish import UnpublishedResult, publishing
 from lstmcli.results.result import Metadata
 from lstmcli.results.verify import verify
 from lstmcli.run.memory import Limits, cut_into_spans

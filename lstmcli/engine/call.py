@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 
 from lstmcli.blocks import FLOATS, Block, Floats, Lengths, State, Valid, is_float
 from lstmcli.engine.cpus import available_threads
+from lstmcli.engine.lanes_and_threads import FEW
 from lstmcli.engine.prepared_model import PreparedModel
-from lstmcli.engine.work_split import FEW
 from lstmcli.errors import DataError, UsageError
 from lstmcli.inputs.masks import read_mask
 from lstmcli.model.tree import Model

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.blocks import Block, State
-from lstmcli.engine.work_split import CellSize, Schedule, split_work
+from lstmcli.engine.lanes_and_threads import CellSize, Schedule, split_work
 from lstmcli.kernel import lstm
 from lstmcli.kernel.layout import ARGUMENTS, SYNC_WORDS, Options, pack, pack_cell, scratch_words, write_call
 from lstmcli.model.tree import Cell

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lstmcli.blocks import Block, Floats, State
+from lstmcli.engine.lanes_and_threads import Schedule
 from lstmcli.engine.packed_cell import PackedCell, kernel_options
-from lstmcli.engine.work_split import Schedule
 from lstmcli.kernel import lstm
 from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack
 

@@ -10,8 +10,8 @@ from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes, PipeBytes
 from lstmcli.inputs.contiguous import ContiguousArray
-from lstmcli.inputs.lengths import LENGTHS, MASKS
 from lstmcli.inputs.source import Source, StoredArray
+from lstmcli.inputs.valid_steps import LENGTHS, MASKS
 
 HEADER_BEGIN = 10  # bytes of an NPY file before the text of its header, at least
 

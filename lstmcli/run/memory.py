@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lstmcli.blocks import Lengths, Span
-from lstmcli.engine.work_split import MAX_LANES
+from lstmcli.engine.lanes_and_threads import MAX_LANES
 from lstmcli.errors import UsageError
 from lstmcli.inputs.source import Source
 from lstmcli.run.computation import Computation

@@ -11,9 +11,9 @@ import numpy as np
 
 from lstmcli.blocks import Lengths, Span, State, Valid
 from lstmcli.errors import DataError, UsageError
-from lstmcli.inputs.lengths import ValidSteps, read_valid_steps
 from lstmcli.inputs.ragged.open_sequences import open_sequences
 from lstmcli.inputs.source import Source
+from lstmcli.inputs.valid_steps import ValidSteps, read_valid_steps
 from lstmcli.model.new_weights import count_parameters, init_model
 from lstmcli.model.tree import Model
 from lstmcli.results.journal import Fingerprint, differing

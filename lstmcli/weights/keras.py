@@ -33,7 +33,7 @@ from lstmcli.weights.keras_format.keras2_weights import address, is_legacy, list
 from lstmcli.weights.keras_format.keras3_weights import CONTAINERS, group_names, placed_layers
 from lstmcli.weights.keras_format.layer_order import guess_below
 from lstmcli.weights.keras_format.stored_layers import Found, Stored, as_text
-from lstmcli.weights.keras_layers import Layer, Reader, recurrent
+from lstmcli.weights.keras_lstm import Layer, Reader, recurrent
 
 Model_co = TypeVar("Model_co", covariant=True)
 

@@ -23,7 +23,7 @@ from lstmcli.weights.containers.tf_checkpoint import read_tensors
 from lstmcli.weights.containers.tf_objects import GRAPH, KEY, Objects, read_metadata, read_objects
 from lstmcli.weights.draft import ABOUT_USE, Choices, Draft, Imported, Origin, reorder
 from lstmcli.weights.keras_format.keras2_weights import named_layers
-from lstmcli.weights.keras_layers import Layer, Reader
+from lstmcli.weights.keras_lstm import Layer, Reader
 
 GATES = (0, 2, 1, 3)
 

@@ -7,7 +7,7 @@ from lstmcli.errors import DataError, UsageError
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
-from lstmcli.inputs.lengths import Table, likely_name, parse_lines
+from lstmcli.inputs.valid_steps import Table, likely_name, parse_lines
 
 TEXT_LIMIT = 64 << 20  # bytes
 

@@ -13,9 +13,9 @@ from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes
-from lstmcli.inputs.lengths import LENGTHS
 from lstmcli.inputs.open_input import open_source, source_of
 from lstmcli.inputs.source import Source, StoredArray
+from lstmcli.inputs.valid_steps import LENGTHS
 
 # What reads ragged inputs is imported inside functions, so that a padded one does not load it.
 

@@ -121,7 +121,7 @@ class ChainReader(NamedTuple):
 
 
 def make_of_keras(draft: Draft, *what: Any) -> WholeModel:
-    from lstmcli.weights.chains import keras_chain
+    from lstmcli.weights.chains import keras_layers
 
-    chain = keras_chain.build(draft, *what)
+    chain = keras_layers.build(draft, *what)
     return WholeModel(chain, draft.kind, tuple(draft.notes), tuple(draft.assumed), None if chain.masks else False)

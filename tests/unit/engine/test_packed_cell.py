@@ -9,8 +9,8 @@ from helpers import files
 import lstmcli
 from lstmcli.blocks import Block, packed_starts
 from lstmcli.engine import packed_cell
+from lstmcli.engine.lanes_and_threads import Schedule, WorkSplit, split_work
 from lstmcli.engine.prepared_model import PreparedModel
-from lstmcli.engine.work_split import Schedule, WorkSplit, split_work
 from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack
 
 LENGTHS = np.array([9, 1, 4, 0, 9, 7, 2, 9, 5, 3, 8, 1, 6, 0, 9, 2, 7, 4, 1, 5, 3], np.int64)

@@ -6,8 +6,8 @@ from helpers.sources import padded, read
 
 from lstmcli.errors import DataError
 from lstmcli.files import zip_reader
-from lstmcli.inputs.lengths import read_valid_steps
 from lstmcli.inputs.open_input import open_source
+from lstmcli.inputs.valid_steps import read_valid_steps
 
 LENGTHS = np.array([3, 0, 5, 1])
 X = padded(LENGTHS, 5, 4)

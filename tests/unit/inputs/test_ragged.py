@@ -8,9 +8,9 @@ import pytest
 from helpers.sources import FLOATS, padded, read
 
 from lstmcli.errors import DataError, UsageError
-from lstmcli.inputs.lengths import read_valid_steps
 from lstmcli.inputs.ragged.datasets import in_order
 from lstmcli.inputs.ragged.open_sequences import open_sequences
+from lstmcli.inputs.valid_steps import read_valid_steps
 
 LENGTHS = np.array([3, 0, 5, 1, 0, 2, 4, 5, 1, 1, 2, 3])
 OFFSETS = np.r_[0, np.cumsum(LENGTHS)]

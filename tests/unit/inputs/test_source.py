@@ -28,8 +28,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmcli.errors import DataError
-from lstmcli.inputs.lengths import read_valid_steps
 from lstmcli.inputs.open_input import open_source
+from lstmcli.inputs.valid_steps import read_valid_steps
 
 
 @pytest.mark.parametrize("stored", FLOATS)

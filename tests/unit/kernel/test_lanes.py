@@ -9,8 +9,8 @@ from helpers import lanes_in_python
 import lstmcli
 from lstmcli.blocks import Block, packed_starts
 from lstmcli.engine import packed_cell
+from lstmcli.engine.lanes_and_threads import Schedule, WorkSplit
 from lstmcli.engine.packed_cell import PackedCell
-from lstmcli.engine.work_split import Schedule, WorkSplit
 from lstmcli.kernel import lanes
 from lstmcli.kernel.layout import Options
 

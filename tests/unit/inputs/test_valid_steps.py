@@ -10,8 +10,8 @@ from helpers.sources import as_npy, header, npy_bytes, save_h5, save_npy, stream
 
 from lstmcli.errors import DataError, MissingInputError, UsageError
 from lstmcli.inputs import masks
-from lstmcli.inputs.lengths import read_valid_steps
 from lstmcli.inputs.open_input import open_source
+from lstmcli.inputs.valid_steps import read_valid_steps
 
 LENS = [0, 200, 3, 17]
 

@@ -36,8 +36,8 @@ from lstmcli.weights.containers.tensor import Tensor
 from lstmcli.weights.draft import Draft
 from lstmcli.weights.keras_format.configuration import Graph, Json, LayerRecord, config_of, is_own, layers_of, refuse_code
 from lstmcli.weights.keras_format.stored_layers import Found, Stored
-from lstmcli.weights.keras_layers import Layer as LstmLayer
-from lstmcli.weights.keras_layers import Reader, recurrent
+from lstmcli.weights.keras_lstm import Layer as LstmLayer
+from lstmcli.weights.keras_lstm import Reader, recurrent
 
 NOTHING = (
     "InputLayer", "Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "AlphaDropout", "ActivityRegularization",
