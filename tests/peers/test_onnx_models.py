@@ -13,7 +13,10 @@ from helpers.command import succeed
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-pytestmark = [pytest.mark.peers, pytest.mark.slow]
+pytestmark = [
+    *(pytest.mark.peers, pytest.mark.slow),
+    pytest.mark.filterwarnings("ignore"),  # of the exporters, which are not under test
+]
 nn, functional = torch.nn, torch.nn.functional
 
 TOLERANCE = 3e-6  # of max(1, largest value)

@@ -16,7 +16,10 @@ from helpers.command import succeed
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras")
 torch = pytest.importorskip("torch")
-pytestmark = [pytest.mark.peers, pytest.mark.slow]
+pytestmark = [
+    *(pytest.mark.peers, pytest.mark.slow),
+    pytest.mark.filterwarnings("ignore"),  # of Keras and PyTorch, which are not under test
+]
 
 TOLERANCE = 3e-6  # of max(1, largest value)
 MODELS = 100
