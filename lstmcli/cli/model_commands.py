@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lstmcli.cli.command import Group, option
+from lstmcli.cli.command import Group, option, option_group
 from lstmcli.cli.options import as_json, cell_options, new_model_options, overwrite, residual, weight_options
 from lstmcli.cli.param_types import FILE_NAME, IntegerList
+from lstmcli.errors import UsageError
 
 if TYPE_CHECKING:
     from lstmcli.cli.report.terminal import Terminal
@@ -68,6 +69,17 @@ def init(
     terminal.print_drawing(model_facts(made), lambda: model_tree(made, output))
 
 
+whole_model = option_group(
+    option("Model", "--whole", is_flag=True, help="All layers of the file, as lstmcli predict runs them, not its LSTMs alone."),
+    option(
+        "Model",
+        "--chain",
+        metavar="LINE",
+        help="All layers of a PyTorch state_dict, which does not say how they go on: 'embedding, lstm, final, fc1, relu, fc2'.",
+    ),
+)
+
+
 @model.command(
     "import",
     short_help="Make a model file of weights from elsewhere.",
@@ -75,12 +87,14 @@ def init(
         "lstmcli model import checkpoint.pt -o model.h5",
         "lstmcli model import model.ckpt.index --select encoder -o model.h5",
         "lstmcli model import model.onnx --check x.npy,y.npy,lens.npy -o model.h5",
+        "lstmcli model import model.keras --whole -o model.h5",
     ],
     topics=["weights", "model-file"],
 )
 @click.argument("file", type=FILE_NAME)
 @weight_options
 @residual
+@whole_model
 @option(
     "Model",
     "--check",
@@ -90,11 +104,26 @@ def init(
 )
 @output
 @overwrite
-def import_(terminal: "Terminal", file: str, output: str, overwrite: bool, check: str | None, **choices: Any) -> None:
+def import_(
+    terminal: "Terminal",
+    file: str,
+    output: str,
+    overwrite: bool,
+    check: str | None,
+    whole: bool,
+    chain: str | None,
+    **choices: Any,
+) -> None:
     """Make a model file of what PyTorch (.safetensors, .pt), Keras (.keras, .h5), TensorFlow (X.index) or ONNX wrote.
 
     Prints which tensor became which field of which layer, what was left out, and what was assumed. Nothing in FILE is run.
+    With --whole or --chain the model file has all layers, and lstmcli predict needs no more.
     """
+    if whole or chain is not None:
+        if check is not None:
+            raise UsageError("--check: compares what LSTMs put out, not whole models; leave it out, or --whole and --chain")
+        import_whole(terminal, file, output, overwrite, chain, choices)
+        return
     from lstmcli.cli.report.model_report import import_rows
     from lstmcli.model.model_file import save_model
     from lstmcli.weights.load import Choices, load_weights
@@ -109,6 +138,19 @@ def import_(terminal: "Terminal", file: str, output: str, overwrite: bool, check
         agreement = confirm(found.model, known, "; ".join([f"--check {check}", *found.assumed]))
     save_model(found.model, Path(output), overwrite, known)
     terminal.print_rows({}, import_rows(found, file, output, agreement))
+
+
+def import_whole(
+    terminal: "Terminal", file: str, output: str, overwrite: bool, line: str | None, choices: dict[str, Any]
+) -> None:
+    from lstmcli.cli.report.model_report import whole_rows
+    from lstmcli.model.chain_file import save_chain
+    from lstmcli.weights.chains.load import load_chain
+    from lstmcli.weights.load import Choices
+
+    found = load_chain(file, Choices(**choices), line)
+    save_chain(found.chain, Path(output), overwrite)
+    terminal.print_rows({}, whole_rows(found, file, output))
 
 
 @model.command(
@@ -143,12 +185,24 @@ def export(terminal: "Terminal", file: str, output: str, overwrite: bool) -> Non
 @click.argument("file", type=FILE_NAME)
 @weight_options
 @residual
+@whole_model
 @as_json
-def show(terminal: "Terminal", file: str, **choices: Any) -> None:
-    """Show the layers, shapes and parameter counts of a model file, of the model in a result, or of weights from elsewhere."""
-    from lstmcli.cli.report.model_report import model_facts, model_tree
-    from lstmcli.weights.load import Choices, load_weights
+def show(terminal: "Terminal", file: str, whole: bool, chain: str | None, **choices: Any) -> None:
+    """Show the layers, shapes and parameter counts of a model file, of the model in a result, or of weights from elsewhere.
 
+    Of a file that holds LSTMs and more, --whole or --chain shows all layers.
+    """
+    from lstmcli.cli.report.model_report import chain_facts, chain_tree, model_facts, model_tree
+    from lstmcli.weights.load import Choices, holds_chain, load_weights
+
+    if whole or chain is not None or holds_chain(file):
+        from lstmcli.weights.chains.load import load_chain
+
+        all_layers = load_chain(file, Choices(**choices), chain)
+        for note in (*all_layers.notes, *all_layers.assumed):
+            terminal.note(note)
+        terminal.print_drawing(chain_facts(all_layers.chain), lambda: chain_tree(all_layers.chain, file))
+        return
     found = load_weights(file, Choices(**choices))
     for note in (*found.notes, *found.warnings()):
         terminal.note(note)

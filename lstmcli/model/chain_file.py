@@ -6,24 +6,37 @@ they come from calls them.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lstmcli.errors import DataError
 from lstmcli.files import hdf5, hdf5_safety
+from lstmcli.files.partial_file import write_whole
 from lstmcli.model.chain import Chain
 from lstmcli.model.layers import LAYERS, Layer
-from lstmcli.model.model_file import attribute, has, model_in, read_tree, read_weight, write_model
+from lstmcli.model.model_file import (
+    CHAIN,
+    attribute,
+    check_format,
+    file_image,
+    has,
+    is_chain,
+    model_in,
+    read_tree,
+    read_weight,
+    undamaged,
+    write_model,
+)
 from lstmcli.model.tree import Model
 
-KIND = "chain"
 MAX_LAYERS = 1000
 
 
 def write_chain(group: Any, chain: Chain) -> None:
     """Write the layers into an empty h5py group."""
-    group.attrs["kind"] = KIND
+    group.attrs["kind"] = CHAIN
     for number, (layer, name) in enumerate(zip(chain.layers, chain.names, strict=True)):
         child = group.create_group(str(number))
         if isinstance(layer, Model):
@@ -37,15 +50,24 @@ def write_chain(group: Any, chain: Chain) -> None:
         child.attrs["name"] = name
 
 
+def save_chain(chain: Chain, path: Path, overwrite: bool = False) -> None:
+    """Write a model file, whole or not at all. Raises OutputError, StorageError."""
+    write_whole(path, [file_image(lambda group: write_chain(group, chain))], overwrite)
+
+
+def load_any_model(path: str) -> Model | Chain:
+    """Return the model of a model file or of a result. Raises MissingInputError, DataError."""
+    with undamaged(path) as file:
+        return any_model_in(file)
+
+
 def any_model_in(file: Any) -> Model | Chain:
-    """Return the model of a model file or of a result, open and known to be undamaged. Raises DataError."""
+    """Return the model of an open file that is known to be undamaged. Raises DataError."""
     group = hdf5_safety.find(file, "model")
-    return read_chain(group) if group is not None and is_chain(group) else model_in(file)
-
-
-def is_chain(group: Any) -> bool:
-    """Whether a group of a model file holds a whole model."""
-    return has(group, "kind") and attribute(group, "kind", str) == KIND
+    if not is_chain(group):
+        return model_in(file)
+    check_format(file)
+    return read_chain(group)
 
 
 def read_chain(group: Any) -> Chain:

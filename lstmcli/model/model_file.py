@@ -7,6 +7,8 @@
         gate_order = "i,f,g,o", and where present cell_clip, projection_clip, gate_clip, input_forget
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 FORMAT, FORMAT_VERSION = "lstmcli-model", 1
 RESULT_FORMAT, RESULT_VERSION = "lstmcli-result", 1  # of a result as a whole; it holds its model in the same way
 GATE_ORDER = "i,f,g,o"
+CHAIN = "chain"  # the kind of a whole model
 OPTIONAL_WEIGHTS = ("bias", "peephole", "projection", "initial_c", "initial_h")
 MAX_WEIGHT = 1 << 34  # bytes; what a file may claim for one array before memory is taken for it
 MAX_DEPTH = 32
@@ -52,13 +55,18 @@ def write_model(group: Any, model: Model) -> None:
 
 def model_image(model: Model, check: "Check | None" = None) -> bytes:
     """Returns the bytes of a whole model file, with what the model is known to compute, if anything."""
+    return file_image(lambda group: write_model(group, model), check)
+
+
+def file_image(write: Callable[[Any], None], check: "Check | None" = None) -> bytes:
+    """Returns the bytes of a model file whose group /model is what `write` writes into it."""
     import h5py
 
     # In memory: on a full disk libhdf5 fails only when it closes the file, and then crashes.
     with h5py.File("model", "w", driver="core", backing_store=False) as file:
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
-        write_model(file.create_group("model"), model)
+        write(file.create_group("model"))
         if check:
             from lstmcli.model.model_check import GROUP, write_check
 
@@ -73,16 +81,29 @@ def save_model(model: Model, path: Path, overwrite: bool = False, check: "Check 
 
 
 def load_model(path: str) -> Model:
-    """Returns the model of a model file or of a result. Raises MissingInputError, DataError."""
+    """Returns the LSTMs of a model file or of a result that hold no more. Raises MissingInputError, DataError."""
+    with undamaged(path) as file:
+        return model_in(file)
+
+
+@contextmanager
+def undamaged(path: str) -> Iterator[Any]:
+    """Opens a file whose structure libhdf5 can follow. Raises MissingInputError, DataError."""
     with hdf5.open_file(str(path)) as file:
         where = hdf5.label(file).removesuffix("::/")
         data = FileBytes(file.id.get_vfd_handle(), where)
         hdf5_safety.check_heaps(data.take, min(data.opened.st_size, SEARCHED), where)
-        return model_in(file)
+        yield file
 
 
 def model_in(file: Any) -> Model:
-    """Returns the model of an open h5py.File whose structure is known to be undamaged. Raises DataError."""
+    """Returns the LSTMs of an open h5py.File whose structure is known to be undamaged. Raises DataError."""
+    check_format(file)
+    return as_root(read_tree(file, "model", 0))
+
+
+def check_format(file: Any) -> None:
+    """Raises DataError for a file that is neither a model file nor a result, or of another version."""
     where = hdf5.label(file).removesuffix("::/")
     with hdf5.reading(where):
         got, version = file.attrs.get("format"), file.attrs.get("format_version")
@@ -94,7 +115,11 @@ def model_in(file: Any) -> Model:
     expected = FORMAT_VERSION if got == FORMAT else RESULT_VERSION
     if not isinstance(version, int | np.integer) or version != expected:
         raise DataError(f"{where}: expected format_version {expected}, got {version}; a newer lstmcli may read it")
-    return as_root(read_tree(file, "model", 0))
+
+
+def is_chain(group: Any) -> bool:
+    """Says whether the group /model of a file, if there is one, holds a whole model, which chain_file reads."""
+    return group is not None and has(group, "kind") and attribute(group, "kind", str) == CHAIN
 
 
 def read_tree(parent: Any, name: str, depth: int) -> Model:

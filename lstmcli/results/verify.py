@@ -17,7 +17,7 @@ from lstmcli.files.file_kind import FileKind, open_by_kind
 from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.files.zip_reader import reading_zip
-from lstmcli.model.chain_file import any_model_in
+from lstmcli.model.chain_file import any_model_in, load_any_model
 from lstmcli.model.model_check import read_check
 from lstmcli.model.model_file import FORMAT, load_model
 from lstmcli.results.fields import Checksums, Extent
@@ -62,7 +62,7 @@ def repeated_check(path: str) -> str:
 
 def model_format(path: str) -> str:
     """Returns the format of a file with a model, after loading that."""
-    load_model(path)
+    load_any_model(path)
     with hdf5.open_file(path) as file, hdf5.reading(shown(path)):
         return str(file.attrs["format"])
 

@@ -8,16 +8,18 @@ import os
 import re
 import warnings
 from contextlib import closing
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from lstmcli.errors import DataError, shown
+from lstmcli.errors import DataError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind
 from lstmcli.files.positioned_file import FileBytes
-from lstmcli.model.model_file import load_model as load_model_file
-from lstmcli.model.tree import Model
+from lstmcli.model.model_file import is_chain, model_in, undamaged
+from lstmcli.model.tree import Model, Stack
 from lstmcli.weights.draft import Choices, Imported
+from lstmcli.weights.selection import layers_of
 
 if TYPE_CHECKING:
     from lstmcli.weights.containers.zip_archive import Archive
@@ -77,8 +79,14 @@ class LstmReader(NamedTuple):
     choices: Choices
 
     def model_file(self, path: str, where: str) -> Imported:
-        self.choices.allow(where)
-        return Imported(load_model_file(path), "lstmcli")
+        with undamaged(path) as file:
+            if not is_chain(hdf5_safety.find(file, "model")):
+                self.choices.allow(where)
+                return Imported(model_in(file), "lstmcli")
+            from lstmcli.model.chain_file import any_model_in
+
+            self.choices.allow(where, "select")
+            return lstms_of(any_model_in(file), self.choices.select, where)
 
     def keras_archive(self, archive: "Archive") -> Imported:
         from lstmcli.weights import keras
@@ -109,6 +117,24 @@ class LstmReader(NamedTuple):
         from lstmcli.weights import onnx
 
         return onnx.import_model(file, path, self.choices)
+
+
+def lstms_of(chain: Any, select: tuple[str, ...], where: str) -> Imported:
+    """Returns the LSTMs of a whole model alone, and what stands around them. Those in a row are a stack; of several with other
+    layers between, the one whose lowest LSTM is selected. Raises DataError, UsageError."""
+    rows = [list(row) for lstm, row in groupby(range(len(chain.layers)), lambda k: isinstance(chain.layers[k], Model)) if lstm]
+    stacks = {chain.names[row[0]]: row for row in rows}
+    names = ", ".join(map(shown, stacks))
+    if not stacks:
+        raise DataError(f"{where}: a whole model without an LSTM; lstmcli predict runs it")
+    if select and (len(select) > 1 or select[0] not in stacks):
+        raise UsageError(f"--select {','.join(select)}: expected one of the LSTMs {names} in {where}")
+    if not select and len(stacks) > 1:
+        raise DataError(f"{where}: holds LSTMs with other layers between: {names}; say one of them with --select")
+    row = stacks[select[0]] if select else rows[0]
+    layers = [layer for k in row for layer in layers_of(chain.layers[k])]
+    labels = [f"{layer.kind} {shown(name)!r}" for layer, name in zip(chain.layers, chain.names, strict=True)]
+    return Imported(Stack(tuple(layers)), "lstmcli", before=tuple(labels[: row[0]]), after=tuple(labels[row[-1] + 1 :]))
 
 
 def read_weights(path: str, reader: WeightsReader[Model_co]) -> Model_co:
@@ -149,6 +175,19 @@ def refuse_stand_in(file: FileBytes, path: str) -> None:
         raise DataError(f"{file.name}: is a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`")
     if text.isascii() and text.isprintable() and (target := Path(path).parent / text).is_file():
         raise DataError(f"{file.name}: is a link that was copied as text; give what it leads to, {shown(str(target))}")
+
+
+def holds_chain(path: str) -> bool:
+    """Returns whether a file is a model file, or a result, that holds a whole model. Raises MissingInputError, DataError."""
+    path = index_path(path)
+    with open_by_kind(path) as (_, kind):
+        if kind is not FileKind.HDF5:
+            return False
+    with hdf5.open_file(path) as file, hdf5.reading(shown(path)):
+        if "format" not in file.attrs:
+            return False
+    with undamaged(path) as file:
+        return is_chain(hdf5_safety.find(file, "model"))
 
 
 def index_path(path: str) -> str:

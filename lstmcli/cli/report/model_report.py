@@ -10,6 +10,8 @@ from lstmcli.model.tree import CELL_OPTIONS, Cell, Model
 if TYPE_CHECKING:
     from lstmcli.blocks import Floats
     from lstmcli.engine.model_check import Agreement
+    from lstmcli.model.chain import Chain
+    from lstmcli.weights.chains.load import WholeModel
     from lstmcli.weights.load import Imported
 
 SLOT = re.compile(
@@ -31,6 +33,33 @@ def model_tree(model: Model, name: str) -> Any:
 
     root = Tree(label(shown(name), model))
     grow(root, model)
+    return root
+
+
+def chain_facts(chain: "Chain") -> dict[str, Any]:
+    """Returns the facts of a whole model for JSON."""
+    takes = {"takes": chain.forms[0].kind, "gives": chain.forms[-1].kind}
+    sizes = {"input_size": chain.input_size, "output_size": chain.output_size, "parameters": chain.parameters()}
+    return takes | sizes | {"names": list(chain.names), "model": chain.config()}
+
+
+def chain_tree(chain: "Chain", name: str) -> Any:
+    """Draws a whole model as rich's tree: its layers from the bottom to the top, and what goes from each to the next."""
+    from rich.tree import Tree
+
+    def form(place: int) -> str:
+        kind, width = chain.forms[place]
+        return kind if kind == "ids" else f"{kind} of {width}"
+
+    root = Tree(f"{shown(name)}: chain, {form(0)} to {form(-1)}, {chain.parameters():,} parameters")
+    for k, (layer, called) in enumerate(zip(chain.layers, chain.names, strict=True)):
+        if isinstance(layer, Model):
+            grow(root.add(label(shown(called), layer)), layer)
+            continue
+        options = "".join(f", {option} {value}" for option, value in layer.options().items())
+        branch = root.add(f"{shown(called)}: {layer.kind}, {form(k)} to {form(k + 1)}{options}")
+        for field, weight in layer.weights().items():
+            branch.add(f"{field} {weight.shape} {weight.dtype}")
     return root
 
 
@@ -62,6 +91,18 @@ def import_rows(found: "Imported", name: str, output: str, agreement: "Agreement
         yield "assumed", text
     if agreement:
         yield "check", f"{agreement}; `lstmcli verify` repeats it"
+    yield "output", shown(output)
+
+
+def whole_rows(found: "WholeModel", name: str, output: str) -> Iterator[tuple[str, str]]:
+    """Yields the layers of a whole model, and what was assumed."""
+    yield "weights", f"{shown(name)}  {found.kind}"
+    for k, (layer, called) in enumerate(zip(found.chain.layers, found.chain.names, strict=True)):
+        yield "layers" if k == 0 else "", f"{shown(called)} ({layer.kind})"
+    for note in found.notes:
+        yield "note", note
+    for text in found.assumed:
+        yield "assumed", text
     yield "output", shown(output)
 
 

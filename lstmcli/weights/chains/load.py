@@ -5,11 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lstmcli.errors import DataError, UsageError
-from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.model.chain import Chain
-from lstmcli.model.chain_file import is_chain, read_chain
-from lstmcli.model.model_file import load_model as load_model_file
+from lstmcli.model.chain_file import load_any_model
 from lstmcli.weights.draft import Choices, Draft
 from lstmcli.weights.load import read_weights
 
@@ -47,11 +45,8 @@ class ChainReader(NamedTuple):
     def model_file(self, path: str, where: str) -> WholeModel:
         self.refuse_line(where)
         self.choices.allow(where)
-        with hdf5.open_file(path) as file:
-            group = hdf5_safety.find(file, "model")
-            if group is not None and is_chain(group):
-                return WholeModel(read_chain(group), "lstmcli")
-        return WholeModel(Chain((load_model_file(path),), ("model",)), "lstmcli")
+        model = load_any_model(path)
+        return WholeModel(model if isinstance(model, Chain) else Chain((model,), ("model",)), "lstmcli")
 
     def keras_archive(self, archive: "Archive") -> WholeModel:
         from lstmcli.weights import keras
