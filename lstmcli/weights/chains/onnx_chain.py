@@ -13,7 +13,7 @@ import numpy as np
 from lstmcli.errors import DataError, shown
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.model.chain import Chain
-from lstmcli.model.layers import Affine, Dense, Flatten, Layer, LayerNorm, Pool, Window
+from lstmcli.model.layers import Affine, Dense, Flatten, Layer, Pool, Window
 from lstmcli.model.tree import Model
 from lstmcli.weights.chains.onnx_operators import Operators
 from lstmcli.weights.chains.traced_values import Named
@@ -189,7 +189,7 @@ def inputs_of(node: Node, constants: Constants) -> list[Value]:
 
 
 def joined(draft: Draft, made: tuple[Named, ...]) -> list[Named]:
-    """Return the layers with LSTMs in a row as stacks, and with shifts and scales in the layer right before them."""
+    """Return the layers with LSTMs in a row as stacks, and with the biases of dense layers in these."""
     found: list[Named] = []
     for is_lstm, some in itertools.groupby(made, lambda named: isinstance(named.layer, Model)):
         layers = list(some)
@@ -198,7 +198,7 @@ def joined(draft: Draft, made: tuple[Named, ...]) -> list[Named]:
             found.append(Named(stack, layers[0].name))
             continue
         for named in layers:
-            together = joint(found[-1].layer, named.layer) if found else None
+            together = with_bias(found[-1].layer, named.layer) if found else None
             if together:
                 found[-1] = Named(together, found[-1].name)
             else:
@@ -206,11 +206,8 @@ def joined(draft: Draft, made: tuple[Named, ...]) -> list[Named]:
     return found
 
 
-def joint(below: Layer | Model, above: Layer | Model) -> Layer | None:
-    """Return two layers as one, where there is one that computes the same."""
-    match below, above:
-        case Dense(bias=None), Affine() if (above.scale == 1).all():
-            return Dense(below.kernel, above.shift.astype(below.kernel.dtype))
-        case LayerNorm(scale=None, shift=None), Affine():
-            return LayerNorm(below.width, above.scale, above.shift, below.epsilon)
+def with_bias(below: Layer | Model, above: Layer | Model) -> Dense | None:
+    """Return a dense layer and a shift of what it puts out as one layer, if they are these."""
+    if isinstance(below, Dense) and below.bias is None and isinstance(above, Affine) and (above.scale == 1).all():
+        return Dense(below.kernel, above.shift.astype(below.kernel.dtype))
     return None

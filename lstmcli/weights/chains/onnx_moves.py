@@ -9,7 +9,6 @@ from lstmcli.weights.chains.traced_values import PADDING, Named, Numbers, Source
 from lstmcli.weights.draft import Draft
 from lstmcli.weights.onnx_graph.constants import Array, Constants, integers_of
 from lstmcli.weights.onnx_graph.graph import Node, Value
-from lstmcli.weights.onnx_graph.tensors import TYPES
 
 ELEMENT = np.dtype([("element", np.int64)])  # a type that nothing can be computed with
 MOVES = ("Identity", "Dropout", "If", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Concat", "Slice", "Split",
@@ -69,13 +68,12 @@ class Moves:
             if numbers.shape[axis] < end < OPEN_END:
                 raise DataError(f"takes {end} of axis {axis} at most, which cuts what is longer; not known to this program")
 
-    def make_Cast(self, node: Node) -> None:  # noqa: N802
-        numbers = self.flowing(node, 0)
-        kind = TYPES.get(node.integer("to"))
-        ids = self.sources.of(numbers).kind == "ids"
-        if kind is None or np.dtype(kind.dtype or "V").kind not in ("iu" if ids else "f"):
-            raise DataError(f"to {kind.name if kind else node.integer('to')} is not known to this program")
-        self.give(node.outputs[0], numbers)
+    def make_ReverseSequence(self, node: Node) -> None:  # noqa: N802
+        numbers, lengths = self.flowing(node, 0), self.constant(node, 1)
+        axis = node.integer("time_axis")
+        if lengths is None or axis >= numbers.ndim or (lengths != numbers.shape[axis]).any():
+            raise DataError("reverses a part of the steps, which is not known to this program")
+        self.give(node.outputs[0], np.flip(numbers, axis))
 
     def make_Pad(self, node: Node) -> None:  # noqa: N802
         numbers = self.flowing(node, 0)

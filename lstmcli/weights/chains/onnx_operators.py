@@ -12,11 +12,12 @@ from lstmcli.model.layers import Conv1D, Dense, Embedding, Flatten, Pool, Pool1D
 from lstmcli.weights.chains import row_functions as rf
 from lstmcli.weights.chains.onnx_moves import ELEMENT, MOVES, Moves, traced
 from lstmcli.weights.chains.row_functions import Expression
-from lstmcli.weights.chains.traced_values import PADDING, Numbers, Source
+from lstmcli.weights.chains.traced_values import PADDING, Numbers, Source, each_once
 from lstmcli.weights.onnx import Layer as LstmNode
 from lstmcli.weights.onnx import node_input
 from lstmcli.weights.onnx_graph.constants import Array, integers_of
 from lstmcli.weights.onnx_graph.graph import Node
+from lstmcli.weights.onnx_graph.tensors import TYPES
 
 
 class Operators(Moves):
@@ -35,7 +36,7 @@ class Operators(Moves):
             self.move(node)
         elif make := getattr(self, f"make_{node.operator}", None):
             make(node)
-        elif function := function_of(node):
+        elif function := rf.function_of(node):
             self.give(node.outputs[0], self.computed(node, function, [self.operand(node, k) for k in range(len(node.inputs))]))
         else:
             raise DataError("an operator that is not known to this program; nothing is left out in silence")
@@ -49,6 +50,11 @@ class Operators(Moves):
         source = self.sources.of(ids)
         if source.kind != "ids" or table.ndim != 2 or node.integer("axis") or table.dtype.kind != "f":
             raise DataError("takes elements that the input chooses, which is not known to this program")
+        if source.rows:  # ids of each id, such as those of TensorFlow, which wraps negative ones
+            each = rf.evaluate(source.function, source.rows.function, np.arange(len(table), dtype=np.float64)[:, None])[:, 0]
+            if not np.isin(each, np.arange(len(table))).all():
+                raise DataError(f"takes rows of a table of {len(table)} that are not there for each of so many ids")
+            table = table[each.astype(np.int64)]
         made = self.layer(node, "sequences", (*source.shape[:2], table.shape[1]), source, Embedding(table))
         rows, _ = source.places(ids)
         self.give(node.outputs[0], made.first + rows[..., None] * made.width + np.arange(made.width))
@@ -85,7 +91,7 @@ class Operators(Moves):
         order, there = features.reshape(-1, len(kernel)), rows[..., 0]
         if source.kind == "ids" or not constant(rows) or (order != order[0]).any():
             raise DataError("the axis of the product is not that of the features")
-        if not np.array_equal(np.sort(there, axis=None), np.arange(source.size // source.width)):
+        if there.size != source.size // source.width or not each_once(there, there.size):
             raise DataError("takes some rows more than once, which is not known to this program")
         ordered = np.zeros((source.width, outputs), kernel.dtype)
         np.add.at(ordered, order[0], kernel)
@@ -211,9 +217,12 @@ class Operators(Moves):
         widest, source = max(flows.values(), key=lambda flow: flow[1].width)
         root = source.rows or source
         rows, features = source.places(np.broadcast_to(widest, shape))
-        if root.kind == "ids":
-            raise DataError("computes with token ids, which is not known to this program")
-        if not source.whole(np.broadcast_to(widest, shape)):
+        width = source.width
+        larger = [axis for axis in range(-len(shape), 0) if shape[axis] != (*[1] * len(shape), *widest.shape)[axis]]
+        if width == len(larger) == 1:  # one number of each row, and one of the file for each feature
+            width = shape[larger[0]]
+            features = np.moveaxis(np.broadcast_to(np.arange(width), np.moveaxis(rows, larger[0], -1).shape), -1, larger[0])
+        elif larger:
             raise DataError(f"makes {shape} of {widest.shape}, which is not known to this program")
         arguments: list[Expression | rf.Rows] = []
         for k, array in enumerate(operands):
@@ -228,12 +237,12 @@ class Operators(Moves):
                 arguments.append(other.function)
                 continue
             every = np.broadcast_to(array, shape)
-            each = np.zeros(source.width, bool if array.dtype == bool else np.float64)
+            each = np.zeros(width, bool if array.dtype == bool else np.float64)
             each[features] = every
             if not np.array_equal(each[features], every, equal_nan=array.dtype.kind == "f"):
                 raise DataError("its numbers differ from step to step, or between sequences; not known to this program")
             arguments.append(each)
-        return self.function(node, root, source.width, function, tuple(arguments)).first + rows * source.width + features
+        return self.function(node, root, width, function, tuple(arguments)).first + rows * width + features
 
     def function(
         self,
@@ -253,6 +262,23 @@ class Operators(Moves):
             raise DataError(f"axis {axis} is not that of the features, which is not known to this program")
         made = self.function(node, source.rows or source, source.width, function, (source.function,))
         return numbers - source.first + made.first
+
+    def make_Cast(self, node: Node) -> None:  # noqa: N802
+        """From floats to floats nothing is done; what is computed of ids may be of any type on the way."""
+        numbers = self.flowing(node, 0)
+        kind = np.dtype(TYPES[node.integer("to")].dtype or "V").kind if node.integer("to") in TYPES else "V"
+        source = self.sources.of(numbers)
+        casts: dict[str, Callable[..., rf.Rows]] = {
+            "i": np.trunc,
+            "u": np.trunc,
+            "b": lambda x: x != 0,
+            "f": lambda x: x.astype(float),
+        }
+        if source.kind == "ids" and kind in casts and (source.rows or kind not in "iu"):
+            numbers = self.computed(node, casts[kind], [traced(numbers)])
+        elif kind not in ("iu" if source.kind == "ids" else "f"):
+            raise DataError("to this type is not known to this program")
+        self.give(node.outputs[0], numbers)
 
     def make_Softmax(self, node: Node) -> None:  # noqa: N802
         self.soft(node, rf.softmax)
@@ -310,14 +336,21 @@ class Operators(Moves):
         self.reduce(node, "sum", np.sum)
 
     def make_GlobalAveragePool(self, node: Node) -> None:  # noqa: N802
-        self.pool_all(node, "mean")
+        self.pool_all(node, "mean", np.mean)
 
     def make_GlobalMaxPool(self, node: Node) -> None:  # noqa: N802
-        self.pool_all(node, "max")
+        self.pool_all(node, "max", np.max)
 
     def reduce(self, node: Node, name: str, function: Callable[..., Any]) -> None:
-        """Over the features of each row, or over the steps of each sequence; other axes that are named must be of size 1."""
         axes = integers_of(node, "axes", [None, self.constant(node, 1)], 1) or []
+        self.give(node.outputs[0], self.reduced(node, name, function, axes, bool(node.integer("keepdims", 1))))
+
+    def pool_all(self, node: Node, name: str, function: Callable[..., Any]) -> None:
+        axes = list(range(2, self.flowing(node, 0).ndim))
+        self.give(node.outputs[0], self.reduced(node, name, function, axes, True))
+
+    def reduced(self, node: Node, name: str, function: Callable[..., Any], axes: list[int], keep: bool) -> Numbers:
+        """Over the features of each row, or over the steps of each sequence; other axes that are named must be of size 1."""
         numbers, source = self.sources.settled(self.flowing(node, 0))
         if not axes or any(not -numbers.ndim <= axis < numbers.ndim for axis in axes):
             raise DataError(f"over axes {axes} is not known to this program; expected the steps or the features")
@@ -330,11 +363,7 @@ class Operators(Moves):
             found = np.take(source.places(numbers)[0], [0], axis) + made.first
         else:
             found = self.pooled(node, name, numbers, axis)
-        self.give(node.outputs[0], found if node.integer("keepdims", 1) else found.squeeze(tuple(axes)))
-
-    def pool_all(self, node: Node, name: str) -> None:
-        numbers = self.sources.settled(self.flowing(node, 0))[0]
-        self.give(node.outputs[0], self.pooled(node, name, numbers, 2))
+        return found if keep else found.squeeze(tuple(axes))
 
     def pooled(self, node: Node, name: str, numbers: Numbers, axis: int) -> Numbers:
         """What is left of an axis that must be that of the steps: 1."""
@@ -358,30 +387,3 @@ def along_features(numbers: Numbers, source: Source, axis: int) -> bool:
     """Whether an axis of an array is that of a source's features, all of them in their order."""
     rows, features = (np.moveaxis(part, axis, -1) for part in source.places(numbers))
     return rows.shape[-1] == source.width and constant(rows) and bool((features == np.arange(source.width)).all())
-
-
-def function_of(node: Node) -> Callable[..., rf.Rows] | None:
-    """What an operator computes of each element."""
-
-    def number(name: str, default: float) -> float:
-        return default if (value := node.number(name)) is None else value
-
-    match node.operator:
-        case "LeakyRelu":
-            slope = number("alpha", 0.01)
-            return lambda x: np.where(x < 0, slope * x, x)
-        case "Elu":
-            return functools.partial(rf.elu, alpha=number("alpha", 1.0))
-        case "Celu":
-            alpha = number("alpha", 1.0)
-            return lambda x: rf.elu(x / alpha) * alpha
-        case "Selu":
-            return functools.partial(rf.selu, alpha=number("alpha", rf.SELU_ALPHA), scale=number("gamma", rf.SELU_SCALE))
-        case "HardSigmoid":
-            return functools.partial(rf.hard_sigmoid, alpha=number("alpha", 0.2), beta=number("beta", 0.5))
-        case "Gelu":
-            return rf.gelu if node.text("approximate", "none") == "none" else rf.gelu_tanh
-        case "Swish":
-            factor = number("alpha", 1.0)
-            return lambda x: x * rf.sigmoid(factor * x)
-    return rf.PLAIN.get(node.operator)

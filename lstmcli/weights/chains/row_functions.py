@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lstmcli.errors import DataError
 from lstmcli.model.layers import Activation, Affine, Layer, LayerNorm
+from lstmcli.weights.onnx_graph.graph import Node
 
 Rows = NDArray[Any]  # (rows, width), float64, or bool for a condition
 RowFunction = Callable[[Rows], Rows]
@@ -113,14 +114,27 @@ def known_layer(function: RowFunction, width: int) -> Layer | None:
             return Activation("softmax")
         if same(log_softmax(rows)):
             return Activation("log_softmax")
-        centred = rows - rows.mean(axis=1, keepdims=True)
-        variance = (centred * centred).mean(axis=1, keepdims=True)
-        row = int(variance.argmin())
-        place = int(np.abs(centred[row]).argmax())
-        epsilon = float((centred[row, place] / given[row, place]) ** 2 - variance[row, 0])
-        if epsilon >= 0 and same(centred / np.sqrt(variance + epsilon)):
-            return LayerNorm(width, epsilon=float(f"{epsilon:.6g}"))
+        scale, epsilon = normalisation(rows, given - zero)
+        if epsilon >= 0 and same(normalized(rows, epsilon) * scale + zero):
+            shift, epsilon = single(zero), float(f"{epsilon:.6g}")
+            return LayerNorm(width, None if (scale == 1).all() else scale, shift if shift.any() else None, epsilon)
     return None
+
+
+def normalisation(rows: Rows, given: Rows) -> tuple[Rows, float]:
+    """Return the scale of each feature and the epsilon with which a LayerNorm would give this, if it is one."""
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    variance = (centred * centred).mean(axis=1)
+    large, small = 0, int(variance.argmin())  # an epsilon is nothing to the first row
+    scale = single(given[large] * np.sqrt(variance[large]) / centred[large])
+    place = int(np.abs(centred[small] * scale).argmax())
+    return scale, float((centred[small, place] * scale[place] / given[small, place]) ** 2 - variance[small])
+
+
+def single(weights: Rows) -> Rows:
+    """Return weights as the float32 that they were, where they are close to these."""
+    rounded = weights.astype(np.float32)
+    return rounded if np.allclose(rounded, weights, rtol=1e-8, atol=1e-8) else weights
 
 
 def samples(width: int) -> Rows:
@@ -193,6 +207,33 @@ PLAIN: dict[str, Callable[..., Rows]] = {
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power, "Max": np.maximum,
     "Min": np.minimum, "PRelu": lambda x, slope: np.where(x < 0, x * slope, x), "Where": np.where, "Less": np.less,
     "Greater": np.greater, "LessOrEqual": np.less_equal, "GreaterOrEqual": np.greater_equal, "Not": np.logical_not,
-    "HardSwish": lambda x: x * hard_sigmoid(x), "Mish": lambda x: x * np.tanh(softplus(x)),
+    "Erfc": lambda x: 1 - erf(x), "HardSwish": lambda x: x * hard_sigmoid(x), "Mish": lambda x: x * np.tanh(softplus(x)),
 }  # fmt: skip
 REDUCTIONS: dict[str, Callable[..., Rows]] = {"ReduceMean": np.mean, "ReduceMax": np.max, "ReduceSum": np.sum}
+
+
+def function_of(node: Node) -> Callable[..., Rows] | None:
+    """What an operator computes of each element."""
+
+    def number(name: str, default: float) -> float:
+        return default if (value := node.number(name)) is None else value
+
+    match node.operator:
+        case "LeakyRelu":
+            slope = number("alpha", 0.01)
+            return lambda x: np.where(x < 0, slope * x, x)
+        case "Elu":
+            return functools.partial(elu, alpha=number("alpha", 1.0))
+        case "Celu":
+            alpha = number("alpha", 1.0)
+            return lambda x: elu(x / alpha) * alpha
+        case "Selu":
+            return functools.partial(selu, alpha=number("alpha", SELU_ALPHA), scale=number("gamma", SELU_SCALE))
+        case "HardSigmoid":
+            return functools.partial(hard_sigmoid, alpha=number("alpha", 0.2), beta=number("beta", 0.5))
+        case "Gelu":
+            return gelu if node.text("approximate", "none") == "none" else gelu_tanh
+        case "Swish":
+            factor = number("alpha", 1.0)
+            return lambda x: x * sigmoid(factor * x)
+    return PLAIN.get(node.operator)

@@ -63,7 +63,14 @@ class Source:
 
     def whole(self, numbers: Numbers) -> bool:
         """Whether every element is there, and once."""
-        return numbers.size == self.size and np.array_equal(np.sort(numbers, axis=None), self.numbers.reshape(-1))
+        return numbers.size == self.size and each_once(numbers - self.first, self.size)
+
+
+def each_once(numbers: Numbers, count: int) -> bool:
+    """Whether the numbers, as many as there are from 0 to count, are all of these."""
+    seen = np.zeros(count, bool)
+    seen[numbers] = True
+    return bool(seen.all())
 
 
 class Sources:

@@ -374,6 +374,55 @@ def test_steps_from_the_last_to_the_first_and_vectors_repeated(tmp_path: Path) -
     assert kinds(check(path, random(*FEW, FEATURES)).chain) == ["flip", "stack", "final", "repeat", "stack"]
 
 
+def test_reverse_sequence(tmp_path: Path) -> None:
+    """The lengths are computed, and are all steps; those of the file are not."""
+    nodes = [
+        line("Shape", "X -> s"), line("Gather", "s n1 -> t"), line("Gather", "s n0 -> n"), line("Expand", "t n -> lens"),
+        line("Transpose", "X -> X0", perm=[1, 0, 2]), line("ReverseSequence", "X0 lens -> X1", batch_axis=1, time_axis=0),
+        line("LSTM", "X1 W R B -> Y0 H0", hidden_size=UNITS), line("Squeeze", "H0 zero -> Y"),
+    ]  # fmt: skip
+    arrays = lstm_arrays() | ONE | {"n0": np.array([0]), "n1": np.array([1])}
+    path = write(tmp_path, nodes, arrays, ("n", "t", FEATURES))
+    assert kinds(check(path, random(*FEW, FEATURES)).chain) == ["flip", "stack", "final"]
+    nodes[5] = line("ReverseSequence", "X0 some -> X1", batch_axis=1, time_axis=0)
+    path = write(tmp_path, nodes, arrays | {"some": np.full(FEW[0], 3)}, (*FEW, FEATURES))
+    assert "reverses a part of the steps" in refusal(path)
+
+
+def test_ids_that_are_computed(tmp_path: Path) -> None:
+    """TensorFlow adds the size of the table to negative ids; what is computed of each id is known before."""
+    wrapped = [
+        line("Cast", "X -> f", to=1), line("Less", "f low -> l"), line("Cast", "l -> m", to=7), line("Mul", "m size -> a"),
+        line("Add", "X a -> i"), line("Gather", "table i -> X0"),
+    ]  # fmt: skip
+    shifted = [line("Sub", "X first -> i"), line("Gather", "table i -> X0")]
+    rest = [line("Transpose", "X0 -> X1", perm=[1, 0, 2]), line("LSTM", "X1 W R B -> Y0 H0", hidden_size=UNITS)]
+    arrays = (
+        lstm_arrays() | ONE | {"table": random(9, FEATURES), "low": np.float32(0), "size": np.array(9), "first": np.array(1)}
+    )
+    nodes = [*wrapped, *rest, line("Squeeze", "H0 zero -> Y")]
+    ids = np.random.default_rng(0).integers(0, 9, FEW)
+    assert kinds(check(write(tmp_path, nodes, arrays, ("n", "t")), ids).chain) == ["embedding", "stack", "final"]
+    nodes = [*shifted, *rest, line("Squeeze", "H0 zero -> Y")]
+    assert "not there for each of so many ids" in refusal(write(tmp_path, nodes, arrays, ("n", "t")))
+
+
+def test_normalisation_as_tensorflow_writes_it(tmp_path: Path) -> None:
+    """x * inv + (shift - mean * inv) with inv = scale / sqrt(variance + epsilon), means by a pool over the features."""
+    nodes = [
+        line("GlobalAveragePool", "V -> m"), line("Sub", "V m -> d"), line("Mul", "d d -> q"),
+        line("GlobalAveragePool", "q -> v"),
+        line("Add", "v eps -> w"), line("Sqrt", "w -> r"), line("Reciprocal", "r -> i"), line("Mul", "i scale -> inv"),
+        line("Mul", "V inv -> a"), line("Mul", "m inv -> b"), line("Sub", "shift b -> c"), line("Add", "a c -> Y"),
+    ]  # fmt: skip
+    arrays = {"eps": np.float32(1e-3), "scale": random(UNITS), "shift": random(UNITS, seed=2)}
+    (norm,) = check(on_lstm(tmp_path, *nodes, **arrays), random(*FEW, FEATURES)).chain.layers[1:]
+    assert isinstance(norm, LayerNorm)
+    np.testing.assert_array_equal(norm.scale, arrays["scale"])
+    np.testing.assert_array_equal(norm.shift, arrays["shift"])
+    assert norm.epsilon == 1e-3
+
+
 def test_lengths_that_are_an_input(tmp_path: Path) -> None:
     nodes = [BASE[0], line("LSTM", "X0 W R B lens -> Y0 H", hidden_size=UNITS), *BASE[2:]]
     lens = {"lens": (onnx.TensorProto.INT32, ("n",))}
