@@ -233,7 +233,7 @@ BAD_LENGTHS = {
     "text": (np.array(["4", "9", "10", "5", "10"]),),
     "complex": (np.array([4, 9, 10, 5, 10 + 1j]),),
     "boolean": (np.array([True, True, False, True, True]),),
-    "rank 2": (np.array([[4, 9, 10, 5, 10]]), "(1, 5)"),
+    "rank 2": (np.array([[4, 9], [9, 9], [10, 1], [5, 5], [10, 0]]), "(5, 2)"),
     "scalar": (np.array(5),),
     "four of them": (np.array([4, 9, 10, 5]), "4", "5"),
     "six of them": (np.array([4, 9, 10, 5, 10, 1]), "6", "5"),
