@@ -33,26 +33,38 @@ def open_sequences(
     Ragged are: a float array (R, E) in NPY, NPZ or HDF5, with `offsets`, or `lens` that add up to R, or one of them beside it
     in an HDF5 file; and an HDF5 group whose float datasets are (L, E) each.
     """
-    source = None
     path, name = split_spec(spec)
-    if path != "-" and Path(path).is_file():  # a pipe may be opened only once
-        with ExitStack() as failed:
-            files = failed.enter_context(ExitStack())
-            data, kind = files.enter_context(open_by_kind(path))
-            if kind is FileKind.HDF5:
-                file = files.enter_context(hdf5.open_file(path))
-                source = _in_hdf5(file, name, lens, offsets, files)
-            elif kind is FileKind.NPY or (kind is FileKind.ZIP and name):
-                source = _in_npy(data, kind, name, lens, offsets, files)
-            if source:
-                failed.pop_all()
-    if not source:
-        if offsets is not None:
-            raise UsageError(f"--offsets {offsets}: expected a flat input, floats (rows, features); {spec} is another one")
-        return open_source(spec, axes, follow_links, token_ids)
+    may_be_ragged = path != "-" and Path(path).is_file()  # a pipe may be opened only once
+    found = None
+    if offsets is None:
+        try:
+            return open_source(spec, axes, follow_links, token_ids)
+        except DataError:  # most inputs are padded, so that is looked for first
+            found = _open_ragged(path, name, lens, offsets) if may_be_ragged else None
+            if not found:
+                raise
+    elif may_be_ragged:
+        found = _open_ragged(path, name, lens, offsets)
+    if not found:
+        raise UsageError(f"--offsets {offsets}: expected a flat input, floats (rows, features); {spec} is another one")
     if axes != "NTE":
-        source.close()
-        raise UsageError(f"--axes {axes}: {source.name} is ragged, (steps, features) for each sequence; leave it out")
+        found.close()
+        raise UsageError(f"--axes {axes}: {found.name} is ragged, (steps, features) for each sequence; leave it out")
+    return found
+
+
+def _open_ragged(path: str, name: str | None, lens: str | None, offsets: str | None) -> Source | None:
+    """Opens a file as a ragged input; None: it is none."""
+    with ExitStack() as failed:
+        files = failed.enter_context(ExitStack())
+        data, kind = files.enter_context(open_by_kind(path))
+        source = None
+        if kind is FileKind.HDF5:
+            source = _in_hdf5(files.enter_context(hdf5.open_file(path)), name, lens, offsets, files)
+        elif kind is FileKind.NPY or (kind is FileKind.ZIP and name):
+            source = _in_npy(data, kind, name, lens, offsets, files)
+        if source:
+            failed.pop_all()
     return source
 
 
