@@ -59,8 +59,8 @@ def input_of(graph: Graph, nodes: list[Node]) -> Value:
     lstms = [node for node in nodes if node.operator == "LSTM"]
     others = {node_input(node, name) for node in lstms for name in ("sequence_lens", "initial_h", "initial_c")}
     inputs = [value for value in graph.inputs if not value.tensor and value not in others and value.shape]
-    if not inputs:
-        raise DataError("expected an input that declares its shape, got none")
+    if not inputs or not graph.outputs:
+        raise DataError("expected an input that declares its shape, and an output, got none")
     return max(inputs, key=lambda value: len(value.shape or ()))
 
 
@@ -161,7 +161,7 @@ def refuse_padding_seen(made: tuple[Named, ...]) -> None:
 def in_order(output: Value, constants: Constants) -> Iterator[Node]:
     """Yield the nodes that compute a value, each after those that it needs."""
     done: set[Node] = set()
-    waiting: set[Node] = set()
+    waiting: set[Node] = set()  # for others, above all of which they stand: a needed one among them is a circle
     pending = [output]
     while pending:
         value = pending[-1]
@@ -173,11 +173,11 @@ def in_order(output: Value, constants: Constants) -> Iterator[Node]:
         if not needed:
             done.add(node)
             yield node
-        elif any(one.maker in waiting and one.maker is not node for one in needed) and node in waiting:
+            continue
+        waiting.add(node)
+        if any(one.maker in waiting for one in needed):
             raise DataError(f"damaged: node {labelled(node)} needs itself")
-        else:
-            waiting.add(node)
-            pending += needed
+        pending += needed
 
 
 def inputs_of(node: Node, constants: Constants) -> list[Value]:

@@ -29,6 +29,13 @@ class Moves:
         array = self.constants.of(value)
         return array["element"] if array is not None and array.dtype == ELEMENT else None
 
+    def required(self, node: Node, k: int) -> Array:
+        """An input that does not depend on the model's, and must be there."""
+        array = self.constant(node, k)
+        if array is None:
+            raise DataError(f"expected input {k}, got none")
+        return array
+
     def flowing(self, node: Node, k: int) -> Numbers:
         """The numbers of an input that must depend on the model's."""
         numbers = self.numbers(node.input(k))

@@ -28,6 +28,8 @@ class Operators(Moves):
         flowing = [k for k, value in enumerate(node.inputs) if self.numbers(value) is not None]
         if node.operator == "If":
             flowing = [0]
+        elif node.graphs:
+            raise DataError("a loop over a graph of its own, which is not known to this program")
         if not flowing or node.operator in ("Shape", "Size"):
             return
         if node.operator == "Gather" and flowing == [1]:
@@ -44,9 +46,7 @@ class Operators(Moves):
     # Layers
 
     def embedding(self, node: Node) -> None:
-        table, ids = self.constant(node, 0), self.numbers(node.input(1))
-        assert table is not None
-        assert ids is not None
+        table, ids = self.required(node, 0), self.flowing(node, 1)
         source = self.sources.of(ids)
         if source.kind != "ids" or table.ndim != 2 or node.integer("axis") or table.dtype.kind != "f":
             raise DataError("takes elements that the input chooses, which is not known to this program")
@@ -60,13 +60,10 @@ class Operators(Moves):
         self.give(node.outputs[0], made.first + rows[..., None] * made.width + np.arange(made.width))
 
     def make_MatMul(self, node: Node) -> None:  # noqa: N802
-        kernel = self.constant(node, 1)
-        assert kernel is not None
-        self.dense(node, kernel, None)
+        self.dense(node, self.required(node, 1), None)
 
     def make_Gemm(self, node: Node) -> None:  # noqa: N802
-        kernel, bias = self.constant(node, 1), self.constant(node, 2)
-        assert kernel is not None
+        kernel, bias = self.required(node, 1), self.constant(node, 2)
         alpha, beta = (1.0 if (number := node.number(name)) is None else number for name in ("alpha", "beta"))
         if node.integer("transA"):
             raise DataError("transA is not known to this program")
@@ -140,8 +137,7 @@ class Operators(Moves):
     # Windows over the steps
 
     def make_Conv(self, node: Node) -> None:  # noqa: N802
-        kernel, bias = self.constant(node, 1), self.constant(node, 2)
-        assert kernel is not None
+        kernel, bias = self.required(node, 1), self.constant(node, 2)
         if node.integer("group", 1) != 1:
             raise DataError(f"group {node.integer('group')} is not known to this program; expected 1")
         numbers, shape, options = self.window(node, list(kernel.shape[2:]))
@@ -205,10 +201,7 @@ class Operators(Moves):
     def operand(self, node: Node, k: int) -> Array:
         """An input as an array, of numbers of the file or of those that are traced."""
         numbers = self.numbers(node.input(k))
-        array = self.constant(node, k) if numbers is None else traced(numbers)
-        if array is None:
-            raise DataError(f"expected input {k}, got none")
-        return array
+        return self.required(node, k) if numbers is None else traced(numbers)
 
     def computed(self, node: Node, function: Callable[..., rf.Rows], operands: list[Array]) -> Numbers:
         """The numbers of what a function gives for each element, of operands of which one at least is traced."""

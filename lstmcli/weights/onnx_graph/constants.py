@@ -21,7 +21,8 @@ Inputs = list[Array | None]
 
 MAX_BYTES = 1 << 30  # of an array that is computed; what is in the file may be larger
 MAX_DEPTH = 100  # of operators through which a shape is followed
-FAILURES = (ValueError, IndexError, TypeError, KeyError, OverflowError, ArithmeticError, MemoryError)
+# RuntimeError: more axes than NumPy has.
+FAILURES = (ValueError, IndexError, TypeError, KeyError, OverflowError, ArithmeticError, MemoryError, RuntimeError)
 
 
 class Constants:

@@ -471,6 +471,20 @@ def test_refused_by_name(what: str, tmp_path: Path) -> None:
     assert what in refusal(path)
 
 
+def test_damaged_graphs(tmp_path: Path) -> None:
+    nodes = [*BASE, line("Relu", "b -> a"), line("Tanh", "a -> b"), line("Softsign", "a -> Y")]
+    path = write(tmp_path, nodes, lstm_arrays() | ONE, ("n", "t", FEATURES))
+    assert "needs itself" in refusal(path)
+    nodes = [*BASE, line("Unsqueeze", "V many -> a"), line("Mul", "a a -> Y")]
+    assert "Mul 'n5': its inputs do not fit" in refusal(
+        write(tmp_path, nodes, lstm_arrays() | ONE | {"many": np.arange(40)}, ("n", "t", FEATURES))
+    )
+    model = onnx.load(on_lstm(tmp_path, line("Relu", "V -> Y")))
+    del model.graph.output[:]
+    onnx.save(model, tmp_path / "m.onnx")
+    assert "and an output, got none" in refusal(tmp_path / "m.onnx")
+
+
 def test_initial_states_from_another_lstm_are_refused(tmp_path: Path) -> None:
     nodes = [*BASE, line("LSTM", "X0 W R B _ H H -> Y2", hidden_size=UNITS), line("Squeeze", "Y2 one -> Y")]
     path = write(tmp_path, nodes, lstm_arrays() | ONE, ("n", "t", FEATURES))
