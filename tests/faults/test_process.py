@@ -151,8 +151,8 @@ def test_50_runs_with_a_cold_cache(job: SmallRun, tmp_path: Path, monkeypatch: p
 def test_a_second_run_where_there_are_no_locks(job: SmallRun, tmp_path: Path) -> None:
     """It sees what the first one has begun."""
     without = [str(word) for word in injected("flock", "error=ENOLCK")]
-    files.write_npy(tmp_path / "x.npy", np.zeros((800, 60, 32), np.float32))
-    args = ["run", "-i", "x.npy", "-u", 256, "--threads", 1, "--max-memory", "8MB", "-q", "-o", "out.h5"]
+    files.write_npy(tmp_path / "x.npy", np.zeros((4000, 60, 32), np.float32))
+    args = ["run", "-i", "x.npy", "-u", 512, "--save", "states", "--threads", 1, "--max-memory", "8MB", "-q", "-o", "out.h5"]
     with started(*args, cwd=tmp_path, partial=tmp_path / "out.h5.partial", prefix=without) as running:
         assert_one_line(under(without, *args, cwd=tmp_path), 73, "out.h5.partial", "--resume", "--overwrite")
         _, err = running.communicate(timeout=SECONDS)
