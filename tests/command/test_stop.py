@@ -90,7 +90,7 @@ def test_a_second_signal_ends_it_at_once(name: str, code: int, job: SmallRun, tm
 
 
 def test_stop_after(job: SmallRun, tmp_path: Path) -> None:
-    for _ in range(20):
+    for _ in range(100):
         ran = lstmcli(*job.words(x=NAME), "--resume", "--stop-after", "0.8s", cwd=tmp_path)
         if ran.code == 0:
             break

@@ -161,7 +161,7 @@ def test_a_second_run_where_there_are_no_locks(job: SmallRun, tmp_path: Path) ->
 
 
 def test_a_run_that_is_suspended_keeps_its_output(job: SmallRun, tmp_path: Path) -> None:
-    files.write_npy(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(800, 60, 32)).astype(np.float32))
+    files.write_npy(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(2000, 60, 32)).astype(np.float32))
     args = ["run", "-i", "x.npy", "-u", 256, "--threads", 1, "--max-memory", "8MB", "-q", "-o"]
     with started(*args, "out.h5", cwd=tmp_path, partial=tmp_path / "out.h5.partial") as running:
         running.send_signal(signal.SIGSTOP)
