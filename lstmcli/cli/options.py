@@ -252,6 +252,15 @@ computing_options = option_group(
     ),
 )
 overwrite = option("Output", "--overwrite", is_flag=True, help="Replace an existing file, once the new one is complete.")
+dry_run = option(
+    "Output", "--dry-run", is_flag=True, help="Check everything and print the summary, but compute and write nothing."
+)
+scheduler_address = option(
+    "Cluster",
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Let a Dask cluster compute: tcp://HOST:PORT, tls://HOST:PORT, a scheduler file, or local:N for N processes here.",
+)
 stop_options = option_group(
     option(
         "Stop and resume",

@@ -10,6 +10,7 @@ from lstmcli.cli.command import Command, option
 from lstmcli.cli.options import (
     as_json,
     computing_options,
+    dry_run,
     given,
     input_options,
     job_of,
@@ -20,6 +21,7 @@ from lstmcli.cli.options import (
     quiet,
     refuse_typed,
     result_options,
+    scheduler_address,
     stop_options,
     whole_input_options,
     whole_model_options,
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
 )
 @result_options
 @overwrite
-@option("Output", "--dry-run", is_flag=True, help="Check everything and print the summary, but compute and write nothing.")
+@dry_run
 @computing_options
 @stop_options
 @option("Cluster", "--plan", type=FILE_NAME, metavar="PLAN", help="Make one part of a plan that `lstmcli plan` wrote.")
@@ -72,12 +74,7 @@ if TYPE_CHECKING:
     metavar="K",
     help="Which part of the plan to make, from 1 on; auto takes the task's number from the scheduler of the cluster.",
 )
-@option(
-    "Cluster",
-    "--scheduler",
-    metavar="ADDRESS",
-    help="Let a Dask cluster compute: tcp://HOST:PORT, tls://HOST:PORT, a scheduler file, or local:N for N processes here.",
-)
+@scheduler_address
 @as_json
 @quiet
 @progress
@@ -164,15 +161,10 @@ def run(
 )
 @layout
 @overwrite
-@option("Output", "--dry-run", is_flag=True, help="Check everything and print the summary, but compute and write nothing.")
+@dry_run
 @computing_options
 @stop_options
-@option(
-    "Cluster",
-    "--scheduler",
-    metavar="ADDRESS",
-    help="Let a Dask cluster compute: tcp://HOST:PORT, tls://HOST:PORT, a scheduler file, or local:N for N processes here.",
-)
+@scheduler_address
 @as_json
 @quiet
 @progress
