@@ -15,16 +15,16 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "au
 
 # Where each command is: only the one that is called is loaded, as all of them would take a twentieth of a short run.
 COMMANDS = {
-    "run": "run_command",
-    "predict": "run_command",
-    "verify": "tools_commands",
-    "plan": "cluster_commands",
-    "merge": "cluster_commands",
-    "model": "model_commands",
-    "bench": "tools_commands",
-    "env": "tools_commands",
-    "help": "tools_commands",
-    "completion": "tools_commands",
+    "run": "run_and_predict",
+    "predict": "run_and_predict",
+    "verify": "tools",
+    "plan": "plan_and_merge",
+    "merge": "plan_and_merge",
+    "model": "model",
+    "bench": "tools",
+    "env": "tools",
+    "help": "tools",
+    "completion": "tools",
 }
 
 
@@ -35,7 +35,7 @@ class Commands(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"lstmcli.cli.{COMMANDS[cmd_name]}")
+        module = import_module(f"lstmcli.cli.commands.{COMMANDS[cmd_name]}")
         return next(item for item in vars(module).values() if isinstance(item, click.Command) and item.name == cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:

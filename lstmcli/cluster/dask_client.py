@@ -27,11 +27,11 @@ from lstmcli.cluster.plan import split
 from lstmcli.errors import ClusterError, LstmcliError, StoppedError, UsageError
 from lstmcli.files.partial_file import Partial
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.results.fields import Field
+from lstmcli.results.formats.fields import Field
+from lstmcli.results.formats.paths import Paths, check_paths
+from lstmcli.results.formats.result import Result
 from lstmcli.results.journal import StoredSpan
 from lstmcli.results.naming import UnpublishedResult, publishing
-from lstmcli.results.paths import Paths, check_paths
-from lstmcli.results.result import Result
 from lstmcli.run.job import Job
 from lstmcli.run.opened_job import OpenedJob, open_job
 from lstmcli.run.pipeline import Progress

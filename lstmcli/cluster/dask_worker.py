@@ -20,9 +20,10 @@ from lstmcli.blocks import Span, State
 from lstmcli.errors import BusyError, ClusterError, DataError, LstmcliError, StorageError, UsageError, shown
 from lstmcli.files.partial_file import Partial, partial_name
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.results.fields import Field
-from lstmcli.results.journal import Fingerprint, StoredSpan, decode_line, journal_name
-from lstmcli.results.result import Result
+from lstmcli.results.formats.fields import Field
+from lstmcli.results.formats.paths import journal_name
+from lstmcli.results.formats.result import Result
+from lstmcli.results.journal import Fingerprint, StoredSpan, decode_line
 from lstmcli.run.computation import computation_of
 from lstmcli.run.job import Job, Part
 from lstmcli.run.memory import block_limits

@@ -24,12 +24,12 @@ from lstmcli.inputs.source import StoredArray
 from lstmcli.model.chain import Chain
 from lstmcli.model.chain_file import any_model_in
 from lstmcli.model.tree import Model
-from lstmcli.results.fields import Arrays, Checksums
-from lstmcli.results.hdf5_result import stored_steps, write_metadata
+from lstmcli.results.formats.fields import Arrays, Checksums
+from lstmcli.results.formats.hdf5_result import stored_steps, write_metadata
+from lstmcli.results.formats.paths import Paths, check_paths, result_paths
+from lstmcli.results.formats.result import Metadata
 from lstmcli.results.journal import StoredSpan
 from lstmcli.results.naming import UnpublishedResult, publishing
-from lstmcli.results.paths import Paths, check_paths, result_paths
-from lstmcli.results.result import Metadata
 from lstmcli.results.verify import verify
 from lstmcli.run.memory import Limits, cut_into_spans
 from lstmcli.run.opened_job import mark_of_steps

@@ -16,8 +16,8 @@ import numpy as np
 from lstmcli.blocks import Lengths
 from lstmcli.errors import DataError, MissingInputError, OutputError, UsageError, shown
 from lstmcli.files.partial_file import write_whole
+from lstmcli.results.formats.paths import Paths
 from lstmcli.results.journal import Fingerprint
-from lstmcli.results.paths import Paths
 from lstmcli.run.job import Job, Output, Part, Resources
 from lstmcli.run.opened_job import open_job
 from lstmcli.run.summary import describe, stored_arrays

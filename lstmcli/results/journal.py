@@ -22,6 +22,7 @@ from lstmcli.errors import DataError, StorageError, shown
 from lstmcli.files.partial_file import claim, partial_name, sync_folder
 from lstmcli.files.positioned_file import storing, write_at
 from lstmcli.inputs.nonfinite import Nonfinite
+from lstmcli.results.formats.paths import journal_name
 
 SECONDS = 2.0  # between two syncs: so much work may be lost when the process is killed
 FORMAT = {"format": "lstmcli-journal", "format_version": 1}
@@ -220,10 +221,6 @@ class Journal:
         with storing(self.name):
             os.ftruncate(self.fd, 0)
         self.close()
-
-
-def journal_name(path: Path) -> Path:
-    return path.with_name(path.name + ".journal")
 
 
 def encode_line(value: Any) -> bytes:

@@ -11,10 +11,10 @@ from lstmcli.blocks import Span, State
 from lstmcli.errors import BusyError, DataError, LstmcliError, StorageError, UsageError
 from lstmcli.files.partial_file import Partial, check_left_over, check_target, partial_name
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.results.fields import Arrays
+from lstmcli.results.formats.fields import Arrays
+from lstmcli.results.formats.paths import TABLES, Paths
+from lstmcli.results.formats.result import Metadata, Result
 from lstmcli.results.journal import Fingerprint, Journal, StoredSpan
-from lstmcli.results.paths import TABLES, Paths
-from lstmcli.results.result import Metadata, Result
 
 
 class UnpublishedResult:
@@ -111,14 +111,14 @@ def lay_out(paths: Paths, arrays: Arrays, metadata: Metadata, overwrite: bool, r
     """Makes a result with all its space taken. resume: keeps what an earlier run has stored. OutputError, StorageError."""
     # Each format is loaded when it is wanted: a start has a fifth of a second.
     if paths.main is not None and paths.main.suffix in TABLES:
-        from lstmcli.results.table_result import TableResult
+        from lstmcli.results.formats.table_result import TableResult
 
         return TableResult(paths, arrays, metadata, overwrite, resume)
     if paths.main is not None and paths.main.suffix != ".npy":
-        from lstmcli.results.hdf5_result import Hdf5Result
+        from lstmcli.results.formats.hdf5_result import Hdf5Result
 
         return Hdf5Result(paths.main, arrays, metadata, overwrite, resume)
-    from lstmcli.results.npy_result import NpyResult
+    from lstmcli.results.formats.npy_result import NpyResult
 
     return NpyResult(paths, arrays, metadata, overwrite, resume)
 

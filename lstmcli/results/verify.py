@@ -20,8 +20,8 @@ from lstmcli.files.zip_reader import reading_zip
 from lstmcli.model.chain_file import any_model_in, load_any_model
 from lstmcli.model.model_check import read_check
 from lstmcli.model.model_file import FORMAT, load_model
-from lstmcli.results.fields import Checksums, Extent
-from lstmcli.results.hdf5_result import CHECKSUMS, CONTAINER, container_checksum
+from lstmcli.results.formats.fields import Checksums, Extent
+from lstmcli.results.formats.hdf5_result import CHECKSUMS, CONTAINER, container_checksum
 
 BLOCK = 16 << 20  # bytes read at a time
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from lstmcli.files.file_kind import split_spec
 from lstmcli.model.new_weights import PLAIN, CellOptions
+from lstmcli.results.formats.paths import Paths, result_paths
 from lstmcli.results.journal import Fingerprint
-from lstmcli.results.paths import Paths, result_paths
 
 if TYPE_CHECKING:
     from lstmcli.weights.draft import Choices

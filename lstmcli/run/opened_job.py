@@ -16,9 +16,9 @@ from lstmcli.inputs.source import Source
 from lstmcli.inputs.valid_steps import ValidSteps, read_valid_steps
 from lstmcli.model.new_weights import count_parameters, init_model
 from lstmcli.model.tree import Model
+from lstmcli.results.formats.paths import TABLES
+from lstmcli.results.formats.result import TableForm
 from lstmcli.results.journal import Fingerprint, differing
-from lstmcli.results.paths import TABLES
-from lstmcli.results.result import TableForm
 from lstmcli.run.job import Job, NewModel, Weights
 from lstmcli.version import __version__
 

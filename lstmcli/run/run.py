@@ -10,8 +10,8 @@ import numpy as np
 from lstmcli.blocks import steps_until
 from lstmcli.errors import UsageError
 from lstmcli.files.partial_file import check_left_over
+from lstmcli.results.formats.paths import Paths, check_paths
 from lstmcli.results.naming import publishing
-from lstmcli.results.paths import Paths, check_paths
 from lstmcli.run.computation import computation_of, is_compiled
 from lstmcli.run.job import Job
 from lstmcli.run.memory import block_limits, memory_note

@@ -9,9 +9,9 @@ from lstmcli.blocks import Valid
 from lstmcli.engine.cpus import available_threads
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.tree import Model, as_chain
-from lstmcli.results.fields import Arrays
-from lstmcli.results.paths import Paths
-from lstmcli.results.result import Metadata
+from lstmcli.results.formats.fields import Arrays
+from lstmcli.results.formats.paths import Paths
+from lstmcli.results.formats.result import Metadata
 from lstmcli.run.job import Compute, Part
 from lstmcli.run.opened_job import OpenedJob
 from lstmcli.version import __version__

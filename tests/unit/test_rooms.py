@@ -14,7 +14,8 @@ from helpers import pages
 PACKAGE = Path(__file__).parents[2] / "lstmcli"
 # From the top to the bottom, in the order of docs/architecture.md: a room imports from those after it alone.
 ROOMS = (
-    *("__main__", "cli", "cli/report", "cluster", "tools", "run", "results", "__init__", "api", "engine"),
+    *("__main__", "cli/commands", "cli", "cli/report", "cluster", "tools", "run"),
+    *("results", "results/formats", "__init__", "api", "engine"),
     *("weights/chains", "weights", "weights/keras_format", "weights/onnx_graph", "weights/torch_format"),
     *("weights/containers", "inputs/ragged", "inputs", "model", "files"),
     *("kernel/heads", "kernel", "kernel/native", "blocks", "errors", "version"),

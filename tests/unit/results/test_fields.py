@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lstmcli.blocks import Valid
 from lstmcli.files.partial_file import Partial
-from lstmcli.results.fields import Field
+from lstmcli.results.formats.fields import Field
 
 STEPS, WIDTH, OFFSET = 7, 3, 40
 

@@ -13,9 +13,9 @@ from lstmcli.errors import BusyError, DataError, OutputError, StorageError
 from lstmcli.files.partial_file import Partial
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.new_weights import init_model
+from lstmcli.results.formats.paths import Paths
+from lstmcli.results.formats.result import Metadata
 from lstmcli.results.naming import publishing
-from lstmcli.results.paths import Paths
-from lstmcli.results.result import Metadata
 from lstmcli.results.verify import verify
 
 LENGTHS = np.array([2, 0, 3, 1])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lstmcli.results.result import crc32_rows
+from lstmcli.results.formats.result import crc32_rows
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])

@@ -13,9 +13,9 @@ from lstmcli.files.zip_writer import Npz
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.model_file import model_image
 from lstmcli.model.tree import Model
-from lstmcli.results.fields import Arrays, Field, Store
-from lstmcli.results.paths import Paths
-from lstmcli.results.result import Metadata, Result
+from lstmcli.results.formats.fields import Arrays, Field, Store
+from lstmcli.results.formats.paths import Paths
+from lstmcli.results.formats.result import Metadata, Result
 
 
 class NpyResult(Result):

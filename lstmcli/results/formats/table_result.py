@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from lstmcli.errors import UsageError
 from lstmcli.files.partial_file import Partial
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.results.fields import Arrays, Field
-from lstmcli.results.paths import TABLES, Paths, values_of
-from lstmcli.results.result import Metadata, Result, TableForm
+from lstmcli.results.formats.fields import Arrays, Field
+from lstmcli.results.formats.paths import TABLES, Paths, values_of
+from lstmcli.results.formats.result import Metadata, Result, TableForm
 
 LINES = 4096  # sequences whose lines are made at a time
 

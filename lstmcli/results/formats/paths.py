@@ -7,7 +7,6 @@ from typing import NamedTuple
 from lstmcli.errors import OutputError, UsageError, shown
 from lstmcli.files.file_kind import split_spec
 from lstmcli.files.partial_file import check_target, partial_name
-from lstmcli.results.journal import journal_name
 
 TABLES = {".csv": ",", ".tsv": "\t"}  # what stands between the columns
 
@@ -87,3 +86,7 @@ def refuse_inputs(paths: Paths, inputs: Iterable[str | None]) -> None:
         for path in (Path(split_spec(spec)[0]) for spec in inputs if spec):
             if path.exists() and path.samefile(target):
                 raise OutputError(f"{shown(str(target))}: is also an input of this run; choose another --output")
+
+
+def journal_name(path: Path) -> Path:
+    return path.with_name(path.name + ".journal")

@@ -25,8 +25,8 @@ from lstmcli.files.positioned_file import storing
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.model_file import RESULT_FORMAT, RESULT_VERSION, write_model
 from lstmcli.model.tree import Model, as_chain
-from lstmcli.results.fields import Arrays, Extent, Field
-from lstmcli.results.result import Metadata, Result
+from lstmcli.results.formats.fields import Arrays, Extent, Field
+from lstmcli.results.formats.result import Metadata, Result
 
 CHECKSUMS = "checksums"
 CONTAINER = f"{CHECKSUMS}/container"

@@ -1,4 +1,4 @@
-"""A result that is filled span by span, whatever its format: hdf5_result and npy_result lay one out."""
+"""A result that is filled span by span, whatever its format: its neighbours lay one out."""
 
 import zlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from lstmcli.blocks import Lengths, Span, Valid
 from lstmcli.files.positioned_file import as_bytes
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.tree import Model
-from lstmcli.results.fields import Checksums, Field, Store
+from lstmcli.results.formats.fields import Checksums, Field, Store
 
 if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
