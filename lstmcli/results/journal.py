@@ -10,10 +10,9 @@ import os
 import time
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +22,9 @@ from lstmcli.files.partial_file import claim, partial_name, sync_folder
 from lstmcli.files.positioned_file import storing, write_at
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.formats.paths import journal_name
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 SECONDS = 2.0  # between two syncs: so much work may be lost when the process is killed
 FORMAT = {"format": "lstmcli-journal", "format_version": 1}
@@ -91,7 +93,7 @@ class Journal:
         self.syncing: Future[None] | None = None
         self.due = time.monotonic() + SECONDS
         self.failed = False
-        self.thread = ThreadPoolExecutor(1)
+        self.thread: ThreadPoolExecutor | None = None
         self.fd = claim(self.name, path)
         try:
             if resume:
@@ -162,9 +164,15 @@ class Journal:
             return
         self._await()
         if time.monotonic() >= self.due:
-            self.syncing = self.thread.submit(self._sync, result)
+            self._begin(self._sync, result)
         elif len(self.waiting) > 1:  # a single span may be all there is, and little
-            self.syncing = self.thread.submit(result.start_sync)
+            self._begin(result.start_sync)
+
+    def _begin(self, work: Callable[..., None], *of: Any) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # takes a short run 3 ms, and that one never comes here
+
+        self.thread = self.thread or ThreadPoolExecutor(1)
+        self.syncing = self.thread.submit(work, *of)
 
     def flush(self, result: Synced) -> None:
         """Puts all on disk that was recorded, and writes its lines. Raises StorageError."""
@@ -210,7 +218,8 @@ class Journal:
 
     def close(self) -> None:
         """Ends the claim on OUT. An empty journal does not stay."""
-        self.thread.shutdown()
+        if self.thread:
+            self.thread.shutdown()
         with storing(self.name):
             if not os.fstat(self.fd).st_size:
                 self.name.unlink(missing_ok=True)

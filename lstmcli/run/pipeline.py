@@ -2,8 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from contextlib import ExitStack
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from lstmcli.run.computation import Computation
 from lstmcli.run.memory import Limits, cut_into_spans
 from lstmcli.run.opened_job import OpenedJob
 from lstmcli.run.stop import Stop
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Progress = Callable[[int, int], None]  # called with the valid steps done since the last call, and those of the whole run
 
@@ -39,7 +43,23 @@ class ComingSpan(NamedTuple):
 
     span: Span
     buffer: Buffer
-    read: Future[tuple[Block, Nonfinite]]
+    read: "Future[tuple[Block, Nonfinite]] | Done"
+
+
+class Done(NamedTuple):
+    """What a Future is for work that is done already."""
+
+    value: Any
+
+    def result(self) -> Any:
+        return self.value
+
+
+class InPlace:
+    """What a ThreadPoolExecutor is, without a thread: work is done when it is submitted."""
+
+    def submit(self, work: Callable[..., Any], *of: Any) -> Done:
+        return Done(work(*of))
 
 
 class Pipeline:
@@ -60,8 +80,9 @@ class Pipeline:
         self.nonfinite = Nonfinite()  # in the spans that are stored
         self.buffers = [self.new_buffer(), self.new_buffer()]
         self.spans: Iterator[Span] = iter(())
-        self.reader, self.writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self.storing: deque[Future[None]] = deque()
+        self.reader: ThreadPoolExecutor | InPlace = InPlace()
+        self.writer: ThreadPoolExecutor | InPlace = InPlace()
+        self.storing: deque[Future[None] | Done] = deque()
 
     def new_buffer(self) -> Buffer:
         def empty(width: int) -> Floats:
@@ -81,8 +102,16 @@ class Pipeline:
             self.nonfinite, state = before.nonfinite, before.state or {}
             self.done = steps_until(before.span, self.opened.lengths)
         self.on_progress(self.done, self.total)
-        self.spans = cut_into_spans(self.opened.lengths, self.limits, self.opened.source.chunk, before.span if before else None)
-        with self.reader, self.writer:
+        source = self.opened.source
+        spans = cut_into_spans(self.opened.lengths, self.limits, source.chunk, before.span if before else None)
+        begin = list(islice(spans, 2))
+        self.spans = chain(begin, spans)
+        with ExitStack() as threads:
+            # A lone span has nothing beside it, and threads would cost it 4 ms. A pipe needs one: signals must end the waiting.
+            if len(begin) == 2 or source.sequential:
+                from concurrent.futures import ThreadPoolExecutor
+
+                self.reader, self.writer = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
             try:
                 coming = self.submit_next()
                 while coming and not self.stop.reason():
@@ -94,7 +123,7 @@ class Pipeline:
                 while self.storing:
                     self.storing.popleft().result()
             except BaseException:
-                self.opened.source.stop()  # the reader may be waiting for a pipe in which nothing comes
+                source.stop()  # the reader may be waiting for a pipe in which nothing comes
                 raise
         if coming:
             self.sink.flush()
