@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).parents[2] / "lstmcli"
 ROOMS = (
     *("__main__", "cli/commands", "cli", "cli/report", "cluster", "tools", "run"),
     *("results", "results/formats", "__init__", "api", "engine"),
-    *("weights/chains", "weights", "weights/keras_format", "weights/onnx_graph", "weights/torch_format"),
+    *("weights/chains", "weights/chains/graphs", "weights", "weights/keras_format"),
+    *("weights/onnx_graph", "weights/torch_format"),
     *("weights/containers", "inputs/ragged", "inputs", "model", "files"),
     *("kernel/heads", "kernel", "kernel/native", "blocks", "errors", "version"),
 )

@@ -104,7 +104,7 @@ class ChainReader(NamedTuple):
             return keras.import_objects(*found, self.choices, make_of_keras)
 
     def onnx(self, file: FileBytes, path: str) -> WholeModel:
-        from lstmcli.weights.chains import onnx_chain
+        from lstmcli.weights.chains.graphs import onnx_chain
 
         self.refuse_line(file.name)
         draft, chain = onnx_chain.build(file, path, self.choices)

@@ -15,8 +15,8 @@ from lstmcli.files.positioned_file import FileBytes
 from lstmcli.model.chain import Chain
 from lstmcli.model.layers import Affine, Dense, Flatten, Layer, Pool, Window
 from lstmcli.model.tree import Model
-from lstmcli.weights.chains.onnx_operators import Operators
-from lstmcli.weights.chains.traced_values import Named
+from lstmcli.weights.chains.graphs.onnx_operators import Operators
+from lstmcli.weights.chains.graphs.traced_values import Named
 from lstmcli.weights.containers.tensor import DTYPES
 from lstmcli.weights.draft import Choices, Draft
 from lstmcli.weights.onnx import labelled, live_nodes, node_input, what_instead

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lstmcli.errors import DataError
 from lstmcli.model.layers import Layer, Pool
 from lstmcli.model.tree import Bidirectional, Model, Reverse
-from lstmcli.weights.chains.row_functions import Expression, layers_of
+from lstmcli.weights.chains.graphs.row_functions import Expression, layers_of
 
 Numbers = NDArray[np.int64]
 PADDING = -1  # the number of a zero that a Pad put there

@@ -5,7 +5,7 @@ import numpy as np
 from lstmcli.errors import DataError, shown
 from lstmcli.model.layers import Flip, Layer, Repeat
 from lstmcli.model.tree import Model
-from lstmcli.weights.chains.traced_values import PADDING, Named, Numbers, Source, Sources
+from lstmcli.weights.chains.graphs.traced_values import PADDING, Named, Numbers, Source, Sources
 from lstmcli.weights.draft import Draft
 from lstmcli.weights.onnx_graph.constants import Array, Constants, integers_of
 from lstmcli.weights.onnx_graph.graph import Node, Value

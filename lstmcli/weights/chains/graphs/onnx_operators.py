@@ -9,10 +9,10 @@ import numpy as np
 from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
 from lstmcli.model.layers import Conv1D, Dense, Embedding, Flatten, Pool, Pool1D, Window
-from lstmcli.weights.chains import row_functions as rf
-from lstmcli.weights.chains.onnx_moves import ELEMENT, MOVES, Moves, traced
-from lstmcli.weights.chains.row_functions import Expression
-from lstmcli.weights.chains.traced_values import PADDING, Numbers, Source, each_once
+from lstmcli.weights.chains.graphs import row_functions as rf
+from lstmcli.weights.chains.graphs.onnx_moves import ELEMENT, MOVES, Moves, traced
+from lstmcli.weights.chains.graphs.row_functions import Expression
+from lstmcli.weights.chains.graphs.traced_values import PADDING, Numbers, Source, each_once
 from lstmcli.weights.onnx import Layer as LstmNode
 from lstmcli.weights.onnx import node_input
 from lstmcli.weights.onnx_graph.constants import Array, integers_of
