@@ -1,6 +1,5 @@
 """`lstmcli run` and `lstmcli predict`: a model over a file."""
 
-import gc
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +91,6 @@ def run(
     """Run a model over a file of padded sequences and store its outputs and final states."""
     from lstmcli.run.stop import Stop
 
-    gc.freeze()
-    gc.enable()
-
     def on_compile() -> None:
         terminal.note("compiling the kernel for this CPU and kind of cell, once")
 
@@ -172,8 +168,6 @@ def predict(terminal: "Terminal", stop_after: float | None, scheduler: str | Non
     """Run a whole model, with what stands before and after its LSTMs, over a file of sequences or of token ids."""
     from lstmcli.run.stop import Stop
 
-    gc.freeze()
-    gc.enable()
     if scheduler is not None and options["dry_run"]:
         raise click.UsageError("--dry-run: nothing would be computed; leave --scheduler out")
     if options["output"] == "-" and terminal.is_interactive():
