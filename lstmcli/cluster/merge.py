@@ -149,7 +149,8 @@ def merged_paths(plan: Plan, output: str, states: str | None, overwrite: bool, r
     if paths.main is None:
         raise UsageError(f"--output {output}: expected a file; a merge cannot write to a pipe")
     parts = (str(plan.part_path(number)) for number in plan.numbers)
-    check_paths(paths, (*plan.job.files(), str(plan.path), *parts), overwrite, resume)
+    read = (*plan.job.files(), str(plan.path), *parts)
+    check_paths(paths, read, overwrite, resume, plan.job.inputs.follow_links)
     return paths
 
 

@@ -32,7 +32,7 @@ def run(
     """
     stop, compute, resources = stop or Stop(), job.compute, job.resources
     paths = job.paths()
-    check_paths(paths, job.files(), resources.overwrite, resources.resume)
+    check_paths(paths, job.files(), resources.overwrite, resources.resume, job.inputs.follow_links)
     with open_job(job) as opened:
         facts = describe(opened, paths)
         resumable = can_resume(opened, paths, stop)

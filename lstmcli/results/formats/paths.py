@@ -59,12 +59,12 @@ def result_paths(output: str | None, states: str | None, save: tuple[str, ...], 
     return paths
 
 
-def check_paths(paths: Paths, inputs: Iterable[str | None], overwrite: bool, resume: bool) -> None:
-    """Raises OutputError before any work where a file is in the way, or is one of the inputs."""
+def check_paths(paths: Paths, inputs: Iterable[str | None], overwrite: bool, resume: bool, follow_links: bool = False) -> None:
+    """Raises OutputError before any work where a file is in the way, or is one of the inputs, or of those they lead to."""
     if not (resume and paths.main and journal_name(paths.main).exists()):  # else some of them may have their names already
         for path in paths.all():
             check_target(path, overwrite)
-    refuse_inputs(paths, inputs)
+    refuse_inputs(paths, inputs, follow_links)
 
 
 def values_of(table: Path) -> Path:
@@ -80,12 +80,19 @@ def temporary_names(paths: Paths) -> list[Path]:
     return [*names, journal_name(paths.main)] if paths.main else names
 
 
-def refuse_inputs(paths: Paths, inputs: Iterable[str | None]) -> None:
+def refuse_inputs(paths: Paths, inputs: Iterable[str | None], follow_links: bool) -> None:
     """Raises OutputError where a file that would be replaced is also read, under whatever name."""
-    for target in filter(Path.exists, temporary_names(paths)):
-        for path in (Path(split_spec(spec)[0]) for spec in inputs if spec):
-            if path.exists() and path.samefile(target):
-                raise OutputError(f"{shown(str(target))}: is also an input of this run; choose another --output")
+    targets = [path for path in temporary_names(paths) if path.exists()]
+    if not targets:
+        return
+    read = {Path(split_spec(spec)[0]) for spec in inputs if spec}
+    if follow_links:
+        from lstmcli.files.hdf5_safety import files_behind
+
+        read = read.union(*(files_behind(str(path)) for path in read if path.is_file()))
+    for target in targets:
+        if any(path.exists() and path.samefile(target) for path in read):
+            raise OutputError(f"{shown(str(target))}: is also an input of this run; choose another --output")
 
 
 def journal_name(path: Path) -> Path:
