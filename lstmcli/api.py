@@ -1,13 +1,101 @@
 """The public names, and the one place where a model (a tree of weights) is joined to the engine that runs it."""
 
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
 from lstmcli.engine.call import run_padded
-from lstmcli.errors import LstmcliError
-from lstmcli.model.new_weights import CellOptions, init_model
+from lstmcli.errors import LstmcliError, UsageError
+from lstmcli.model import new_weights
+from lstmcli.model.model_file import save_model
+from lstmcli.model.new_weights import CellOptions
 from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack, set_runner
-from lstmcli.weights.load import load_model
+from lstmcli.weights import load
 
 __all__ = [
     "Bidirectional", "Cell", "CellOptions", "LstmcliError", "Model", "Residual", "Reverse", "Stack", "init_model", "load_model",
+    "run",
 ]  # fmt: skip
 
-set_runner(run_padded)
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
+# What the command line looks at before it makes a job.
+CHOICES = {
+    "dtype": ("float32", "float64"),
+    "nonfinite": ("error", "warn", "pass"),
+    "padding": ("post", "pre"),
+    "axes": ("NTE", "TNE", "ETN", "ENT"),
+    "save": ("outputs", "states", "cells", "layers"),
+}
+
+set_runner(run_padded, save_model)
+
+
+def short_errors(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
+    """Makes a function raise errors without the calls that they went through: a notebook would show the code of each."""
+
+    @functools.wraps(function)
+    def briefly(*args: Arguments.args, **named: Arguments.kwargs) -> Returned:
+        try:
+            return function(*args, **named)
+        except LstmcliError as error:
+            raise error.with_traceback(None) from None
+
+    return briefly
+
+
+init_model = short_errors(new_weights.init_model)
+load_model = short_errors(load.load_model)
+
+
+@short_errors
+def run(
+    input: str | os.PathLike[str],
+    *,
+    on_progress: Callable[[int, int], None] = lambda steps, total: None,
+    stop_after: float | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Does what `lstmcli run --input INPUT` does: files in, a result file out, in bounded memory, with the same bytes.
+
+    options: those of the command by their names: units=7 or weights="model.h5", lens, output, save, threads, overwrite,
+    resume, ... A list is a list or a tuple, a size a number of bytes, a time a number of seconds, a flag True.
+    on_progress: called, from any thread, with the valid steps done since the last call and those of the whole run.
+
+    Returns the facts that `lstmcli run --json` prints: ["outputs"]["shape"], ["output"], ["seconds"], ...
+    Raises UsageError for options that do not go together, DataError for bad input, MissingInputError, OutputError where the
+    output is there already, StoppedError after stop_after seconds (resume=True goes on), StorageError. Nothing that the user
+    should know is printed: it is in ["notes"], ["assumed"] and ["left_out"].
+    """
+    from lstmcli.run import job
+    from lstmcli.run.run import run as run_job
+    from lstmcli.run.stop import Stop
+
+    records = (job.Inputs, job.NewModel, job.Weights, job.Compute, job.Output, job.Resources, CellOptions, load.Choices)
+    known = {name for record in records for name in record.__annotations__} - {"choices", "cells", "whole", "chain"}
+    if unknown := sorted(options.keys() - known - {"time_major"}):
+        raise TypeError(f"run() takes no option {unknown[0]}; it takes {', '.join(sorted(known))}")
+    return run_job(job.job_of_options(as_typed({"input": input, **options})), on_progress, Stop(stop_after))
+
+
+def as_typed(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns options as the command line has them. Raises UsageError for values that it does not take."""
+    typed: dict[str, Any] = {}
+    for name, value in options.items():
+        match name, value:
+            case "units", int():
+                typed[name] = (value,)
+            case "save", str() | list() | tuple():
+                typed[name] = tuple(sorted({*(value.split(",") if isinstance(value, str) else value)}))
+            case "residual", bool():
+                typed[name] = "upper" if value else None
+            case _, os.PathLike():
+                typed[name] = os.fspath(value)
+            case _:
+                typed[name] = tuple(value) if isinstance(value, list) else value
+        known = CHOICES.get(name)
+        given = typed[name] if name == "save" else (typed[name],)
+        if known and value is not None and (wrong := [one for one in given if one not in known]):
+            raise UsageError(f"{name}: expected {', '.join(known)}, got {wrong[0]!r}")
+    return typed

@@ -18,6 +18,15 @@ def is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" and dtype.itemsize <= 8
 
 
+def read_only(weight: Floats) -> Floats:
+    """Returns `weight` itself where neither it nor the array that it is a view of can be written, else a copy."""
+    owner = weight.base if isinstance(weight.base, np.ndarray) else weight
+    if weight.flags.writeable or owner.flags.writeable:
+        weight = weight.copy()
+        weight.flags.writeable = False
+    return weight
+
+
 class Block(NamedTuple):
     """Sequences without their padding: sequence s is rows[starts[s] : starts[s] + lengths[s]].
 

@@ -288,8 +288,8 @@ progress = option(
 
 def job_of(options: dict[str, Any]) -> "Job":
     """Makes the job that the options of a command say. An option is the field of its name in one of the job's records."""
-    from lstmcli.model.new_weights import CellOptions
-    from lstmcli.run.job import Compute, Inputs, Job, NewModel, Output, Resources, Weights
+    from lstmcli.errors import UsageError
+    from lstmcli.run.job import job_of_options
 
     if options["input"] is None:
         raise click.UsageError("Missing option '-i' / '--input'.")
@@ -297,34 +297,10 @@ def job_of(options: dict[str, Any]) -> "Job":
         if options["weights"] is None:
             raise click.UsageError("Missing option '-w' / '--weights'.")
         options["save"] = ("predictions",)
-    if (options["units"] is None) == (options["weights"] is None):
-        raise click.UsageError("expected either --units, for new weights, or --weights FILE")
-    said = {name: value for name, value in options.items() if value is not None}
-    if said.pop("time_major", False) and said.setdefault("axes", "TNE") != "TNE":
-        raise click.UsageError(f"--time-major is --axes TNE, not {said['axes']}; leave one of them out")
-
-    def fields(kind: Any) -> dict[str, Any]:
-        """Takes the fields of a record out of what was said."""
-        return {name: said.pop(name) for name in kind.__annotations__ if name in said}
-
-    inputs, compute = Inputs(**fields(Inputs)), Compute(**fields(Compute))
-    output, resources = Output(**fields(Output)), Resources(**fields(Resources))
-    model: NewModel | Weights
-    if "units" in said:
-        if (residual := said.pop("residual", None)) not in (None, "upper"):
-            raise click.UsageError(f"--residual {residual}: new weights have it without a value: all layers but the lowest")
-        said["residual"] = residual is not None
-        model = NewModel(**fields(NewModel), cells=CellOptions.chosen(**fields(CellOptions)))
-        meant, other = "--weights", "--units"
-    else:
-        from lstmcli.weights.load import Choices
-
-        model = Weights(**fields(Weights), choices=Choices(**fields(Choices)))
-        meant, other = "the new weights of --units", "--weights"
-    for name, value in said.items():
-        if value:
-            raise click.UsageError(f"--{name.replace('_', '-')} is for {meant}, not for {other}")
-    return Job(inputs, model, compute, output, resources)
+    try:
+        return job_of_options(options)
+    except UsageError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def given(ctx: click.Context, names: set[str]) -> dict[str, Any]:

@@ -4,20 +4,20 @@ For a small batch the call itself is most of the work, so nothing is computed he
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstmcli.blocks import FLOATS, Block, Floats, Lengths, State, Valid, is_float
+from lstmcli.blocks import FLOATS, Block, Floats, Lengths, State, Valid, is_float, packed_starts
 from lstmcli.engine.cpus import available_threads
 from lstmcli.engine.lanes_and_threads import FEW
 from lstmcli.engine.prepared_model import PreparedModel
 from lstmcli.errors import DataError, UsageError
 from lstmcli.inputs.masks import read_mask
-from lstmcli.model.tree import Model
+from lstmcli.model.tree import InitialState, Model
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -26,15 +26,20 @@ _prepared: WeakKeyDictionary[Model, dict[tuple[np.dtype[Any], int | None], Prepa
 
 def run_padded(
     model: Model,
-    x: ArrayLike,
+    x: Any,
     lengths: ArrayLike | None,
-    initial_state: Mapping[str, ArrayLike] | None,
+    initial_state: InitialState | None,
     threads: int | None,
     padding: str,
     mask: ArrayLike | None,
-) -> tuple[Floats, State]:
+) -> tuple[Any, State]:
     """Do what Model.__call__ says: check arguments and run padded arrays as blocks, without a copy where x allows it."""
-    x = np.asarray(x)
+    if type(x) in (list, tuple) and len(x) and getattr(x[0], "ndim", 0) == 2 and lengths is None and mask is None:
+        return run_list(model, x, initial_state, threads)
+    try:
+        x = np.asarray(x)
+    except ValueError as error:
+        raise DataError("x: expected an array (batch, time, features), or a list of arrays (length, features)") from error
     dtype = FLOAT64 if x.dtype.itemsize == 8 else FLOAT32
     prepared = prepare(model, dtype, threads)
     if x.ndim != 3 or not is_float(x.dtype) or x.shape[2] != prepared.input_size:
@@ -64,6 +69,26 @@ def run_padded(
     else:
         prepared(Block(rows, starts, steps), Block(outputs.reshape(batch * time, width), starts, steps), state)
     return outputs, state
+
+
+def run_list(
+    model: Model, x: Sequence[Any], initial_state: InitialState | None, threads: int | None
+) -> tuple[list[Floats], State]:
+    """Runs sequences (length, E) that have no padding. Returns an array (length, output_size) for each, and the state."""
+    given = [np.asarray(one) for one in x]
+    dtype = FLOAT64 if given[0].dtype.itemsize == 8 else FLOAT32
+    prepared = prepare(model, dtype, threads)
+    for k, one in enumerate(given):
+        if one.ndim != 2 or not is_float(one.dtype) or one.shape[1] != prepared.input_size:
+            raise DataError(f"x[{k}]: expected {FLOATS} (length, {prepared.input_size}), got {one.dtype} {one.shape}")
+        if (one.dtype.itemsize == 8) != (dtype is FLOAT64):
+            raise DataError(f"x[{k}]: expected {given[0].dtype}, as x[0] is, got {one.dtype}")
+    lengths = np.array([len(one) for one in given], np.int64)
+    block = Block(np.ascontiguousarray(np.concatenate(given), dtype), packed_starts(lengths), lengths)
+    outputs = block.like(np.empty((len(block.rows), prepared.output_size), dtype))
+    state = start_state(prepared, len(given), initial_state)
+    prepared(block, outputs, state)
+    return np.split(outputs.rows, np.cumsum(lengths)[:-1]), state
 
 
 def prepare(model: Model, dtype: np.dtype[Any], threads: int | None) -> PreparedModel:
@@ -112,11 +137,13 @@ def checked_lengths(lengths: ArrayLike, batch: int, time: int) -> Lengths:
     return np.ascontiguousarray(given, np.int64)
 
 
-def start_state(prepared: PreparedModel, batch: int, given: Mapping[str, ArrayLike] | None) -> State:
+def start_state(prepared: PreparedModel, batch: int, given: InitialState | None) -> State:
     """Return the initial state as new arrays: a copy of what is given, or the model's own. Raises DataError."""
     if given is None:
         return prepared.initial_state(batch)
     widths = prepared.widths
+    if isinstance(given, tuple | list):
+        given = pair_of(given, list(widths))
     if set(given) != set(widths):
         raise DataError(f"initial_state: expected {', '.join(widths)}, got {', '.join(given) or 'nothing'}")
     state = {name: np.array(given[name], prepared.dtype, order="C") for name in widths}
@@ -124,3 +151,13 @@ def start_state(prepared: PreparedModel, batch: int, given: Mapping[str, ArrayLi
         if state[name].shape != (batch, width):
             raise DataError(f"initial_state, {name}: expected shape {(batch, width)}, got {state[name].shape}")
     return state
+
+
+def pair_of(given: Sequence[ArrayLike], names: list[str]) -> Mapping[str, ArrayLike]:
+    """Returns (c, h) of a model with a single cell by the names of its state. Raises DataError."""
+    if len(given) != 2 or len(names) != 2:
+        raise DataError(
+            f"initial_state: expected arrays by the names {', '.join(names)}{', or the pair (c, h)' * (len(names) == 2)}; "
+            f"got {len(given)} values without names"
+        )
+    return dict(zip(names, given, strict=True))

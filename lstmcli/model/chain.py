@@ -11,6 +11,7 @@ import numpy as np
 
 from lstmcli.blocks import Floats, Lengths, Valid
 from lstmcli.errors import DataError
+from lstmcli.model.description import as_html, in_short
 from lstmcli.model.layers import (
     Activation,
     Affine,
@@ -28,7 +29,7 @@ from lstmcli.model.layers import (
 from lstmcli.model.tree import Model
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Chain:
     """A whole model. names: of its layers in the file that they came from, for messages. Raises DataError where two layers
     do not fit together."""
@@ -130,6 +131,12 @@ class Chain:
         """Yields all weights."""
         for layer in self.layers:
             yield from layer.arrays() if isinstance(layer, Model) else layer.weights().values()
+
+    def __repr__(self) -> str:
+        return in_short(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     def parameters(self) -> int:
         """Returns how many numbers the weights are."""

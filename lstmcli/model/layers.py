@@ -14,9 +14,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from lstmcli.blocks import Floats, Lengths
+from lstmcli.blocks import Floats, Lengths, read_only
 from lstmcli.errors import DataError
-from lstmcli.model.tree import read_only
 
 # What an activation layer computes. The first line has those of cells; `alpha` is the slope of leaky_relu below 0, the limit of
 # elu; prelu has a slope for each feature. gelu is x * Phi(x), gelu_tanh its approximation with tanh.

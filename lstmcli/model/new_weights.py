@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from typing import Any
 
@@ -73,6 +73,7 @@ def init_model(
     options: CellOptions = PLAIN,
     bidirectional: bool = False,
     residual: bool = False,
+    **cell_options: Any,
 ) -> Model:
     """Makes a stack of new cells with TensorFlow's initial weights, the same for a seed on any machine.
 
@@ -81,12 +82,14 @@ def init_model(
     (U, P), limit sqrt(6 / (U + P)), where there are any; zero bias, forget_bias 1 (tf.compat.v1.nn.rnn_cell.LSTMCell with no
     initializer). Weights are float32 whatever they will be computed in.
 
+    options, or its fields as arguments of their own, such as peepholes=True: what every cell has.
     bidirectional: every layer has a cell for each direction, their outputs side by side. residual: the input of every layer
     but the first is added to its output (ResidualWrapper).
 
     Raises UsageError for sizes below 1, a negative seed, anything but integers, more than MAX_PARAMETERS, and residual layers
     whose widths differ.
     """
+    options = replace(options, **cell_options)
     given = f"input size {input_size}, units {units}, seed {seed}"
     try:
         features, widths, seed = index(input_size), [index(width) for width in units], index(seed)

@@ -13,15 +13,15 @@ i, f, g, o (input, forget, candidate, output) along 4*U.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from lstmcli.blocks import FLOATS, Floats, State, is_float
-from lstmcli.errors import DataError
+from lstmcli.blocks import FLOATS, Floats, State, is_float, read_only
+from lstmcli.errors import DataError, LstmcliError
 
 if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
@@ -34,18 +34,16 @@ CELL_OPTIONS = (
     "activation", "recurrent_activation", "forget_bias", "cell_clip", "projection_clip", "gate_clip", "input_forget",
 )  # fmt: skip
 
-
-Runner = Callable[
-    ["Model", ArrayLike, ArrayLike | None, Mapping[str, ArrayLike] | None, int | None, str, ArrayLike | None],
-    tuple[Floats, State],
-]
+InitialState = Mapping[str, ArrayLike] | tuple[ArrayLike, ArrayLike]
+Runner = Callable[["Model", Any, ArrayLike | None, InitialState | None, int | None, str, ArrayLike | None], tuple[Any, State]]
 _run: Runner | None = None
+_save: Callable[[Model, Path, bool], None] | None = None
 
 
-def set_runner(run: Runner) -> None:
-    """Says what calling a model does: the engine, which imports this module and so cannot be imported by it."""
-    global _run
-    _run = run
+def set_runner(run: Runner, save: Callable[[Model, Path, bool], None]) -> None:
+    """Says what calling and saving a model do: those modules import this one, and so cannot be imported by it."""
+    global _run, _save
+    _run, _save = run, save
 
 
 class Model:
@@ -119,30 +117,54 @@ class Model:
 
     def __call__(
         self,
-        x: ArrayLike,
+        x: ArrayLike | Sequence[Floats],
         lengths: ArrayLike | None = None,
-        initial_state: Mapping[str, ArrayLike] | None = None,
+        initial_state: InitialState | None = None,
         threads: int | None = None,
         padding: str = "post",
         mask: ArrayLike | None = None,
-    ) -> tuple[Floats, State]:
-        """Runs the model over a padded batch.
+        **unknown: object,
+    ) -> tuple[Any, State]:
+        """Runs the model over a padded batch, or over a list of sequences.
 
         x (B, T, E) float16, float32 or float64; what stands in its padding does not matter. float64 is computed in float64,
         all else in float32. lengths (B,) integers, 0 <= lengths[b] <= T; None: all T. padding: "post", the first lengths[b]
         steps are valid, or "pre", the last ones. mask (B, T), instead of both: 1 where a step is valid, in one run in each row.
-        initial_state: arrays (B, width) by name as in the returned state; None: zeros, or what the model has learned.
-        threads: at most so many; None: all CPUs this process may use.
+        Or x is a list of B arrays (length, E), without any of these.
+        initial_state: arrays (B, width) by name as in the returned state, or the pair (c, h) for a single cell; None: zeros, or
+        what the model has learned. threads: at most so many; None: all CPUs this process may use.
 
-        Returns outputs (B, T, output_size), where x has its steps and zeros in the padding, and the state after each last
-        valid step, such as {"0/c": (B, U), "0/h": (B, P)}; the initial state where the length is 0. All new arrays; nothing
-        given is written. Raises DataError for arrays that do not fit.
+        Returns outputs (B, T, output_size), where x has its steps and zeros in the padding (of a list: a list of B arrays
+        (length, output_size)), and the state after each last valid step, such as {"0/c": (B, U), "0/h": (B, P)}; the initial
+        state where the length is 0. All new arrays; nothing given is written. Raises DataError for arrays that do not fit.
         """
         assert _run, "import lstmcli"
-        return _run(self, x, lengths, initial_state, threads, padding, mask)
+        if unknown:
+            from lstmcli.model.description import unknown_argument
+
+            raise TypeError(unknown_argument(*unknown))
+        try:
+            return _run(self, x, lengths, initial_state, threads, padding, mask)
+        except LstmcliError as error:  # a notebook would show the code of every call in between
+            raise error.with_traceback(None) from None
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Writes a model file for load_model() and --weights, whole or not at all. Raises OutputError, StorageError."""
+        assert _save, "import lstmcli"
+        _save(self, Path(path), overwrite)
+
+    def __repr__(self) -> str:
+        from lstmcli.model.description import in_short
+
+        return in_short(self)
+
+    def _repr_html_(self) -> str:
+        from lstmcli.model.description import as_html
+
+        return as_html(self)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Cell(Model):
     """One LSTM: the equations are in kernel/tile.py.
 
@@ -238,7 +260,7 @@ class Cell(Model):
         return facts | self.options()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Stack(Model):
     kind: ClassVar[str] = "stack"
     layers: tuple[Model, ...]
@@ -271,7 +293,7 @@ class Stack(Model):
         return {str(k): layer for k, layer in enumerate(self.layers)}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bidirectional(Model):
     kind: ClassVar[str] = "bidirectional"
     forward: Model
@@ -322,7 +344,7 @@ class Bidirectional(Model):
         return super().config() | {"merge": self.merge}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Wrapper(Model):
     """A tree around another one, with the same input and output size."""
 
@@ -355,7 +377,7 @@ class Reverse(Wrapper):
         return False
 
 
-@dataclass(frozen=True, eq=False)  # its __init__ is to call its __post_init__
+@dataclass(frozen=True, eq=False, repr=False)  # its __init__ is to call its __post_init__
 class Residual(Wrapper):
     kind: ClassVar[str] = "residual"
 
@@ -371,15 +393,6 @@ class Residual(Wrapper):
 def as_chain(model: Model | Chain) -> Chain | None:
     """Returns a model that is a chain, and None for a tree, without loading what chains are made of: most runs have none."""
     return cast("Chain", model) if model.kind == "chain" else None
-
-
-def read_only(weight: Floats) -> Floats:
-    """Returns `weight` itself where neither it nor the array that it is a view of can be written, else a copy."""
-    owner = weight.base if isinstance(weight.base, np.ndarray) else weight
-    if weight.flags.writeable or owner.flags.writeable:
-        weight = weight.copy()
-        weight.flags.writeable = False
-    return weight
 
 
 def as_root(model: Model) -> Model:

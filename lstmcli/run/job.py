@@ -7,6 +7,7 @@ other resources, but not with another input, model or computation.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from lstmcli.errors import UsageError
 from lstmcli.files.file_kind import split_spec
 from lstmcli.model.new_weights import PLAIN, CellOptions
 from lstmcli.results.formats.paths import Paths, result_paths
@@ -150,6 +151,39 @@ class Job(NamedTuple):
             model = model._replace(cells=record(CellOptions, content["model"]["cells"]))
         inputs, compute = record(Inputs, content["inputs"]), record(Compute, content["compute"])
         return cls(inputs, model, compute, resources=record(Resources, content["resources"]))
+
+
+def job_of_options(options: dict[str, Any]) -> Job:
+    """Makes the job that options say by their names, in which None says nothing. An option is the field of its name in one of
+    the job's records. Raises UsageError for options that do not go together."""
+    if (options.get("units") is None) == (options.get("weights") is None):
+        raise UsageError("expected either --units, for new weights, or --weights FILE")
+    said = {name: value for name, value in options.items() if value is not None}
+    if said.pop("time_major", False) and said.setdefault("axes", "TNE") != "TNE":
+        raise UsageError(f"--time-major is --axes TNE, not {said['axes']}; leave one of them out")
+
+    def fields(kind: Any) -> dict[str, Any]:
+        """Takes the fields of a record out of what was said."""
+        return {name: said.pop(name) for name in kind.__annotations__ if name in said}
+
+    inputs, compute = Inputs(**fields(Inputs)), Compute(**fields(Compute))
+    output, resources = Output(**fields(Output)), Resources(**fields(Resources))
+    model: NewModel | Weights
+    if "units" in said:
+        if (residual := said.pop("residual", None)) not in (None, "upper"):
+            raise UsageError(f"--residual {residual}: new weights have it without a value: all layers but the lowest")
+        said["residual"] = residual is not None
+        model = NewModel(**fields(NewModel), cells=CellOptions.chosen(**fields(CellOptions)))
+        meant, other = "--weights", "--units"
+    else:
+        from lstmcli.weights.draft import Choices
+
+        model = Weights(**fields(Weights), choices=Choices(**fields(Choices)))
+        meant, other = "the new weights of --units", "--weights"
+    for name, value in said.items():
+        if value:
+            raise UsageError(f"--{name.replace('_', '-')} is for {meant}, not for {other}")
+    return Job(inputs, model, compute, output, resources)
 
 
 def record(kind: type[Record], values: dict[str, Any]) -> Record:

@@ -38,14 +38,19 @@ FOLDER_FILES = ("checkpoint", "saved_model.pb", "keras_metadata.pb", "fingerprin
 IR_VERSION = b"\x08"  # the key of the field that comes first in an ONNX model
 
 
-def load_model(path: str, **choices: Any) -> Model:
-    """The model of any file that `lstmcli run --weights` takes; choices: the fields of Choices. LstmcliError.
+def load_model(path: str | os.PathLike[str], **choices: Any) -> Model:
+    """Returns the LSTMs of any file that `lstmcli run --weights` takes: also of PyTorch, Keras, TensorFlow and ONNX.
 
+    choices: select, forget_bias, cell_clip, projection_clip, activation, recurrent_activation, merge and residual, as the
+    options of these names: what the file does not say.
     Warns of what was assumed about the weights, and of layers before the LSTMs, which the model does not have.
+    Raises MissingInputError for no such file; DataError for another file, a damaged one, or one with several LSTMs, which
+    `select` chooses from; UsageError for a choice that the file leaves nobody.
     """
+    path = os.fspath(path)
     found = load_weights(path, Choices(**choices))
     for sentence in found.warnings():
-        warnings.warn(f"{shown(path)}: {sentence}", stacklevel=2)
+        warnings.warn(f"{shown(path)}: {sentence}", stacklevel=3)
     return found.model
 
 

@@ -206,3 +206,87 @@ def test_a_lone_cell_is_a_model() -> None:
         np.testing.assert_array_equal(values, states[f"0/{name}"])
     again, _ = stack.layers[0](x, [6, 0, 2], initial_state=state)
     assert (again != outputs).any()
+
+
+def test_a_list_of_sequences_gives_the_bits_of_a_padded_batch(case: Case) -> None:
+    model = lstmcli.load_model(case.weights)
+    sequences = [x[:length] for x, length in zip(case.x, case.lengths, strict=True)]
+    for one_after_the_other in (sequences, tuple(sequences)):
+        outputs, state = model(one_after_the_other)
+        assert [one.shape for one in outputs] == [(length, 5) for length in case.lengths]
+        for one, wanted, length in zip(outputs, case.outputs, case.lengths, strict=True):
+            assert files.bits(one) == files.bits(wanted[:length])
+        files.assert_same_bits((outputs[0], state), (case.outputs[0, : case.lengths[0]], case.state))
+    with pytest.raises(DataError, match=r"^x\[1\]: expected float16, .* \(length, 20\), got float32 \(2, 19\)$"):
+        model([sequences[0], sequences[0][:2, :19]])
+    with pytest.raises(DataError, match=r"^x\[1\]: expected float32, as x\[0\] is, got float64$"):
+        model([sequences[0], sequences[0].astype(float)])
+    with pytest.raises(DataError, match=r"^x: expected an array .* or a list of arrays"):
+        model([[1.0, 2.0], [3.0]])
+
+
+def test_a_single_cell_takes_its_state_as_a_pair() -> None:
+    model, x = lstmcli.init_model(4, [5], seed=1), np.random.default_rng(0).random((3, 6, 4), np.float32)
+    _, state = model(x)
+    files.assert_same_bits(model(x, initial_state=(state["0/c"], state["0/h"])), model(x, initial_state=state))
+    assert not np.array_equal(model(x, initial_state=(state["0/h"], state["0/c"]))[0], model(x, initial_state=state)[0])
+    with pytest.raises(DataError, match=r"^initial_state: expected arrays by the names 0/c, 0/h, 1/c, 1/h; got 2 values"):
+        lstmcli.init_model(4, [5, 5])(x, initial_state=(state["0/c"], state["0/h"]))
+
+
+def test_errors_are_short_and_name_what_was_meant(case: Case) -> None:
+    model = lstmcli.load_model(case.weights)
+    with pytest.raises(TypeError, match=r"^unexpected argument sequence_length: it is called lengths here$"):
+        model(case.x, sequence_length=case.lengths)
+    with pytest.raises(TypeError, match=r"^unexpected argument foo: expected x, lengths, initial_state"):
+        model(case.x, foo=1)
+    for call in (lambda: model(case.x[0]), lambda: lstmcli.load_model("nowhere"), lambda: lstmcli.run("nowhere", units=3)):
+        with pytest.raises(lstmcli.LstmcliError) as caught:
+            call()
+        assert len(caught.traceback) <= 3  # this test, the lambda, and one call of the package
+        assert caught.value.__cause__ is None
+
+
+def test_models_are_shown_in_short() -> None:
+    model = lstmcli.init_model(4, [5, 6], bidirectional=True, peepholes=True)
+    assert repr(model) == "<lstmcli Stack of 2 layers: 4 -> 12, 1,282 parameters>"
+    assert repr(model.layers[0].forward) == "<lstmcli Cell: 4 -> 5, 215 parameters>"
+    page = model._repr_html_()
+    assert page.count("<tr>") == 3
+    assert "<td>bidirectional</td><td>10</td><td>12</td>" in page
+    assert set(dir(lstmcli)) == set(lstmcli.__all__)
+
+
+def test_a_saved_model_is_the_same(tmp_path: Path) -> None:
+    model, x = lstmcli.init_model(4, [5], peepholes=True), np.random.default_rng(0).random((3, 6, 4), np.float32)
+    model.save(tmp_path / "model.h5")
+    files.assert_same_bits(lstmcli.load_model(tmp_path / "model.h5")(x), model(x))
+    with pytest.raises(lstmcli.LstmcliError, match="exists already"):
+        model.save(tmp_path / "model.h5")
+    model.save(tmp_path / "model.h5", overwrite=True)
+
+
+def test_run_does_what_the_command_does(case: Case, tmp_path: Path) -> None:
+    steps: list[int] = []
+    facts = lstmcli.run(
+        case.x_npy,
+        lens=case.lens_npy,
+        weights=case.weights,
+        output=tmp_path / "out.h5",
+        save=["states", "outputs"],
+        on_progress=lambda done, total: steps.append(done),
+    )
+    assert (tmp_path / "out.h5").read_bytes() == (case.folder / "result.h5").read_bytes()
+    assert (facts["outputs"]["shape"], facts["output"]) == ([13, 17, 5], str(tmp_path / "out.h5"))
+    assert sum(steps) == facts["valid_steps"] == case.lengths.sum()
+    assert callable(lstmcli.run)  # still, after the modules of that name were loaded
+    new = {"units": 7, "output": tmp_path / "new.h5", "residual": False, "dry_run": True}
+    assert lstmcli.run(case.x_npy, **new)["model"]["units"] == [7]
+    for wrong, kind, words in [
+        ({"unit": 7}, TypeError, r"^run\(\) takes no option unit; it takes activation, axes"),
+        ({}, UsageError, "expected either --units, for new weights, or --weights FILE"),
+        ({"units": 7, "save": "output"}, UsageError, r"^save: expected outputs, states, cells, layers, got 'output'$"),
+        ({"units": 7, "dtype": "int8"}, UsageError, r"^dtype: expected float32, float64, got 'int8'$"),
+    ]:
+        with pytest.raises(kind, match=words):
+            lstmcli.run(case.x_npy, **wrong)
