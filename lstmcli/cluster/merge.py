@@ -1,7 +1,7 @@
 """The parts of a plan joined: to the bytes that one run would have stored, or to a file that shows them as one."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -15,9 +15,10 @@ from lstmcli.cluster.job_scripts import array_expression
 from lstmcli.cluster.parts import open_part
 from lstmcli.cluster.plan import Plan
 from lstmcli.errors import DataError, LstmcliError, MissingInputError, StoppedError, UsageError, shown
-from lstmcli.files import hdf5
+from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.partial_file import write_whole
 from lstmcli.files.positioned_file import FileBytes, open_readable
+from lstmcli.inputs.beside.ids import strings_of
 from lstmcli.inputs.contiguous import ContiguousArray
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.inputs.source import StoredArray
@@ -54,6 +55,7 @@ class StoredPart:
     offsets: dict[str, int]
     sums: dict[str, Checksums]
     nonfinite: Nonfinite  # row: in the whole
+    ids: Sequence[str] = ()  # none where the input says none
 
     @property
     def count(self) -> int:
@@ -81,7 +83,8 @@ class JoinedParts:
 
     def metadata(self) -> Metadata:
         run, compute = self.plan.run, self.plan.job.compute
-        return metadata(compute, self.model, self.valid, run.get("assumed", ()))
+        made = metadata(compute, self.model, self.valid, run.get("assumed", ()))
+        return made._replace(ids=[name for part in self.parts for name in part.ids] if "ids" in run else None)
 
 
 def merge(
@@ -202,7 +205,8 @@ def find_part(plan: Plan, number: int, model: Model | Chain | None) -> tuple[Sto
                 steps = int(part.file.attrs["nonfinite_steps"])
             found = Nonfinite(steps, row + first, step) if steps else found
         path = str(plan.part_path(number))
-        return StoredPart(number, path, first, part.valid, shapes, part.offsets, part.sums, found), model
+        ids = strings_of(hdf5_safety.dataset(part.file, "ids")) if "ids" in plan.run else ()
+        return StoredPart(number, path, first, part.valid, shapes, part.offsets, part.sums, found, ids), model
 
 
 def copy(whole: JoinedParts, unpublished: UnpublishedResult, before: Span | None, stop: Stop, on_progress: Progress) -> None:

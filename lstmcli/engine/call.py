@@ -16,7 +16,7 @@ from lstmcli.engine.cpus import available_threads
 from lstmcli.engine.lanes_and_threads import FEW
 from lstmcli.engine.prepared_model import PreparedModel
 from lstmcli.errors import DataError, UsageError
-from lstmcli.inputs.masks import read_mask
+from lstmcli.inputs.beside.masks import read_mask
 from lstmcli.model.tree import InitialState, Model
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)

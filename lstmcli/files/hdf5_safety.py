@@ -7,8 +7,9 @@ itself is trusted with the bytes.
 
 import math
 import os
+import posixpath
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,13 @@ def find(group: Any, name: str, follow: bool = False) -> Any:
                 target = f"{getattr(link, 'filename', '')}::{link.path}"
                 raise DataError(f"{label(item)}: {shown(part)} is a link to {shown(target)}, which cannot be opened") from error
     return item
+
+
+def beside(item: Any, names: Iterable[str], follow: bool = False) -> list[str]:
+    """Lists what there is of these names in the folder of an h5py object, and then in the root of its file, as paths."""
+    folders = dict.fromkeys((posixpath.dirname(item.name), "/"))
+    paths = (posixpath.join(folder, name) for folder in folders for name in names)
+    return [path for path in paths if find(item.file, path, follow) is not None]
 
 
 def dataset(file: Any, name: str, follow: bool = False, above: tuple[str, ...] = ()) -> Any:

@@ -4,6 +4,7 @@ Axes: N sequences, T steps (padded), E features. Padding may hold anything; only
 drops it. Nothing is mapped: a mapped file that shrinks kills the process.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.blocks import FLOATS, Lengths, is_float
-from lstmcli.errors import DataError
+from lstmcli.errors import DataError, shown
 from lstmcli.files.hdf5 import LARGE
 from lstmcli.files.positioned_file import Bytes
 
@@ -50,6 +51,8 @@ class Source:
     chunk: tuple[int, int] = (1, 1)  # (sequences, steps) that are decoded at once
     lengths: Lengths | None = None  # of the sequences of a ragged input, which has them itself; none of it is padding
     lengths_origin: str | None = None  # the file or dataset that says them
+    ids: Sequence[str] | None = None  # of the sequences, all different; None: nothing says any
+    ids_origin: str | None = None  # what says them
     side_by_side: int = 1  # sequences that are best read together, rather than many steps of fewer of them
 
     def __init__(self, array: StoredArray, files: ExitStack | None, stored: int, chunk: int = 0) -> None:
@@ -90,6 +93,10 @@ class Source:
     def decoded_at_once(self) -> int:
         """How many values lie in a chunk that is decoded; 0 where nothing is."""
         return 0 if self.chunk == (1, 1) else self.chunk[0] * self.chunk[1] * self.shape[2]
+
+    def sequence(self, number: int) -> str:
+        """Returns what a message calls a sequence: its number, and its id where it has one."""
+        return f"sequence {number}{f' ({shown(self.ids[number])})' if self.ids else ''}"
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:

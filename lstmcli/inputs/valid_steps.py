@@ -110,8 +110,7 @@ def _begins_with_zeros(source: Source, valid: Valid) -> bool:
 def _beside(source: Source, padding: str | None, follow: bool) -> ValidSteps:
     file = source.dataset.file
     folders = dict.fromkeys((posixpath.dirname(source.dataset.name), "/"))
-    names = [posixpath.join(folder, name) for kind in (LENGTHS, MASKS) for folder in folders for name in kind]
-    held = [name for name in names if hdf5_safety.find(file, name, follow) is not None]
+    held = [path for kind in (LENGTHS, MASKS) for path in hdf5_safety.beside(source.dataset, kind, follow)]
     if held:
         found = _from_dataset(hdf5_safety.dataset(file, held[0], follow), padding, source)
         masks = [name for name in held[1:] if posixpath.basename(name) in MASKS]
@@ -284,7 +283,7 @@ def _from_table(table: Table, padding: str | None, source: Source) -> ValidSteps
         return ValidSteps(Valid.of_lengths(lengths, steps, padding), table.name, padding)
     if padding is not None:
         raise UsageError(f"--padding {padding}: {table.name} is a mask, which says itself where padding stands; leave it out")
-    from lstmcli.inputs.masks import PIECE, read_mask  # loaded for a mask alone
+    from lstmcli.inputs.beside.masks import PIECE, read_mask  # loaded for a mask alone
 
     rows = max(1, PIECE // max(1, steps))
     parts = [read_mask(table.rows(first, min(rows, batch - first)), table.name, first) for first in range(0, batch or 1, rows)]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,7 +23,7 @@ from lstmcli.run.job import Job, NewModel, Weights
 from lstmcli.version import __version__
 
 if TYPE_CHECKING:
-    from lstmcli.inputs.initial_state import States
+    from lstmcli.inputs.beside.initial_state import States
     from lstmcli.model.chain import Chain
 
 
@@ -56,6 +56,11 @@ class OpenedJob(NamedTuple):
         return self.valid.lengths
 
     @property
+    def ids(self) -> Sequence[str] | None:
+        """The ids of the sequences of this run, where the input says them."""
+        return self.source.ids[self.first : self.first + len(self.lengths)] if self.source.ids else None
+
+    @property
     def first(self) -> int:
         """The number of the first sequence of this run in the input."""
         return self.job.part.first if self.job.part else 0
@@ -65,17 +70,15 @@ class OpenedJob(NamedTuple):
         return self.initial.read(self.first + span.first, span.count) if self.initial else None
 
     def table_form(self) -> TableForm:
-        """Returns what a table of predictions shows. Raises DataError and MissingInputError for bad ids or labels."""
+        """Returns what a table of predictions shows. Raises DataError and MissingInputError for bad labels."""
         output = self.job.output
         if output.output is None or Path(output.output).suffix not in TABLES:
             if output.top is not None or output.labels is not None:
                 raise UsageError("--top and --labels are for a table; give --output NAME.csv or NAME.tsv")
             return TableForm()
-        from lstmcli.run.ids import read_ids, read_labels
+        from lstmcli.run.labels import read_labels
 
-        ids = read_ids(self.source, self.job.inputs.follow_links)
-        own = ids and ids[self.first : self.first + len(self.lengths)]
-        return TableForm(output.top, read_labels(output.labels) if output.labels else None, own, self.first)
+        return TableForm(output.top, read_labels(output.labels) if output.labels else None, self.first)
 
     def finish(self) -> None:
         """Raises DataError if an input changed while it was read, or if a pipe holds too little or too much."""
@@ -102,6 +105,8 @@ class OpenedJob(NamedTuple):
             "model": weights.hexdigest()[:16],
             "options": self.job.compute._asdict(),
         }
+        if source.ids:
+            found["ids"] = hashlib.sha256("\0".join(source.ids).encode()).hexdigest()[:16]
         if self.about_weights.assumed:
             found["assumed"] = self.about_weights.assumed
         if self.initial:
@@ -143,10 +148,12 @@ def open_job(job: Job) -> Iterator[OpenedJob]:
         check_layout(job, source, model)
         initial = None
         if inputs.initial_state is not None:
-            from lstmcli.inputs.initial_state import open_states
+            from lstmcli.inputs.beside.initial_state import open_states
 
             assert isinstance(model, Model)
-            states = open_states(inputs.initial_state, model.state_widths(), source.shape[0], np.dtype(job.compute.dtype))
+            states = open_states(
+                inputs.initial_state, model.state_widths(), source.shape[0], np.dtype(job.compute.dtype), source.ids
+            )
             initial = opened.enter_context(closing(states))
         yield OpenedJob(job, source, valid_steps, model, about_weights, initial).restricted()
 

@@ -148,10 +148,8 @@ class Pipeline:
         policy = "pass" if opened.source.token_ids else opened.job.compute.nonfinite
         found = find_nonfinite(block.rows, span.first, starts, steps) if policy != "pass" else Nonfinite()
         if found.steps and policy == "error":
-            raise DataError(
-                f"{opened.source.name}, sequence {opened.first + found.row}, step {found.step}: expected finite values, got "
-                "NaN or Inf; --nonfinite warn computes with them"
-            )
+            where = f"{opened.source.name}, {opened.source.sequence(opened.first + found.row)}, step {found.step}"
+            raise DataError(f"{where}: expected finite values, got NaN or Inf; --nonfinite warn computes with them")
         return block, found
 
     def compute(self, current: ComingSpan, block: Block, state: State, found: Nonfinite) -> State:
@@ -164,7 +162,8 @@ class Pipeline:
             self.computation.run(block, arrays, state)
         except SequenceError as error:
             step = "" if error.step is None else f", step {self.opened.valid.starts[span.first + error.row] + error.step}"
-            where = f"{self.opened.source.name}, sequence {self.opened.first + span.first + error.row}{step}"
+            source = self.opened.source
+            where = f"{source.name}, {source.sequence(self.opened.first + span.first + error.row)}{step}"
             raise DataError(f"{where}: {error.text}") from error
         # The next span of these sequences goes on from the state, perhaps while this one is stored.
         kept = state if span.last else {name: rows.copy() for name, rows in state.items()}

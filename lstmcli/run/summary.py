@@ -49,7 +49,7 @@ def metadata_of(opened: OpenedJob) -> Metadata:
     """Returns what the result of a run says besides its arrays."""
     job = opened.job
     made = metadata(job.compute, opened.model, valid_of_result(opened), opened.about_weights.assumed, job.part)
-    return made._replace(table=opened.table_form())
+    return made._replace(table=opened.table_form(), ids=opened.ids)
 
 
 def valid_of_result(opened: OpenedJob) -> Valid:
@@ -86,6 +86,7 @@ def describe(opened: OpenedJob, paths: Paths) -> dict[str, Any]:
             "axes": source.axes,
             "time_major": source.axes == "TNE",
             "dtype": source.dtype.name,
+            "ids": source.ids_origin,
         },
         "lengths": {
             "from": opened.valid_steps.origin,
@@ -160,9 +161,10 @@ def measured(opened: OpenedJob, resumed: int, nonfinite: Nonfinite | None, secon
     if nonfinite and nonfinite.steps:
         nonfinite = nonfinite._replace(row=opened.first + nonfinite.row)
     looked = opened.job.compute.nonfinite != "pass"
+    named = {"id": opened.source.ids[nonfinite.row]} if nonfinite and nonfinite.steps and opened.source.ids else {}
     return {
         "resumed_steps": resumed,
-        "nonfinite": nonfinite._asdict() if nonfinite and looked else None,
+        "nonfinite": nonfinite._asdict() | named if nonfinite and looked else None,
         "seconds": round(seconds, 6),
         "steps_per_second": round((int(opened.lengths.sum()) - resumed) / seconds),
     }

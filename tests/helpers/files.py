@@ -104,6 +104,12 @@ def write_h5(path: Path, /, **datasets: np.ndarray) -> Path:
     return path
 
 
+def read_arrays(path: Path, but: str) -> Arrays:
+    """All datasets of a file without groups, but one."""
+    with h5py.File(path) as file:
+        return {name: item[:] for name, item in file.items() if name != but}
+
+
 def write_npy(path: Path, value: object) -> Path:
     np.save(path, np.asarray(value))
     return path

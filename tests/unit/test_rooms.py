@@ -18,7 +18,7 @@ ROOMS = (
     *("results", "results/formats", "engine"),
     *("weights/chains", "weights/chains/graphs", "weights", "weights/keras_format"),
     *("weights/onnx_graph", "weights/torch_format"),
-    *("weights/containers", "inputs/ragged", "inputs", "model", "files"),
+    *("weights/containers", "inputs/ragged", "inputs", "inputs/beside", "model", "files"),
     *("kernel/heads", "kernel", "kernel/native", "blocks", "errors", "version"),
 )
 FILES_OF_A_ROOM = 10

@@ -189,11 +189,13 @@ def predict(terminal: "Terminal", stop_after: float | None, scheduler: str | Non
 def report(terminal: "Terminal", facts: dict[str, Any]) -> None:
     """Prints what a run found, assumed and did."""
     from lstmcli.cli.report.run_summary import run_rows, weight_warnings
+    from lstmcli.errors import shown
 
     if (found := facts["nonfinite"]) and found["steps"]:
+        of_id = f" ({shown(found['id'])})" if "id" in found else ""
         terminal.warn(
             f"{facts['input']['path']}: NaN or Inf in {found['steps']:,} of {facts['valid_steps']:,} valid steps, "
-            f"first in sequence {found['row']}, step {found['step']}"
+            f"first in sequence {found['row']}{of_id}, step {found['step']}"
         )
     for warning in weight_warnings(facts):
         terminal.warn(warning)

@@ -69,6 +69,8 @@ def work_rows(facts: dict[str, Any]) -> Rows:
     source, lengths, model = facts["input"], facts["lengths"], facts["model"]
     order = {"NTE": "", "TNE": ", time-major"}.get(source["axes"], f", axes {source['axes']}")
     yield "input", f"{shape(source['shape'])} {source['dtype']}{order}  {shown(source['path'])}"
+    if source["ids"]:
+        yield "ids", shown(source["ids"])
     origin = f"  {shown(lengths['from'])}" if lengths["from"] else "  all full: no lengths given"
     place = ", in front" if lengths["padding"] == "pre" else ""
     yield (

@@ -9,6 +9,7 @@ from lstmcli.blocks import Lengths, is_float
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.positioned_file import FileBytes
+from lstmcli.inputs.beside.ids import as_id, check_ids
 from lstmcli.inputs.source import STAGING, Rows, Source, StoredArray
 
 DECODED = -1  # in the place of an offset: libhdf5 must decode it
@@ -45,6 +46,9 @@ class SequenceDatasets(Source):
         array = StoredArray(data, where, (len(items), int(lengths.max()), width), dtype)
         super().__init__(array, files, data.opened.st_size)
         self.offsets, self.lengths, self.lengths_origin = offsets, lengths, where
+        ids = [original_id(item) or as_id(name) for item, name in zip(items, names, strict=True)]
+        check_ids(ids, where)
+        self.ids, self.ids_origin = ids, where
         self.piece = max(1, STAGING // (width * dtype.itemsize))  # rows converted or decoded at a time
 
     def _read(self, first: int, starts: Lengths, lengths: Lengths, rows: Rows) -> None:
@@ -74,6 +78,15 @@ class SequenceDatasets(Source):
                 values = np.empty(part.shape, self.dtype)
                 self.data.fetch(values.reshape(-1).view(np.uint8).data, offset + (start + at) * row)
                 part[:] = values
+
+
+def original_id(item: Any) -> str | None:
+    """Returns the id that a dataset says in its attribute `original_id`, as bio_embeddings writes it, or None."""
+    with hdf5.reading(hdf5.label(item)):
+        if "original_id" not in item.attrs:
+            return None
+        value = item.attrs["original_id"]
+    return as_id(value if isinstance(value, bytes) else str(value))
 
 
 def sequence_names(group: Any) -> list[str]:

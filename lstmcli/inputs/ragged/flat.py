@@ -21,7 +21,7 @@ class FlatSequences(Source):
         """origin: where the lengths come from. Raises DataError."""
         count, width, _ = rows.shape
         steps = int(lengths.max(initial=0))
-        array = StoredArray(rows.data, rows.name, (len(lengths), steps, width), rows.dtype)
+        array = StoredArray(rows.data, rows.name, (len(lengths), steps, width), rows.dtype, dataset=rows.dataset)
         super().__init__(array, files, count * width * rows.dtype.itemsize + 8 * len(lengths))
         self.flat, self.begins, self.lengths, self.lengths_origin = rows, begins, lengths, origin
 

@@ -17,6 +17,8 @@ from lstmcli.inputs.open_input import open_source, source_of
 from lstmcli.inputs.source import Source, StoredArray
 from lstmcli.inputs.valid_steps import LENGTHS
 
+IDS = ("ids", "keys", "names", "texts")  # of datasets beside an input; the first that can be ids counts
+
 # What reads ragged inputs is imported inside functions, so that a padded one does not load it.
 
 
@@ -38,7 +40,7 @@ def open_sequences(
     found = None
     if offsets is None:
         try:
-            return open_source(spec, axes, follow_links, token_ids)
+            return with_ids(open_source(spec, axes, follow_links, token_ids), follow_links)
         except DataError:  # most inputs are padded, so that is looked for first
             found = _open_ragged(path, name, lens, offsets) if may_be_ragged else None
             if not found:
@@ -50,7 +52,21 @@ def open_sequences(
     if axes != "NTE":
         found.close()
         raise UsageError(f"--axes {axes}: {found.name} is ragged, (steps, features) for each sequence; leave it out")
-    return found
+    return with_ids(found, follow_links)
+
+
+def with_ids(source: Source, follow_links: bool = False) -> Source:
+    """Adds the ids that lie beside an HDF5 dataset. Closes the source, and raises DataError, where they are damaged."""
+    if source.ids is None and source.dataset is not None:
+        try:
+            if paths := hdf5_safety.beside(source.dataset, IDS, follow_links):
+                from lstmcli.inputs.beside.ids import ids_in
+
+                source.ids, source.ids_origin = ids_in(source.dataset.file, paths, source.shape[0], follow_links)
+        except BaseException:
+            source.close()
+            raise
+    return source
 
 
 def _open_ragged(path: str, name: str | None, lens: str | None, offsets: str | None) -> Source | None:

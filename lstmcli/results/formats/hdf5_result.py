@@ -1,6 +1,6 @@
 """A result in one HDF5 file: outputs (N, T, D), lengths (N,), state/... (N, D), model/..., checksums/... and attributes.
 
-starts (N,) is there where valid steps do not begin at 0.
+starts (N,) is there where valid steps do not begin at 0, and ids (N,), strings, where the input says them.
 
 What makes it a file that can be opened, the container, is written last, so that nobody takes a part for the whole.
 
@@ -12,7 +12,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,8 @@ def write_metadata(file: Any, metadata: Metadata) -> None:
     if (found := metadata.nonfinite) is not None:
         file.attrs["nonfinite_steps"] = np.int64(found.steps)
         file.attrs["nonfinite_first"] = np.array([found.row, found.step], np.int64)
+    if metadata.ids is not None:
+        write_ids(file, metadata.ids)
     group = file.create_group("model")
     if chain := as_chain(metadata.model):
         from lstmcli.model.chain_file import write_chain
@@ -121,6 +123,15 @@ def write_metadata(file: Any, metadata: Metadata) -> None:
     else:
         assert isinstance(metadata.model, Model)
         write_model(group, metadata.model)
+
+
+def write_ids(file: Any, ids: Sequence[str]) -> None:
+    """Writes the ids of all sequences as variable-length strings in UTF-8."""
+    import h5py
+
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_obj_track_times(False)  # the same run gives the same bytes
+    file.create_dataset("ids", data=np.array(ids, object), dtype=h5py.string_dtype(), dcpl=properties)
 
 
 def container_checksum(take: Callable[[int, int], bytes], size: int, left_out: Iterable[Extent]) -> int:

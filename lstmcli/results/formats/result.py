@@ -21,12 +21,11 @@ class TableForm(NamedTuple):
     """What a table shows.
 
     top: only the classes with the largest values, the largest first, each with its value; None: all of them.
-    labels: names of the classes; None: their numbers. ids: of the sequences; None: their numbers, from `first` on.
+    labels: names of the classes; None: their numbers. first: the number of the first sequence, where sequences have no ids.
     """
 
     top: int | None = None
     labels: tuple[str, ...] | None = None
-    ids: Sequence[str] | None = None
     first: int = 0
 
 
@@ -39,6 +38,7 @@ class Metadata(NamedTuple):
     attributes: dict[str, Any]
     nonfinite: Nonfinite | None  # None: nobody looks for NaN and Inf
     table: TableForm = TableForm()
+    ids: Sequence[str] | None = None  # of the sequences, where the input says them
 
 
 class Result:

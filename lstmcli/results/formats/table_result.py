@@ -28,7 +28,7 @@ class TableResult(Result):
     def __init__(self, paths: Paths, arrays: Arrays, metadata: Metadata, overwrite: bool, resume: bool) -> None:
         """resume: keeps what an earlier run has stored. Raises OutputError, StorageError, and UsageError for other labels."""
         assert paths.main
-        self.form, self.separator = metadata.table, TABLES[paths.main.suffix]
+        self.form, self.ids, self.separator = metadata.table, metadata.ids, TABLES[paths.main.suffix]
         shape, dtype = arrays["predictions"]
         check_form(self.form, shape[-1])
         self.table = Partial(paths.main, overwrite, resume)
@@ -67,7 +67,7 @@ class TableResult(Result):
             yield self.text([*head, *cells(self.form, row)] for head, row in zip(heads, rows, strict=True))
 
     def name(self, sequence: int) -> str:
-        return str(self.form.first + sequence) if self.form.ids is None else self.form.ids[sequence]
+        return str(self.form.first + sequence) if self.ids is None else self.ids[sequence]
 
     def text(self, lines: Any) -> str:
         written = io.StringIO()

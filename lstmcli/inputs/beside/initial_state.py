@@ -6,17 +6,19 @@ Axes: N sequences; W, the width of an array: a cell's units (c) or outputs (h). 
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import FLOATS, State, is_float
+from lstmcli.blocks import FLOATS, Lengths, State, is_float
 from lstmcli.errors import DataError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
 from lstmcli.files.positioned_file import FileBytes
+from lstmcli.inputs.beside.ids import ids_in, rows_by_id
 
 
 class Array(Protocol):
@@ -37,6 +39,7 @@ class States(NamedTuple):
     dtype: np.dtype[Any]
     data: FileBytes
     files: ExitStack
+    places: Lengths | None = None  # (N,) the row of each sequence, where they were found by their ids
 
     def read(self, first: int, count: int) -> State:
         """Returns new arrays (count, W) of `dtype` for the sequences first, first + 1, ... Raises DataError, StorageError."""
@@ -47,7 +50,9 @@ class States(NamedTuple):
             with np.errstate(over="raise", invalid="ignore"):
                 if array.shape[0] == 1:  # the computation writes into what it gets, so each sequence has a copy
                     return np.ascontiguousarray(array.rows(0, 1), self.dtype).repeat(count, axis=0)
-                return np.ascontiguousarray(array.rows(first, count), self.dtype)
+                if self.places is None:
+                    return np.ascontiguousarray(array.rows(first, count), self.dtype)
+                return gather(array, self.places[first : first + count], self.dtype)
         except FloatingPointError as error:
             raise DataError(
                 f"{array.name}, sequences {first} to {first + count - 1}: a value is too large for {self.dtype}; "
@@ -62,10 +67,14 @@ class States(NamedTuple):
         self.files.close()
 
 
-def open_states(spec: str, widths: dict[str, int], batch: int, dtype: np.dtype[Any]) -> States:
+def open_states(
+    spec: str, widths: dict[str, int], batch: int, dtype: np.dtype[Any], ids: Sequence[str] | None = None
+) -> States:
     """Opens the initial state of `batch` sequences, or one row for all: a result, `file.h5::/group`, or an NPZ.
 
     widths: of the model's states by name, as Model.state_widths. NaN passes, as it does in a model called from Python.
+    ids: of the sequences; where a dataset `ids` lies beside the group too, a sequence gets the row of its id, and there may be
+    others.
     Raises MissingInputError for no such file, and DataError for the state of another model or batch, or no state at all.
     """
     path, group = split_spec(spec)
@@ -75,8 +84,13 @@ def open_states(spec: str, widths: dict[str, int], batch: int, dtype: np.dtype[A
         data, kind = files.enter_context(open_by_kind(path))
         if kind is FileKind.STREAM:
             raise DataError(f"{data.name}: expected a file, got a pipe or a device")
+        places = None
         if kind is FileKind.HDF5:
-            name, arrays = hdf5_arrays(files.enter_context(hdf5.open_file(path)), group or "/state")
+            file = files.enter_context(hdf5.open_file(path))
+            name, arrays = hdf5_arrays(file, group or "/state")
+            found = find_ids(file, group or "/state", arrays) if ids else None
+            if ids and found:
+                places, batch = np.array(rows_by_id(ids, found, name), np.int64), len(found)
         elif group is not None:
             raise DataError(f"{data.name}: group {shown(group)} is named, but this is not an HDF5 file")
         elif kind is FileKind.ZIP:
@@ -87,7 +101,23 @@ def open_states(spec: str, widths: dict[str, int], batch: int, dtype: np.dtype[A
         else:
             raise DataError(f"{data.name}: expected the states of a result: HDF5 or NPZ; this is neither, or is damaged")
         check(name, arrays, widths, batch)
-        return States(name, {n: arrays[n] for n in widths}, dtype, data, files.pop_all())
+        return States(name, {n: arrays[n] for n in widths}, dtype, data, files.pop_all(), places)
+
+
+def find_ids(file: Any, group: str, arrays: dict[str, Array]) -> list[str] | None:
+    """Returns the ids of the rows of states, beside their group; None where there are none, or a single row for all."""
+    batch = max((array.shape[0] for array in arrays.values() if array.shape), default=0)
+    path = f"{group.rstrip('/').rpartition('/')[0]}/ids"
+    return ids_in(file, [path], batch)[0] if batch > 1 else None
+
+
+def gather(array: Array, places: Lengths, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Returns rows of an array, those that follow one another in a single read."""
+    rows = np.empty((len(places), *array.shape[1:]), dtype)
+    for part in np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1):
+        if len(part):
+            rows[part] = array.rows(int(places[part[0]]), len(part))
+    return rows
 
 
 def hdf5_arrays(file: Any, name: str) -> tuple[str, dict[str, Array]]:

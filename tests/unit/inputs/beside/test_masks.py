@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lstmcli.errors import DataError
-from lstmcli.inputs.masks import read_mask
+from lstmcli.inputs.beside.masks import read_mask
 
 DTYPES = ["?", "u1", "<i2", ">i8", "<f2", ">f4", "<f8"]
 

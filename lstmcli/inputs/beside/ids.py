@@ -1,0 +1,85 @@
+"""The ids of sequences, as a file says them beside the sequences or in them.
+
+Strings in a dataset `ids` or `keys` must differ. Names, texts and numbers that repeat are no ids but something else, such as
+the speaker of each sequence, and are left alone.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lstmcli.errors import DataError, shown
+from lstmcli.files import hdf5, hdf5_safety
+
+SURE = ("ids", "keys")
+
+
+def ids_in(file: Any, paths: Iterable[str], batch: int, follow_links: bool = False) -> tuple[list[str] | None, str | None]:
+    """Reads the ids of `batch` sequences from the first of these datasets of an h5py.File that can be ids.
+
+    Returns the ids, or None, and where they lie. Raises DataError where they are damaged, or two of them are the same.
+    """
+    for path in paths:
+        dataset = hdf5_safety.find(file, path, follow_links)
+        if getattr(dataset, "shape", None) != (batch,) or not may_be_ids(dataset):
+            continue
+        ids = strings_of(hdf5_safety.dataset(file, path, follow_links))
+        if len(set(ids)) < len(ids) and (dataset.dtype.kind in "iu" or path.rpartition("/")[2] not in SURE):
+            continue
+        where = hdf5.label(dataset)
+        check_ids(ids, where)
+        return ids, where
+    return None, None
+
+
+def may_be_ids(item: Any) -> bool:
+    """Says whether a dataset holds strings or whole numbers."""
+    import h5py
+
+    dtype = hdf5.entry_of("", item).dtype
+    return dtype is not None and (dtype.kind in "iu" or h5py.check_string_dtype(dtype) is not None)
+
+
+def strings_of(item: Any) -> list[str]:
+    """Returns the strings, or the whole numbers as text, of a dataset (N,). Raises DataError where some were never written."""
+    where = hdf5.label(item)
+    with hdf5.reading(where):
+        if hdf5.raw_offset(item) is None and hdf5.written_chunks(item) is not None:
+            raise DataError(f"{where}: some of its chunks were never written; was its writer stopped?")
+        if item.dtype.kind in "iu":
+            return [str(number) for number in item[:].tolist()]
+        return list(item.asstr("utf-8", "backslashreplace")[:])
+
+
+def as_id(name: str | bytes) -> str:
+    """Returns a name as a text that every file can hold: bytes that are no UTF-8, and lone surrogates, are escaped."""
+    if isinstance(name, bytes):
+        return name.decode("utf-8", "backslashreplace")
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+
+
+def check_ids(ids: Sequence[str], where: str) -> None:
+    """Raises DataError where two ids are the same, or one holds a NUL, which no string in HDF5 can."""
+    if len(set(ids)) < len(ids):
+        rows: dict[str, int] = {}
+        for row, name in enumerate(ids):
+            if (first := rows.setdefault(name, row)) != row:
+                raise DataError(
+                    f"{where}: sequences {first} and {row} have the same id, {shown(name)}; ids must differ: give each "
+                    "sequence its own, or call the dataset something else"
+                )
+    if bad := next((name for name in ids if "\0" in name), None):
+        raise DataError(f"{where}: the id {shown(bad)} holds a NUL character; rename it")
+
+
+def rows_by_id(wanted: Iterable[str], ids: Sequence[str], where: str) -> list[int]:
+    """Returns the row of each wanted id among `ids`. Raises DataError for the first that is not there."""
+    rows = {name: row for row, name in enumerate(ids)}
+    wanted = list(wanted)
+    try:
+        return [rows[name] for name in wanted]
+    except KeyError as error:
+        absent = [name for name in wanted if name not in rows]
+        raise DataError(
+            f"{where}: has no {shown(absent[0])}, sequence {wanted.index(absent[0])} of the input; ids like that: "
+            f"{len(absent)} of {len(wanted)}"
+        ) from error

@@ -1,0 +1,101 @@
+"""Ids: read where a file has them, as any kind of strings or numbers; refused where two are the same."""
+
+import h5py
+import numpy as np
+import pytest
+
+from lstmcli.errors import DataError
+from lstmcli.inputs.beside.ids import as_id, check_ids, rows_by_id
+from lstmcli.inputs.ragged.open_sequences import open_sequences
+
+X = np.zeros((3, 4, 2), np.float32)
+NAMES = ["ä/1", "two, three", "P-3"]
+
+
+def with_ids(path, **datasets):
+    with h5py.File(path, "w") as file:
+        file["g/x"] = X
+        for name, values in datasets.items():
+            file[name.replace("__", "/")] = values
+    return open_sequences(f"{path}::/g/x")
+
+
+@pytest.mark.parametrize("name", ["ids", "keys", "names", "texts", "g__ids", "g__texts"])
+@pytest.mark.parametrize("kind", ["variable", "fixed", "ascii", "numbers", "wide"])
+def test_beside_a_padded_input(kind, name, tmp_path):
+    values, wanted = {
+        "variable": (NAMES, NAMES),
+        "fixed": (np.array([text.encode() for text in NAMES]), NAMES),
+        "ascii": (np.array(["a", "b", "c"], h5py.string_dtype("ascii")), ["a", "b", "c"]),
+        "numbers": (np.array([7, -1, 9], np.int16), ["7", "-1", "9"]),
+        "wide": (np.array([2**63, 1, 2], np.uint64), [str(2**63), "1", "2"]),
+    }[kind]
+    source = with_ids(tmp_path / "x.h5", **{name: values})
+    assert source.ids == wanted
+    assert source.ids_origin == f"{tmp_path}/x.h5::/{name.replace('__', '/')}"
+
+
+def test_the_nearest_and_surest_counts(tmp_path):
+    assert with_ids(tmp_path / "x.h5", ids=["r", "s", "t"], g__names=NAMES).ids == NAMES
+    assert with_ids(tmp_path / "x.h5", g__keys=["r", "s", "t"], g__names=NAMES).ids == ["r", "s", "t"]
+
+
+def test_what_are_no_ids(tmp_path):
+    others = {
+        "ids": np.zeros(3),
+        "keys": ["too", "few"],
+        "names": ["same", "same", "other"],
+        "g__ids": [4, 4, 5],
+        "g__keys/inside": NAMES,
+    }
+    assert with_ids(tmp_path / "x.h5", **others).ids is None
+    assert with_ids(tmp_path / "x.h5", **others, texts=NAMES).ids == NAMES
+
+
+def test_refused(tmp_path):
+    with pytest.raises(DataError, match=r"x\.h5::/ids: sequences 0 and 2 have the same id, a; ids must differ"):
+        with_ids(tmp_path / "x.h5", ids=["a", "b", "a"])
+    with pytest.raises(DataError, match="ids is a soft or external link"):
+        with_ids(tmp_path / "x.h5", ids=h5py.SoftLink("/g/x"))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = X
+        file.create_dataset("ids", (3,), h5py.string_dtype(), chunks=(1,))[1] = "a"
+    with pytest.raises(DataError, match="/ids: some of its chunks were never written"):
+        open_sequences(f"{tmp_path}/x.h5")
+    with pytest.raises(DataError, match=r"the id 'a\\x00' holds a NUL"):
+        check_ids(["b", "a\0"], "x")
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    source = with_ids(tmp_path / "x.h5", ids=np.array([b"a\xff", b"b", b"c"]))
+    assert source.ids == ["a\\xff", "b", "c"]
+    assert as_id(b"a\xff") == "a\\xff"
+    assert as_id("a\udcff") == "a\\udcff"
+    assert as_id("ä") == "ä"
+
+
+def test_a_dataset_for_each_sequence(tmp_path):
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        for name in ("b", "a/1", "a/c/d"):
+            file[name] = X[0]
+        file["b"].attrs["original_id"] = "sp|B|β"
+        file["a/1"].attrs["original_id"] = np.bytes_("1")
+    assert open_sequences(f"{tmp_path}/s.h5").ids == ["1", "a/c/d", "sp|B|β"]
+    assert open_sequences(f"{tmp_path}/s.h5::/a").ids == ["1", "c/d"]
+    with h5py.File(tmp_path / "s.h5", "a") as file:
+        file["b"].attrs["original_id"] = "a/c/d"
+    with pytest.raises(DataError, match="sequences 1 and 2 have the same id, a/c/d"):
+        open_sequences(f"{tmp_path}/s.h5")
+
+
+def test_a_flat_input(tmp_path):
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["x"], file["lengths"], file["ids"] = X[0], [3, 0, 1], NAMES
+    assert open_sequences(f"{tmp_path}/f.h5").ids == NAMES
+    assert open_sequences(f"{tmp_path}/f.h5").sequence(1) == "sequence 1 (two, three)"
+
+
+def test_rows_by_id():
+    assert rows_by_id(["c", "a"], ["a", "b", "c"], "s") == [2, 0]
+    with pytest.raises(DataError, match="s: has no d, sequence 1 of the input; ids like that: 1 of 2"):
+        rows_by_id(["a", "d"], ["a", "b", "c"], "s")
