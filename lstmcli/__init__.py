@@ -3,6 +3,7 @@
 model = lstmcli.init_model(input_size=20, units=[7], seed=0)      # or lstmcli.load_model("model.h5")
 outputs, state = model(x, lengths=lengths)                        # (B, T, 7), {"0/c": (B, 7), "0/h": (B, 7)}
 facts = lstmcli.run("x.h5", lens="lens.npy", units=7)             # as the command does it, for files larger than memory
+predictions = lstmcli.load_model("model.keras").predict(tokens)   # with the layers before and after the LSTMs
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         Bidirectional,
         Cell,
         CellOptions,
+        Chain,
         LstmcliError,
         Model,
         Residual,
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Bidirectional", "Cell", "CellOptions", "LstmcliError", "Model", "Residual", "Reverse", "Stack",
+    "Bidirectional", "Cell", "CellOptions", "Chain", "LstmcliError", "Model", "Residual", "Reverse", "Stack",
     "__version__", "init_model", "load_model", "run",
 ]  # fmt: skip
 

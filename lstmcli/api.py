@@ -1,21 +1,26 @@
-"""The public names, and the one place where a model (a tree of weights) is joined to the engine that runs it."""
+"""The public names, and the one place where a model (a tree or chain of weights) is joined to the engine that runs it."""
 
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from lstmcli.engine.call import run_padded
+from lstmcli.engine.chains.call import predict
 from lstmcli.errors import LstmcliError, UsageError
 from lstmcli.model import new_weights
+from lstmcli.model.chain import Chain
+from lstmcli.model.chain_file import save_chain
 from lstmcli.model.model_file import save_model
 from lstmcli.model.new_weights import CellOptions
 from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack, set_runner
-from lstmcli.weights import load
+from lstmcli.weights.chains import load
+from lstmcli.weights.draft import Choices
 
 __all__ = [
-    "Bidirectional", "Cell", "CellOptions", "LstmcliError", "Model", "Residual", "Reverse", "Stack", "init_model", "load_model",
-    "run",
+    "Bidirectional", "Cell", "CellOptions", "Chain", "LstmcliError", "Model", "Residual", "Reverse", "Stack", "init_model",
+    "load_model", "run",
 ]  # fmt: skip
 
 Arguments = ParamSpec("Arguments")
@@ -29,7 +34,7 @@ CHOICES = {
     "save": ("outputs", "states", "cells", "layers"),
 }
 
-set_runner(run_padded, save_model)
+set_runner(run_padded)
 
 
 def short_errors(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
@@ -45,6 +50,16 @@ def short_errors(function: Callable[Arguments, Returned]) -> Callable[Arguments,
     return briefly
 
 
+def save(model: Model | Chain, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Writes a model file for load_model() and --weights, whole or not at all. Raises OutputError, StorageError."""
+    if isinstance(model, Chain):
+        save_chain(model, Path(path), overwrite)
+    else:
+        save_model(model, Path(path), overwrite)
+
+
+Model.predict = Chain.predict = short_errors(predict)
+Model.save = Chain.save = save
 init_model = short_errors(new_weights.init_model)
 load_model = short_errors(load.load_model)
 
@@ -72,7 +87,7 @@ def run(
     from lstmcli.run.run import run as run_job
     from lstmcli.run.stop import Stop
 
-    records = (job.Inputs, job.NewModel, job.Weights, job.Compute, job.Output, job.Resources, CellOptions, load.Choices)
+    records = (job.Inputs, job.NewModel, job.Weights, job.Compute, job.Output, job.Resources, CellOptions, Choices)
     known = {name for record in records for name in record.__annotations__} - {"choices", "cells", "whole", "chain"}
     if unknown := sorted(options.keys() - known - {"time_major"}):
         raise TypeError(f"run() takes no option {unknown[0]}; it takes {', '.join(sorted(known))}")

@@ -4,6 +4,7 @@ For a small batch the call itself is most of the work, so nothing is computed he
 """
 
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -46,15 +47,11 @@ def run_padded(
         raise DataError(f"x: expected {FLOATS} (batch, time, {model.input_size}), got {x.dtype} {x.shape}")
     batch, time, features = x.shape
     starts = padded_starts(batch, time)
-    if mask is not None:
-        valid = checked_mask(mask, lengths, padding, batch, time)
-        steps, starts = valid.lengths, starts + valid.starts
-    else:
+    if mask is None and padding == "post":
         steps = full_lengths(batch, time) if lengths is None else checked_lengths(lengths, batch, time)
-        if padding == "pre":
-            starts = starts + (time - steps)
-        elif padding != "post":
-            raise UsageError(f"padding: expected post or pre, got {padding!r}")
+    else:
+        valid = valid_steps(batch, time, lengths, padding, mask)
+        steps, starts = valid.lengths, starts + valid.starts
     state = start_state(prepared, batch, initial_state)
     width = prepared.output_size
     outputs = np.zeros((batch, time, width), dtype)
@@ -95,10 +92,17 @@ def prepare(model: Model, dtype: np.dtype[Any], threads: int | None) -> Prepared
     """Return the model packed for this dtype and number of threads, and keep that for as long as the model."""
     known = _prepared.setdefault(model, {})
     if (prepared := known.get((dtype, threads))) is None:
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads: expected 1 or more, got {threads}")
-        prepared = known[dtype, threads] = PreparedModel(model, dtype, threads or available_threads())
+        if model.left_out:
+            warnings.warn(model.left_out, stacklevel=4)
+        prepared = known[dtype, threads] = PreparedModel(model, dtype, checked_threads(threads))
     return prepared
+
+
+def checked_threads(threads: int | None) -> int:
+    """Return how many threads may compute. Raises UsageError."""
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads: expected 1 or more, got {threads}")
+    return threads or available_threads()
 
 
 @functools.lru_cache(16)
@@ -109,6 +113,16 @@ def padded_starts(batch: int, time: int) -> Lengths:
 @functools.lru_cache(16)
 def full_lengths(batch: int, time: int) -> Lengths:
     return np.full(batch, time, np.int64)
+
+
+def valid_steps(batch: int, time: int, lengths: ArrayLike | None, padding: str, mask: ArrayLike | None) -> Valid:
+    """Return the valid steps of a padded batch. Raises UsageError, and DataError for lengths or a mask that do not fit."""
+    if mask is not None:
+        return checked_mask(mask, lengths, padding, batch, time)
+    if padding not in ("post", "pre"):
+        raise UsageError(f"padding: expected post or pre, got {padding!r}")
+    steps = full_lengths(batch, time) if lengths is None else checked_lengths(lengths, batch, time)
+    return Valid.of_lengths(steps, time, padding)
 
 
 def checked_mask(mask: ArrayLike, lengths: ArrayLike | None, padding: str, batch: int, time: int) -> Valid:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,6 +35,8 @@ class Chain:
     do not fit together."""
 
     kind: ClassVar[str] = "chain"
+    predict: ClassVar[Callable[..., Any]]  # both joined to it in api.py
+    save: ClassVar[Callable[..., None]]
     layers: tuple[Layer | Model, ...]
     names: tuple[str, ...]
     forms: tuple[Form, ...] = dataclasses.field(init=False)  # what goes into each layer, and what comes out of the last
@@ -151,3 +153,15 @@ class Chain:
             for layer in self.layers
         ]
         return {"kind": "chain", "layers": layers}
+
+
+def whole_model(model: Model | Chain) -> Chain:
+    """Returns the whole model that LSTMs are a part of: the file that they came from is read once more, at the first call.
+    LSTMs from elsewhere are a whole model by themselves."""
+    if isinstance(model, Chain):
+        return model
+    found: Chain | None = vars(model).get("_whole")
+    if found is None:
+        found = model.read_whole() if model.read_whole else Chain((model,), ("model",))
+        object.__setattr__(model, "_whole", found)
+    return found

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from numpy.typing import ArrayLike
@@ -37,19 +36,22 @@ CELL_OPTIONS = (
 InitialState = Mapping[str, ArrayLike] | tuple[ArrayLike, ArrayLike]
 Runner = Callable[["Model", Any, ArrayLike | None, InitialState | None, int | None, str, ArrayLike | None], tuple[Any, State]]
 _run: Runner | None = None
-_save: Callable[[Model, Path, bool], None] | None = None
 
 
-def set_runner(run: Runner, save: Callable[[Model, Path, bool], None]) -> None:
-    """Says what calling and saving a model do: those modules import this one, and so cannot be imported by it."""
-    global _run, _save
-    _run, _save = run, save
+def set_runner(run: Runner) -> None:
+    """Says what calling a model does: the engine, which imports this module and so cannot be imported by it."""
+    global _run
+    _run = run
 
 
 class Model:
     """A tree that can be called: arrays in, arrays out."""
 
     kind: ClassVar[str]
+    predict: ClassVar[Callable[..., Any]]  # both joined to it in api.py
+    save: ClassVar[Callable[..., None]]
+    read_whole: Callable[[], Chain] | None = None  # reads the whole model of the file that these LSTMs are from
+    left_out: str | None = None  # what stands before them there, in a sentence
 
     @property
     def input_size(self) -> int:
@@ -147,11 +149,6 @@ class Model:
             return _run(self, x, lengths, initial_state, threads, padding, mask)
         except LstmcliError as error:  # a notebook would show the code of every call in between
             raise error.with_traceback(None) from None
-
-    def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Writes a model file for load_model() and --weights, whole or not at all. Raises OutputError, StorageError."""
-        assert _save, "import lstmcli"
-        _save(self, Path(path), overwrite)
 
     def __repr__(self) -> str:
         from lstmcli.model.description import in_short

@@ -76,7 +76,7 @@ class ChainComputation:
     state_widths: dict[str, int] = {}  # noqa: RUF012
 
     def __init__(self, chain: "Chain", compute: Compute, threads: int) -> None:
-        from lstmcli.engine.prepared_chain import PreparedChain
+        from lstmcli.engine.chains.prepared_chain import PreparedChain
 
         self.prepared = PreparedChain(chain, np.dtype(compute.dtype), threads)
         self.dtype, self.threads = self.prepared.dtype, threads

@@ -6,7 +6,6 @@ read that the user did not name (but for the parts of a checkpoint, and ONNX's d
 
 import os
 import re
-import warnings
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from lstmcli.weights.containers.zip_archive import Archive
     from lstmcli.weights.torch_format.saved_files import Contents
 
-__all__ = ["Choices", "Imported", "load_model", "load_weights"]
+__all__ = ["Choices", "Imported", "load_weights"]
 
 KNOWN = (
     "a model file, a result of a run, safetensors, .pt, .keras, .h5 of Keras, a TensorFlow checkpoint or SavedModel, or ONNX"
@@ -36,22 +35,6 @@ TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # a checkpoint's index
 PICKLES = [bytes([0x80, protocol]) for protocol in range(2, 6)]
 FOLDER_FILES = ("checkpoint", "saved_model.pb", "keras_metadata.pb", "fingerprint.pb")  # that stand for their folder
 IR_VERSION = b"\x08"  # the key of the field that comes first in an ONNX model
-
-
-def load_model(path: str | os.PathLike[str], **choices: Any) -> Model:
-    """Returns the LSTMs of any file that `lstmcli run --weights` takes: also of PyTorch, Keras, TensorFlow and ONNX.
-
-    choices: select, forget_bias, cell_clip, projection_clip, activation, recurrent_activation, merge and residual, as the
-    options of these names: what the file does not say.
-    Warns of what was assumed about the weights, and of layers before the LSTMs, which the model does not have.
-    Raises MissingInputError for no such file; DataError for another file, a damaged one, or one with several LSTMs, which
-    `select` chooses from; UsageError for a choice that the file leaves nobody.
-    """
-    path = os.fspath(path)
-    found = load_weights(path, Choices(**choices))
-    for sentence in found.warnings():
-        warnings.warn(f"{shown(path)}: {sentence}", stacklevel=3)
-    return found.model
 
 
 def load_weights(path: str, choices: Choices) -> Imported:

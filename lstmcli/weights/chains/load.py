@@ -1,19 +1,25 @@
 """Whole models: what stands before, between and after the LSTMs too, out of a model file or of a file of a framework."""
 
-from contextlib import ExitStack
+import os
+import warnings
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lstmcli.errors import DataError, UsageError
+from lstmcli.errors import DataError, LstmcliError, UsageError, shown
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.model.chain import Chain
 from lstmcli.model.chain_file import load_any_model
-from lstmcli.weights.draft import Choices, Draft
-from lstmcli.weights.load import read_weights
+from lstmcli.model.tree import Model
+from lstmcli.weights.draft import Choices, Draft, left_out_before
+from lstmcli.weights.load import load_weights, read_weights
 
 if TYPE_CHECKING:
     from lstmcli.weights.containers.zip_archive import Archive
     from lstmcli.weights.torch_format.saved_files import Contents
+
+GRAPHS = ("Keras", "TensorFlow 2", "an ONNX")  # the kinds of files that say how their layers go together
 
 
 class WholeModel(NamedTuple):
@@ -24,6 +30,46 @@ class WholeModel(NamedTuple):
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     masked: bool | None = None  # False: its framework computes padding as data; None: not known, or it masks padding itself
+
+
+def load_model(path: str | os.PathLike[str], chain: str | None = None, **choices: Any) -> Model | Chain:
+    """Returns the model of any file that `--weights` takes: also of PyTorch, Keras, TensorFlow and ONNX.
+
+    choices: select, forget_bias, cell_clip, projection_clip, activation, recurrent_activation, merge and residual, as the
+    options of these names: what the file does not say.
+
+    Its LSTMs, whose predict() runs the whole model of the file. A Chain, which has predict() alone, where `chain` says the
+    layers, as --chain does, and where the LSTMs are no model of their own because other layers stand between them.
+
+    Warns of what was assumed about the weights, and of layers before the LSTMs; of those that predict() runs only when the
+    LSTMs are called alone.
+    Raises MissingInputError for no such file; DataError for another file, a damaged one, or one with several LSTMs, which
+    `select` chooses from; UsageError for a choice that the file leaves nobody, and for a line that does not fit.
+    """
+    path, told = os.fspath(path), Choices(**choices)
+    if chain is not None:
+        return whole(path, told, chain)
+    try:
+        found = load_weights(path, told)
+    except DataError:
+        with suppress(LstmcliError):
+            return whole(path, told)
+        raise
+    says_layers = found.kind.startswith(GRAPHS)
+    for sentence in found.assumed if says_layers else found.warnings():
+        warnings.warn(f"{shown(path)}: {sentence}", stacklevel=3)
+    object.__setattr__(found.model, "read_whole", partial(whole, path, told))
+    if found.before and says_layers:  # predict() has these layers, so they are left out only where the LSTMs are called
+        object.__setattr__(found.model, "left_out", f"{shown(path)}: {left_out_before(found.before)}")
+    return found.model
+
+
+def whole(path: str, choices: Choices, line: str | None = None) -> Chain:
+    """Reads a whole model, and warns of what was assumed about it."""
+    found = load_chain(path, choices, line)
+    for sentence in found.assumed:
+        warnings.warn(f"{shown(path)}: {sentence}", stacklevel=3)
+    return found.chain
 
 
 def load_chain(path: str, choices: Choices, line: str | None = None, takes_ids: bool | None = None) -> WholeModel:

@@ -26,7 +26,7 @@ PROGRAM = """
 import hashlib, sys
 import numpy as np
 from lstmcli.blocks import packed_starts
-from lstmcli.engine.prepared_chain import PreparedChain
+from lstmcli.engine.chains.prepared_chain import PreparedChain
 from lstmcli.model import layers as c
 from lstmcli.model.chain import Chain
 from lstmcli.model.new_weights import init_model

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lstmcli.engine.prepared_chain import PreparedChain
+from lstmcli.engine.chains.prepared_chain import PreparedChain
 from lstmcli.errors import LstmcliError, UsageError
 from lstmcli.files.file_kind import open_by_kind
 from lstmcli.model.chain import Chain

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmcli.engine.prepared_chain import PreparedChain
+from lstmcli.engine.chains.prepared_chain import PreparedChain
 from lstmcli.errors import DataError
 from lstmcli.model.chain import Chain
 from lstmcli.model.layers import Activation, Dense, LayerNorm, Pool

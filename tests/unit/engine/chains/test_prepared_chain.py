@@ -7,7 +7,7 @@ import pytest
 from helpers import naive_chain
 from helpers.random_chains import as_chain, random_input, random_layers
 
-from lstmcli.engine.prepared_chain import PreparedChain
+from lstmcli.engine.chains.prepared_chain import PreparedChain
 from lstmcli.errors import SequenceError
 from lstmcli.model.chain import Chain
 from lstmcli.model.layers import Embedding, Flatten, Pool

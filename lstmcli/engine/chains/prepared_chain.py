@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lstmcli.blocks import Block, Floats, Lengths
-from lstmcli.engine.chain_layers import (
+from lstmcli.engine.chains.layers import (
     Cast,
     Passing,
     activate,
