@@ -211,10 +211,10 @@ whole_model_options = option_group(
 layout = option(
     "Output",
     "--layout",
-    type=click.Choice(["padded"]),
-    show_default="padded for a padded input; a ragged one needs it",
+    type=click.Choice(["padded", "flat"]),
+    show_default="padded for a padded input, flat for a ragged one",
     help="How the steps of the sequences lie in the result: padded is an array (sequences, steps, units) with zeros past the "
-    "length of each.",
+    "length of each; flat has the steps of all sequences one after the other, (steps, units), with offsets.",
 )
 result_options = option_group(
     option(

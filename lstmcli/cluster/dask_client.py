@@ -6,6 +6,7 @@ the result. So all that holds for a local run holds here: it may end at any inst
 without.
 """
 
+import math
 import os
 import queue
 import time
@@ -36,7 +37,7 @@ from lstmcli.run.job import Job
 from lstmcli.run.opened_job import OpenedJob, open_job
 from lstmcli.run.pipeline import Progress
 from lstmcli.run.stop import Stop
-from lstmcli.run.summary import describe, measured, metadata_of, step_widths, stored_arrays
+from lstmcli.run.summary import describe, measured, metadata_of
 from lstmcli.version import __version__
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Ca
 def make(opened: OpenedJob, paths: Paths, tasks: "Tasks") -> Nonfinite | None:
     """Makes the result. Returns which steps are not finite; None: an earlier run has stored everything."""
     compute, resources = opened.job.compute, opened.job.resources
-    arrays = stored_arrays(compute, opened.model, len(opened.lengths), opened.source.shape[1])
+    arrays = compute.arrays(opened.model, len(opened.lengths), opened.source.shape[1])
     until = time.monotonic() + PATIENCE
 
     def wait() -> bool:
@@ -108,7 +109,7 @@ def cut(opened: OpenedJob, start: int, threads: int) -> list[tuple[int, int]]:
     """Cuts the sequences from `start` on into (first, stop) for tasks with about as many steps each."""
     job, lengths = opened.job, opened.lengths.copy()
     lengths[:start] = 0
-    width = opened.source.shape[2] + sum(step_widths(opened.model, job.compute.save).values())
+    width = opened.source.shape[2] + sum(job.compute.step_widths(opened.model).values())
     step = 2 * opened.model.parameters() / FLOPS / (job.resources.threads or 1) + 4 * width / BYTES
     seconds, threads = int(lengths.sum()) * step, max(1, threads)
     count = max(threads, min(max(TASKS * threads, int(seconds / LONGEST)), int(seconds / SHORTEST)))
@@ -116,13 +117,18 @@ def cut(opened: OpenedJob, start: int, threads: int) -> list[tuple[int, int]]:
     return list(pairwise([start, *cuts]))
 
 
-def places(fields: dict[str, Field]) -> dict[str, Place]:
-    """Returns where arrays lie, for the workers."""
+def places(fields: dict[str, Field], rows: tuple[int, int]) -> dict[str, Place]:
+    """Returns where some rows of arrays lie, for the workers."""
     found: dict[str, Place] = {}
     for name, field in fields.items():
         assert isinstance(field.store, Partial)
         inode = os.fstat(field.store.fd).st_ino
-        found[name] = (str(field.store.path.absolute()), inode, field.offset, field.shape, field.dtype.str)
+        first, stop = rows
+        size = math.prod(field.shape[1:]) * field.dtype.itemsize
+        shape = (stop - first, *field.shape[1:])
+        begins = None if field.begins is None else field.begins[first:stop].tolist()
+        place = (str(field.store.path.absolute()), inode, field.offset + first * size, shape, field.dtype.str, begins)
+        found[name] = place
     return found
 
 
@@ -201,8 +207,9 @@ class Tasks:
         self.threads = self._count_threads() or self.threads
         while self.waiting and len(self.running) < max(FEWEST, AHEAD * self.threads):
             number = self.waiting.popleft()
+            rows = parts[number]
             future = self.client.submit(
-                run_rows, self.job, self.run, parts[number], places(result.fields), places(result.checksums),
+                run_rows, self.job, self.run, rows, places(result.fields, rows), places(result.checksums, rows),
                 __version__, self.name,
                 key=f"lstm-{self.run['model']}-{self.name}-{number}", pure=False, retries=RETRIES,
             )  # fmt: skip

@@ -30,10 +30,10 @@ from lstmcli.run.memory import block_limits
 from lstmcli.run.opened_job import open_job
 from lstmcli.run.pipeline import Pipeline
 from lstmcli.run.stop import SIGNALS, Stop
-from lstmcli.run.summary import valid_of_result
+from lstmcli.run.summary import metadata_of
 from lstmcli.version import __version__
 
-Place = tuple[str, int, int, tuple[int, ...], str]  # of an array: OUT, its inode, offset, shape, dtype
+Place = tuple[str, int, int, tuple[int, ...], str, list[int] | None]  # of rows: OUT, its inode, then as a Field
 
 stopping: set[str] = set()  # the clients that want to stop
 
@@ -77,16 +77,16 @@ def run_rows(
 def store_rows(job: Job, fields: dict[str, Place], checksums: dict[str, Place]) -> list[list[Any]]:
     """Runs a part of a job whose arrays lie in files of the client. Returns what the client's journal is to note, for JSON."""
     assert job.part
-    first, stop, run = job.part
+    run = job.part.run
     stores: dict[str, SharedPartial] = {}
 
     def rows_of(place: Place) -> Field:
-        """Returns the rows of this part in an array of the whole."""
-        path, inode, offset, shape, dtype = place
+        """Returns the rows of this part."""
+        path, inode, offset, shape, dtype, begins = place
         if path not in stores:
             stores[path] = SharedPartial(Path(path), inode)
-        size = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
-        return Field(stores[path], offset + first * size, (stop - first, *shape[1:]), np.dtype(dtype))
+        own = None if begins is None else np.array(begins, np.int64)
+        return Field(stores[path], offset, shape, np.dtype(dtype), own)
 
     try:
         own_fields = {name: rows_of(place) for name, place in fields.items()}
@@ -95,7 +95,7 @@ def store_rows(job: Job, fields: dict[str, Place], checksums: dict[str, Place]) 
         with open_job(job) as opened:
             computation = computation_of(opened.model, job.compute, job.resources.threads or 1)
             limits = block_limits(computation, opened.source, opened.lengths, job.resources.max_memory, streams=False)
-            result = Result(list(stores.values()), own_fields, own_checksums, valid_of_result(opened))
+            result = Result(list(stores.values()), own_fields, own_checksums, metadata_of(opened).placed)
             with closing(WorkersResult(result)) as sink:
                 Pipeline(opened, computation, limits, sink, Stop(), lambda steps, total: None).run()
                 opened.finish()

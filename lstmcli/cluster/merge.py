@@ -25,7 +25,7 @@ from lstmcli.inputs.source import StoredArray
 from lstmcli.model.chain import Chain
 from lstmcli.model.chain_file import any_model_in
 from lstmcli.model.tree import Model
-from lstmcli.results.formats.fields import Arrays, Checksums
+from lstmcli.results.formats.fields import PADDED, PER_SEQUENCE, Arrays, Checksums, Field
 from lstmcli.results.formats.hdf5_result import stored_steps, write_metadata
 from lstmcli.results.formats.paths import Paths, check_paths, result_paths
 from lstmcli.results.formats.result import Metadata
@@ -36,7 +36,7 @@ from lstmcli.run.memory import Limits, cut_into_spans
 from lstmcli.run.opened_job import mark_of_steps
 from lstmcli.run.pipeline import Progress
 from lstmcli.run.stop import Stop
-from lstmcli.run.summary import metadata, stored_arrays
+from lstmcli.run.summary import metadata
 from lstmcli.version import __version__
 
 BLOCK_BYTES = 32_000_000  # read while as many are written
@@ -51,8 +51,8 @@ class StoredPart:
     path: str
     first: int  # of its sequences in the whole
     valid: Valid
-    shapes: Arrays
-    offsets: dict[str, int]
+    placed: Valid  # as Metadata.placed
+    fields: dict[str, Field]  # of a file that has been closed
     sums: dict[str, Checksums]
     nonfinite: Nonfinite  # row: in the whole
     ids: Sequence[str] = ()  # none where the input says none
@@ -73,7 +73,7 @@ class JoinedParts:
     valid: Valid
 
     def arrays(self) -> Arrays:
-        return stored_arrays(self.plan.job.compute, self.model, *self.plan.shape)
+        return self.plan.job.compute.arrays(self.model, *self.plan.shape)
 
     def nonfinite(self) -> Nonfinite | None:
         """Returns what the parts' runs have found; None: they did not look."""
@@ -122,6 +122,8 @@ def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) 
     """
     import h5py
 
+    if plan.job.compute.layout == PER_SEQUENCE:
+        raise UsageError("--virtual: not with --layout per-sequence, whose datasets HDF5 cannot show as one; leave it out")
     paths = merged_paths(plan, output, states, overwrite, resume=False)
     if not paths.main or paths.main.suffix == ".npy":
         raise UsageError(f"--virtual --output {output}: expected a name that ends in .h5 or .hdf5")
@@ -129,16 +131,19 @@ def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) 
     for part in whole.parts:
         verify(part.path)
     folder = os.path.realpath(paths.main.parent)
+    made = whole.metadata()._replace(nonfinite=whole.nonfinite())
     with h5py.File("merged", "w", driver="core", backing_store=False) as file:
-        write_metadata(file, whole.metadata()._replace(nonfinite=whole.nonfinite()))
-        for name, values in stored_steps(whole.valid).items():
+        write_metadata(file, made)
+        for name, values in stored_steps(made).items():
             file[name] = values
         for name, (shape, dtype) in whole.arrays().items():
-            layout = h5py.VirtualLayout(shape, dtype)
+            layout, at = h5py.VirtualLayout(made.stored_shape(shape), dtype), 0
             for part in whole.parts:
-                if part.shapes[name][0][0]:
+                own = made._replace(valid=part.valid).stored_shape((part.count, *shape[1:]))
+                if own[0]:
                     source = os.path.relpath(os.path.realpath(part.path), folder)
-                    layout[part.first : part.first + part.count] = h5py.VirtualSource(source, name, *part.shapes[name])
+                    layout[at : at + own[0]] = h5py.VirtualSource(source, name, own, dtype)
+                at += own[0]
             file.create_virtual_dataset(name, layout, fillvalue=np.nan)
         file.flush()
         image = bytes(file.id.get_file_image())
@@ -195,8 +200,12 @@ def find_part(plan: Plan, number: int, model: Model | Chain | None) -> tuple[Sto
     first, stop = plan.cuts[number - 1 : number + 1]
     with open_part(plan, number) as part:
         model = model or any_model_in(part.file)
-        shapes: Arrays = {name: (item.shape, hdf5.dtype_of(item)) for name, item in part.fields.items()}
-        if shapes != stored_arrays(plan.job.compute, model, stop - first, plan.shape[1]):
+        arrays = plan.job.compute.arrays(model, stop - first, plan.shape[1])
+        if part.layout != PADDED:  # the number of steps that all sequences would be padded to is the part's own
+            longest = int(part.valid.lengths.max(initial=0))
+            arrays = {n: (s if len(s) == 2 else (s[0], longest, s[2]), dtype) for n, (s, dtype) in arrays.items()}
+        shapes: Arrays = {name: (field.shape, field.dtype) for name, field in part.fields.items()}
+        if part.layout != plan.job.compute.layout or shapes != arrays:
             raise DataError(f"{part.data.name}: does not hold the arrays that the plan says")
         found = Nonfinite()
         if plan.job.compute.nonfinite != "pass":
@@ -206,7 +215,7 @@ def find_part(plan: Plan, number: int, model: Model | Chain | None) -> tuple[Sto
             found = Nonfinite(steps, row + first, step) if steps else found
         path = str(plan.part_path(number))
         ids = strings_of(hdf5_safety.dataset(part.file, "ids")) if "ids" in plan.run else ()
-        return StoredPart(number, path, first, part.valid, shapes, part.offsets, part.sums, found, ids), model
+        return StoredPart(number, path, first, part.valid, part.placed, part.fields, part.sums, found, ids), model
 
 
 def copy(whole: JoinedParts, unpublished: UnpublishedResult, before: Span | None, stop: Stop, on_progress: Progress) -> None:
@@ -252,29 +261,26 @@ def blocks(whole: JoinedParts, before: Span | None) -> Generator[tuple[Span, Sto
         fd = open_readable(part.path)
         try:
             data = FileBytes(fd, shown(part.path))
-            sources = {
-                name: ContiguousArray(StoredArray(data, f"{data.name}::/{name}", with_steps(shape), kind, part.offsets[name]))
-                for name, (shape, kind) in part.shapes.items()
+            fields = {name: field._replace(store=data) for name, field in part.fields.items()}
+            padded = {
+                name: ContiguousArray(StoredArray(data, f"{data.name}::/{name}", field.shape, field.dtype, field.offset))
+                for name, field in fields.items()
+                if field.has_steps and field.begins is None
             }
             for span in cut_into_spans(part.valid.lengths, limits, (1, 1), after):
-                starts, steps = span.valid(part.valid)
-                packed = {name: buffer[: steps.sum()] for name, buffer in buffers[turn].items()}
+                valid = span.valid(part.placed)
+                packed = {name: buffer[: valid.lengths.sum()] for name, buffer in buffers[turn].items()}
                 for name, target in packed.items():
-                    sources[name].read(span.first, starts, steps, target)
+                    if name in padded:  # which reads small gaps as well, in fewer calls
+                        padded[name].read(span.first, *valid, target)
+                    else:
+                        fields[name].get_into(target, span.first, valid)
                 if span.last:
-                    for name in sources.keys() - widths.keys():
-                        packed[name] = np.empty((span.count, sources[name].shape[2]), dtype)
-                        one = np.ones(span.count, np.int64)
-                        sources[name].read(span.first, 0 * one, one, packed[name])
+                    packed |= {name: fields[name].get(span.first, valid) for name in fields.keys() - widths.keys()}
                 yield replace(span, first=part.first + span.first), part, packed
                 turn = 1 - turn
         finally:
             os.close(fd)
-
-
-def with_steps(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape with steps: rows (N, width) are read as sequences of one step."""
-    return shape if len(shape) == 3 else (shape[0], 1, shape[1])
 
 
 def compare(part: StoredPart, span: Span, sums: dict[str, Checksums]) -> None:
@@ -291,11 +297,14 @@ def compare(part: StoredPart, span: Span, sums: dict[str, Checksums]) -> None:
 
 def describe(whole: JoinedParts, paths: Paths) -> dict[str, Any]:
     """Returns the facts of a merge, ready for JSON."""
-    arrays = whole.arrays()
+    arrays, made = whole.arrays(), whole.metadata()
     return {
         "plan": str(whole.plan.path),
         "parts": len(whole.parts),
-        "arrays": [{"path": f"/{name}", "shape": list(shape), "dtype": kind.name} for name, (shape, kind) in arrays.items()],
+        "arrays": [
+            {"path": f"/{name}", "shape": list(made.stored_shape(shape)), "dtype": kind.name}
+            for name, (shape, kind) in arrays.items()
+        ],
         "valid_steps": int(whole.valid.lengths.sum()),
         "output": str(paths.main),
         "states": str(paths.states) if paths.states else None,

@@ -6,6 +6,7 @@ folder, and on any machine where these lead to the same files.
 """
 
 import json
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from lstmcli.results.formats.paths import Paths
 from lstmcli.results.journal import Fingerprint
 from lstmcli.run.job import Job, Output, Part, Resources
 from lstmcli.run.opened_job import open_job
-from lstmcli.run.summary import describe, stored_arrays
+from lstmcli.run.summary import describe, metadata_of
 
 FORMAT, FORMAT_VERSION = "lstmcli-plan", 1
 
@@ -84,14 +85,16 @@ def make_plan(job: Job, shards: int, path: Path) -> tuple[Plan, dict[str, Any]]:
         if opened.source.sequential:
             raise UsageError(f"{opened.source.name}: every part opens the input, so it cannot be a pipe; give a file")
         cuts = split(opened.lengths, shards, opened.source.chunk[0])
+        job, made = opened.job, metadata_of(opened)
         plan = Plan(path.absolute(), job, opened.fingerprint(), cuts)
         step_bytes = opened.source.shape[2] * opened.source.dtype.itemsize
         parts = []
         for number in plan.numbers:
             part = plan.part(number)
             steps = int(opened.lengths[part.first : part.stop].sum())
-            arrays = stored_arrays(job.compute, opened.model, part.stop - part.first, opened.source.shape[1])
-            stored = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in arrays.values())
+            arrays = job.compute.arrays(opened.model, part.stop - part.first, opened.source.shape[1])
+            own = made._replace(valid=made.valid.part(part.first, part.stop))
+            stored = sum(math.prod(own.stored_shape(shape)) * dtype.itemsize for shape, dtype in arrays.values())
             parts.append(
                 {
                     "part": number,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstmcli.blocks import Valid
+from lstmcli.blocks import Valid, packed_starts
 from lstmcli.engine.model_check import confirm
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
@@ -20,8 +20,9 @@ from lstmcli.files.zip_reader import reading_zip
 from lstmcli.model.chain_file import any_model_in, load_any_model
 from lstmcli.model.model_check import read_check
 from lstmcli.model.model_file import FORMAT, load_model
-from lstmcli.results.formats.fields import Checksums, Extent
+from lstmcli.results.formats.fields import FLAT, PADDED, Checksums, Extent, Field
 from lstmcli.results.formats.hdf5_result import CHECKSUMS, CONTAINER, container_checksum
+from lstmcli.results.formats.result import crc32_rows
 
 BLOCK = 16 << 20  # bytes read at a time
 
@@ -48,8 +49,11 @@ def verify_hdf5(path: str) -> str:
         return f"a model file, readable; it has no checksums{repeated_check(path)}"
     with open_result(path) as whole:
         any_model_in(whole.file)
-        for name, item in whole.fields.items():
-            verify_field(item, whole.offsets[name], whole.data, whole.valid, whole.sums[name])
+        for name, field in whole.fields.items():
+            if whole.layout == PADDED or not field.has_steps:
+                verify_padded(name, field, whole)
+            else:
+                verify_unpadded(name, field, whole)
     return f"{len(whole.valid.lengths):,} sequences, {len(whole.fields)} arrays, all checksums right"
 
 
@@ -73,9 +77,14 @@ class CheckedResult(NamedTuple):
     file: Any  # h5py.File
     data: FileBytes
     valid: Valid
-    fields: dict[str, Any]  # h5py.Dataset
-    offsets: dict[str, int]  # of the fields in the file
+    layout: str
+    fields: dict[str, Field]
     sums: dict[str, Checksums]  # of the rows of the fields
+
+    @property
+    def placed(self) -> Valid:
+        """As Metadata.placed."""
+        return self.valid if self.layout == PADDED else Valid(np.zeros_like(self.valid.lengths), self.valid.lengths)
 
 
 @contextmanager
@@ -91,8 +100,8 @@ def open_result(path: str) -> Iterator[CheckedResult]:
             raise DataError(f"{data.name}::/{CHECKSUMS}: expected a result with checksums, found none")
         own = hdf5_safety.dataset(file, CONTAINER)
         names = [e.name.removeprefix("/") for e in hdf5.entries(group)]
-        fields = {name: hdf5_safety.dataset(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
-        extents = {name: extent(item) for name, item in fields.items()}
+        items = {name: hdf5_safety.dataset(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
+        extents = {name: extent(item) for name, item in items.items()}
         # This comes before anything else is read, because libhdf5 walks some damaged structures forever.
         if container_checksum(data.take, data.opened.st_size, [extent(own), *extents.values()]) != hdf5.read_array(own)[0]:
             raise DataError(
@@ -103,9 +112,18 @@ def open_result(path: str) -> Iterator[CheckedResult]:
         starts = np.zeros_like(lengths)
         if hdf5_safety.find(file, "starts") is not None:
             starts = np.asarray(hdf5.read_array(hdf5_safety.dataset(file, "starts")))
-        sums = {name: hdf5.read_array(hdf5_safety.dataset(group, name)) for name in fields}
-        offsets = {name: found.offset for name, found in extents.items()}
-        yield CheckedResult(file, data, Valid(starts, lengths), fields, offsets, sums)
+        sums = {name: hdf5.read_array(hdf5_safety.dataset(group, name)) for name in items}
+        layout = FLAT if hdf5_safety.find(file, "offsets") is not None else PADDED
+        fields = {}
+        for name, item in items.items():
+            shape, dtype, begins = item.shape, hdf5.dtype_of(item), None
+            if layout == FLAT and not name.startswith("state/"):
+                if lengths.min(initial=0) < 0 or shape[:1] != (lengths.sum(),):
+                    raise DataError(f"{data.name}::/{name}: expected {lengths.sum()} rows, one for each step, got {shape}")
+                begins = extents[name].offset + packed_starts(lengths) * shape[1] * dtype.itemsize
+                shape = (len(lengths), int(lengths.max(initial=0)), shape[1])
+            fields[name] = Field(data, extents[name].offset, shape, dtype, begins)
+        yield CheckedResult(file, data, Valid(starts, lengths), layout, fields, sums)
 
 
 def extent(item: Any) -> Extent:
@@ -116,24 +134,36 @@ def extent(item: Any) -> Extent:
     return Extent(offset, item.nbytes)
 
 
-def verify_field(item: Any, offset: int, data: FileBytes, valid: Valid, sums: Any) -> None:
+def verify_unpadded(name: str, field: Field, whole: CheckedResult) -> None:
+    """Raises DataError for the first sequence that is not what its checksum says; its steps lie without padding."""
+    where, expected = f"{whole.data.name}::/{name}", whole.sums[name]
+    for group in field.groups(whole.valid.lengths):
+        places = whole.placed.part(group.start, group.stop)
+        sums = np.zeros(len(places.lengths), np.uint32)
+        crc32_rows(field.get(group.start, places), np.cumsum(places.lengths), sums)
+        if len(wrong := np.flatnonzero(sums != expected[group])):
+            row = group.start + wrong[0]
+            raise DataError(f"{where}, sequence {row}: its bytes are not what was written: their checksum differs")
+
+
+def verify_padded(name: str, field: Field, whole: CheckedResult) -> None:
     """Raises DataError for the first row that is not what its checksum says, or that has anything but zeros in its padding."""
-    where, batch = hdf5.label(item), item.shape[0]
-    if not item.size:
+    where, valid, sums, batch = f"{whole.data.name}::/{name}", whole.valid, whole.sums[name], field.shape[0]
+    row = math.prod(field.shape[1:]) * field.dtype.itemsize
+    if not batch or not row:
         return
-    row = math.prod(item.shape[1:]) * item.dtype.itemsize
     for first in range(0, batch, count := max(1, BLOCK // row)):
         part = np.empty((min(count, batch - first), row), np.uint8)
-        data.fetch(part.reshape(-1).data, offset + first * row)
+        whole.data.fetch(part.reshape(-1).data, field.offset + first * row)
         here = slice(first, first + len(part))
         begins, ends = np.zeros(len(part), np.int64), np.full(len(part), row)
-        if item.ndim == 3:
-            step = row // item.shape[1]
+        if field.has_steps:
+            step = row // field.shape[1]
             begins = valid.starts[here] * step
             ends = begins + valid.lengths[here] * step
         places = zip(begins.tolist(), ends.tolist(), sums[here].tolist(), strict=True)
         for k, (values, (begin, end, checksum)) in enumerate(zip(part, places, strict=True), first):
-            if zlib.crc32(values[begin:end]) != checksum:
+            if zlib.crc32(values[begin:end].data) != checksum:
                 raise DataError(f"{where}, row {k}: its bytes are not what was written: their checksum differs")
             if values[:begin].any() or values[end:].any():
                 raise DataError(f"{where}, row {k}: expected zeros outside of its {valid.lengths[k]} steps")

@@ -9,7 +9,6 @@ from lstmcli.blocks import Block, State
 from lstmcli.engine.prepared_model import PreparedModel, kernels_are_cached
 from lstmcli.model.tree import Model, as_chain
 from lstmcli.run.job import Compute
-from lstmcli.run.summary import step_widths
 
 if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
@@ -52,7 +51,7 @@ class LstmComputation:
         self.forward = PreparedModel(model, np.dtype(compute.dtype), threads)
         self.dtype, self.threads, self.causal = self.forward.dtype, threads, model.causal
         self.input_width, self.input_dtype = model.input_size, self.dtype
-        self.step_widths = step_widths(model, compute.save) | {"outputs": model.output_size}  # computed in any case
+        self.step_widths = compute.step_widths(model) | {"outputs": model.output_size}  # computed in any case
         self.state_widths = self.forward.widths
         self.scratch_width = sum(self.forward.scratch_widths.values())
         self.weight_bytes, self.step_flops = self.forward.weight_bytes, self.forward.flops

@@ -7,13 +7,18 @@ other resources, but not with another input, model or computation.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from lstmcli.errors import UsageError
 from lstmcli.files.file_kind import split_spec
 from lstmcli.model.new_weights import PLAIN, CellOptions
+from lstmcli.model.tree import Model, as_chain
+from lstmcli.results.formats.fields import FLAT, PADDED, Arrays
 from lstmcli.results.formats.paths import Paths, result_paths
 from lstmcli.results.journal import Fingerprint
 
 if TYPE_CHECKING:
+    from lstmcli.model.chain import Chain
     from lstmcli.weights.draft import Choices
 
 Record = TypeVar("Record")
@@ -62,6 +67,40 @@ class Compute(NamedTuple):
     dtype: str = "float32"
     save: tuple[str, ...] = ("outputs", "states")
     nonfinite: str = "warn"  # error | warn | pass
+    layout: str | None = None  # padded | flat | per-sequence; None: padded for a padded input, flat for a ragged one
+
+    def in_layout(self, ragged: bool, model: "Model | Chain") -> "Compute":
+        """Returns the same with its layout decided. Where no array has steps, all layouts are one."""
+        layout = self.layout or (FLAT if ragged else PADDED)
+        return self._replace(layout=layout if self.step_widths(model) else PADDED)
+
+    def mark(self) -> dict[str, Any]:
+        """Returns what tells this computation from others, ready for JSON; what a plain run leaves out is not in it."""
+        return {name: value for name, value in self._asdict().items() if value not in (None, PADDED)}
+
+    def step_widths(self, model: "Model | Chain") -> dict[str, int]:
+        """Returns the width of each array that is to be stored with a row for each step."""
+        if chain := as_chain(model):
+            return {"predictions": chain.output_size} if chain.has_steps else {}
+        assert isinstance(model, Model)
+        widths = {"outputs": model.output_size} if "outputs" in self.save else {}
+        if "cells" in self.save:
+            widths["cells"] = model.cells_width
+        if "layers" in self.save:
+            layers = model.layers_by_name() or {"0": model}
+            widths |= {f"layers/{name}": layer.output_size for name, layer in layers.items()}
+        return widths
+
+    def arrays(self, model: "Model | Chain", batch: int, time: int) -> Arrays:
+        """Returns what a result of `batch` sequences of up to `time` steps holds; shapes are those of the padded layout."""
+        dtype = np.dtype(self.dtype)
+        if chain := as_chain(model):
+            return {"predictions": (chain.prediction_shape(batch, time), dtype)}
+        assert isinstance(model, Model)
+        arrays: Arrays = {name: ((batch, time, width), dtype) for name, width in self.step_widths(model).items()}
+        if "states" in self.save:
+            arrays |= {f"state/{name}": ((batch, width), dtype) for name, width in model.state_widths().items()}
+        return arrays
 
 
 class Output(NamedTuple):
@@ -71,7 +110,6 @@ class Output(NamedTuple):
     states: str | None = None
     top: int | None = None  # classes; None: all
     labels: str | None = None  # a file with their names
-    layout: str | None = None  # padded; None: as the input
 
 
 class Resources(NamedTuple):

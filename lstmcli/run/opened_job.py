@@ -103,7 +103,7 @@ class OpenedJob(NamedTuple):
             "input": shape | source.identity(),
             "lengths": mark_of_steps(self.valid),
             "model": weights.hexdigest()[:16],
-            "options": self.job.compute._asdict(),
+            "options": self.job.compute.mark(),
         }
         if source.ids:
             found["ids"] = hashlib.sha256("\0".join(source.ids).encode()).hexdigest()[:16]
@@ -145,7 +145,7 @@ def open_job(job: Job) -> Iterator[OpenedJob]:
         source = opened.enter_context(closing(found))
         valid_steps = read_valid_steps(inputs.lens, inputs.padding, source, inputs.follow_links)
         model, about_weights = read_model(job, source)
-        check_layout(job, source, model)
+        job = job._replace(compute=job.compute.in_layout(source.lengths is not None, model))
         initial = None
         if inputs.initial_state is not None:
             from lstmcli.inputs.beside.initial_state import open_states
@@ -194,16 +194,6 @@ def read_chain(job: Job, said: Weights, source: Source) -> "tuple[Chain, AboutWe
             f"{source.name} {source.stored_shape} has {source.shape[2]}"
         )
     return chain, AboutWeights(found.notes, found.assumed, masked=found.masked)
-
-
-def check_layout(job: Job, source: Source, model: "Model | Chain") -> None:
-    """Raises UsageError where the steps of a ragged input would be stored and nothing says how; a part is as the whole run."""
-    stores_steps = set(job.compute.save) != {"states"} if isinstance(model, Model) else model.has_steps
-    if source.lengths is not None and stores_steps and job.output.layout is None and job.part is None:
-        raise UsageError(
-            f"{source.name}: a ragged input needs --layout padded: the result has the shape (sequences, steps, units), here "
-            f"{source.shape[:2]}, with zeros past the end of each sequence"
-        )
 
 
 def is_whole(model: NewModel | Weights) -> bool:

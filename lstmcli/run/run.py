@@ -18,7 +18,7 @@ from lstmcli.run.memory import block_limits, memory_note
 from lstmcli.run.opened_job import OpenedJob, open_job
 from lstmcli.run.pipeline import Pipeline, Progress
 from lstmcli.run.stop import Stop
-from lstmcli.run.summary import describe, measured, metadata_of, stored_arrays
+from lstmcli.run.summary import describe, measured, metadata_of
 
 
 def run(
@@ -30,10 +30,11 @@ def run(
     disk. What a run that was stopped or failed has done stays in OUT.partial and OUT.journal for another one with `resume`;
     nothing stays where nothing was done, or the input is bad. Raises LstmcliError.
     """
-    stop, compute, resources = stop or Stop(), job.compute, job.resources
+    stop, resources = stop or Stop(), job.resources
     paths = job.paths()
     check_paths(paths, job.files(), resources.overwrite, resources.resume, job.inputs.follow_links)
     with open_job(job) as opened:
+        compute = opened.job.compute
         facts = describe(opened, paths)
         resumable = can_resume(opened, paths, stop)
         if resources.dry_run:
@@ -44,7 +45,7 @@ def run(
         if note := memory_note(computation, opened.source, resources.max_memory):
             facts["notes"].append(note)
         began = time.perf_counter()
-        arrays = stored_arrays(compute, opened.model, len(opened.lengths), opened.source.shape[1])
+        arrays = compute.arrays(opened.model, len(opened.lengths), opened.source.shape[1])
         fingerprint = opened.fingerprint() if resumable else None
         resumed, nonfinite = int(opened.lengths.sum()), None
         with (

@@ -3,46 +3,19 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lstmcli.blocks import Valid
 from lstmcli.engine.cpus import available_threads
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.tree import Model, as_chain
-from lstmcli.results.formats.fields import Arrays
+from lstmcli.results.formats.fields import PADDED
 from lstmcli.results.formats.paths import Paths
-from lstmcli.results.formats.result import Metadata
+from lstmcli.results.formats.result import Metadata, stored_shape
 from lstmcli.run.job import Compute, Part
 from lstmcli.run.opened_job import OpenedJob
 from lstmcli.version import __version__
 
 if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
-
-
-def step_widths(model: "Model | Chain", save: tuple[str, ...]) -> dict[str, int]:
-    """Returns the width of each array (N, T, width) that is to be stored."""
-    if chain := as_chain(model):
-        return {"predictions": chain.output_size} if chain.has_steps else {}
-    assert isinstance(model, Model)
-    widths = {"outputs": model.output_size} if "outputs" in save else {}
-    if "cells" in save:
-        widths["cells"] = model.cells_width
-    if "layers" in save:
-        widths |= {f"layers/{name}": layer.output_size for name, layer in (model.layers_by_name() or {"0": model}).items()}
-    return widths
-
-
-def stored_arrays(compute: Compute, model: "Model | Chain", batch: int, time: int) -> Arrays:
-    """Returns the shape and dtype of each array that a result of `batch` sequences of up to `time` steps holds."""
-    dtype = np.dtype(compute.dtype)
-    if chain := as_chain(model):
-        return {"predictions": (chain.prediction_shape(batch, time), dtype)}
-    assert isinstance(model, Model)
-    arrays: Arrays = {name: ((batch, time, width), dtype) for name, width in step_widths(model, compute.save).items()}
-    if "states" in compute.save:
-        arrays |= {f"state/{name}": ((batch, width), dtype) for name, width in model.state_widths().items()}
-    return arrays
 
 
 def metadata_of(opened: OpenedJob) -> Metadata:
@@ -62,16 +35,14 @@ def metadata(
     compute: Compute, model: "Model | Chain", valid: Valid, assumed: Sequence[str], part: Part | None = None
 ) -> Metadata:
     """Returns what a result says besides its arrays. assumed: of the weights, in sentences."""
-    attributes: dict[str, Any] = {
-        "model_config": model.config(),
-        "options": {"dtype": compute.dtype, "save": sorted(compute.save)},
-        "versions": {"lstmcli": __version__},
-    }
+    layout = compute.layout or PADDED
+    options = {"dtype": compute.dtype, "save": sorted(compute.save)} | ({"layout": layout} if layout != PADDED else {})
+    attributes: dict[str, Any] = {"model_config": model.config(), "options": options, "versions": {"lstmcli": __version__}}
     if assumed:
         attributes["assumed"] = list(assumed)
     if part:
         attributes["part"] = part.mark()
-    return Metadata(model, valid, attributes, Nonfinite() if compute.nonfinite != "pass" else None)
+    return Metadata(model, valid, attributes, Nonfinite() if compute.nonfinite != "pass" else None, layout=layout)
 
 
 def describe(opened: OpenedJob, paths: Paths) -> dict[str, Any]:
@@ -99,7 +70,8 @@ def describe(opened: OpenedJob, paths: Paths) -> dict[str, Any]:
         "padding_fraction": 1 - total / (batch * time) if batch * time else 0.0,
         "model": {"from": job.model.origin()} | about_model(model),
         "initial_state": opened.initial.name if opened.initial else None,
-        **about_arrays(model, job.compute, batch, time),
+        **about_arrays(model, job.compute, batch, time, int(valid_of_result(opened).lengths.sum())),
+        "layout": job.compute.layout,
         "output": str(paths.main or "-"),
         "states": str(paths.states) if paths.states else None,
         "model_file": str(paths.model) if paths.model else None,
@@ -127,15 +99,17 @@ def about_model(model: "Model | Chain") -> dict[str, Any]:
     return {"layers": len(units), "units": units, "parameters": model.parameters()}
 
 
-def about_arrays(model: "Model | Chain", compute: Compute, batch: int, time: int) -> dict[str, Any]:
-    """Returns the facts of what is computed, ready for JSON."""
+def about_arrays(model: "Model | Chain", compute: Compute, batch: int, time: int, total: int) -> dict[str, Any]:
+    """Returns the facts of what is computed, ready for JSON. total: steps of all sequences in the result."""
+    layout = compute.layout or PADDED
     if chain := as_chain(model):
-        return {"predictions": {"shape": list(chain.prediction_shape(batch, time)), "dtype": compute.dtype}}
+        shape = stored_shape(chain.prediction_shape(batch, time), layout, total)
+        return {"predictions": {"shape": list(shape), "dtype": compute.dtype}}
     assert isinstance(model, Model)
     shapes = {f"/state/{name}": [batch, width] for name, width in model.state_widths().items()}
     return {
         "outputs": {
-            "shape": [batch, time, model.output_size],
+            "shape": list(stored_shape((batch, time, model.output_size), layout, total)),
             "dtype": compute.dtype,
             "stored": "outputs" in compute.save,
         },

@@ -69,15 +69,17 @@ def test_a_killed_run_is_resumed(form: str, forms: dict[str, list[str]], case: C
     assert all(one.get("result", one["output"]) == want for one in told), told
 
 
-def test_the_layout_must_be_said(forms: dict[str, list[str]], case: Case, tmp_path: Path) -> None:
-    """Unless no steps are stored."""
+def test_the_default_layout_is_flat(forms: dict[str, list[str]], case: Case, tmp_path: Path) -> None:
+    """Where no steps are stored there is none."""
     for form in forms.values():
-        ran = lstmcli("run", *form, "-w", case.weights, "-o", "out.h5", cwd=tmp_path)
-        assert_one_line(ran, 2, "a ragged input needs --layout padded", "(13, 17)")
-    assert not (tmp_path / "out.h5").exists()
-    succeed("run", *forms["offsets"], "-w", case.weights, "--save", "states", "-o", "out.h5", cwd=tmp_path)
-    for name, value in files.read_result(tmp_path / "out.h5")[1].items():
+        succeed("run", *form, "-w", case.weights, "-o", "out.h5", "--overwrite", "-q", cwd=tmp_path)
+        with h5py.File(tmp_path / "out.h5") as file:
+            assert file["outputs"].shape == (case.lengths.sum(), case.outputs.shape[2])
+    succeed("run", *forms["offsets"], "-w", case.weights, "--save", "states", "-o", "states.h5", cwd=tmp_path)
+    for name, value in files.read_result(tmp_path / "states.h5")[1].items():
         assert files.bits(value) == files.bits(case.state[name])
+    with h5py.File(tmp_path / "states.h5") as file:
+        assert "offsets" not in file
 
 
 def test_the_summary(forms: dict[str, list[str]], case: Case, tmp_path: Path) -> None:

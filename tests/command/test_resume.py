@@ -201,6 +201,7 @@ def change_weights(folder: Path) -> None:
         (change_weights, [], ["model"]),
         (None, ["--dtype", "float64"], ["dtype was float32, is now float64"]),
         (None, ["--save", "states"], ["save"]),
+        (None, ["--layout", "flat"], ["layout was None, is now flat"]),
         (None, ["--nonfinite", "pass"], ["nonfinite was warn, is now pass"]),
     ],
 )

@@ -1,6 +1,7 @@
 """A result in one HDF5 file: outputs (N, T, D), lengths (N,), state/... (N, D), model/..., checksums/... and attributes.
 
-starts (N,) is there where valid steps do not begin at 0, and ids (N,), strings, where the input says them.
+starts (N,) is there where valid steps do not begin at 0, and ids (N,), strings, where the input says them. In the flat layout
+outputs are (R, D), R steps in all, and offsets (N + 1,) say where each sequence begins and the last one ends.
 
 What makes it a file that can be opened, the container, is written last, so that nobody takes a part for the whole.
 
@@ -19,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from lstmcli.blocks import Lengths, Valid
+from lstmcli.blocks import Lengths
 from lstmcli.files.partial_file import Partial
 from lstmcli.files.positioned_file import storing
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.model_file import RESULT_FORMAT, RESULT_VERSION, write_model
 from lstmcli.model.tree import Model, as_chain
-from lstmcli.results.formats.fields import Arrays, Extent, Field
-from lstmcli.results.formats.result import Metadata, Result
+from lstmcli.results.formats.fields import FLAT, Arrays, Extent, Field
+from lstmcli.results.formats.result import Metadata, Result, placed_field
 
 CHECKSUMS = "checksums"
 CONTAINER = f"{CHECKSUMS}/container"
@@ -47,11 +48,11 @@ class Hdf5Result(Result):
                 self.partial.reserve(self.size)
                 rows = metadata.valid.lengths.shape
                 sums = {name: Field(self.partial, offsets[f"{CHECKSUMS}/{name}"], rows, CHECKSUM) for name in arrays}
-                fields = {name: Field(self.partial, offsets[name], *array) for name, array in arrays.items()}
+                fields = {name: placed_field(self.partial, offsets[name], array, metadata) for name, array in arrays.items()}
                 self.own_checksum = Field(self.partial, offsets[CONTAINER], (1,), CHECKSUM)
-                steps = stored_steps(metadata.valid)
-                self.valid_steps = {n: Field(self.partial, offsets[n], rows, values.dtype) for n, values in steps.items()}
-                super().__init__([self.partial], fields, sums, metadata.valid)
+                steps = stored_steps(metadata)
+                self.valid_steps = {n: Field(self.partial, offsets[n], v.shape, v.dtype) for n, v in steps.items()}
+                super().__init__([self.partial], fields, sums, metadata.placed)
                 self.kept = list(self.pieces(image)) if self.size < KEPT else None
         except BaseException:
             self.partial.close() if resume else self.partial.discard()
@@ -60,9 +61,12 @@ class Hdf5Result(Result):
     def pieces(self, image: io.BufferedRandom) -> Iterator[tuple[bytes, int]]:
         """Yields all bytes of a container but the values of its arrays, and where they go."""
         arrays = (self.own_checksum, *self.valid_steps.values(), *self.fields.values(), *self.checksums.values())
-        for offset, count in outside([field.extent() for field in arrays], self.size):
+        for offset, count in outside(self.extents(arrays), self.size):
             image.seek(offset)
             yield image.read(count), offset
+
+    def extents(self, fields: Iterable[Field]) -> list[Extent]:
+        return [extent for field in fields for extent in field.extents(self.valid.lengths)]
 
     def seal(self, nonfinite: Nonfinite | None) -> None:
         metadata = self.metadata._replace(nonfinite=nonfinite)
@@ -74,17 +78,21 @@ class Hdf5Result(Result):
                 with container(self.arrays, metadata) as (image, _, _):
                     for piece, offset in self.pieces(image):
                         self.partial.write(piece, offset)
-        for name, values in stored_steps(metadata.valid).items():
+        for name, values in stored_steps(metadata).items():
             self.valid_steps[name].put_rows(0, values)
-        summed_elsewhere = [field.extent() for field in (*self.fields.values(), self.own_checksum)]
+        summed_elsewhere = self.extents((*self.fields.values(), self.own_checksum))
         checksum = container_checksum(self.partial.take, self.size, summed_elsewhere)
         self.own_checksum.put_rows(0, np.array([checksum], np.uint32))
         super().seal(nonfinite)
 
 
-def stored_steps(valid: Valid) -> dict[str, Lengths]:
+def stored_steps(metadata: Metadata) -> dict[str, Lengths]:
     """Returns what a result holds of the valid steps: the starts only where padding does not stand behind all sequences."""
-    return {"lengths": valid.lengths} | ({"starts": valid.starts} if valid.starts.any() else {})
+    starts, lengths = metadata.valid
+    found = {"lengths": lengths} | ({"starts": starts} if starts.any() else {})
+    if metadata.layout == FLAT:
+        found["offsets"] = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return found
 
 
 @contextmanager
@@ -97,7 +105,8 @@ def container(arrays: Arrays, metadata: Metadata) -> Iterator[tuple[io.BufferedR
         with h5py.File(image, "w") as file:
             write_metadata(file, metadata)
             rows = metadata.valid.lengths.shape
-            all_arrays = arrays | {name: (rows, values.dtype) for name, values in stored_steps(metadata.valid).items()}
+            all_arrays = {name: (metadata.stored_shape(shape), dtype) for name, (shape, dtype) in arrays.items()}
+            all_arrays |= {name: (values.shape, values.dtype) for name, values in stored_steps(metadata).items()}
             all_arrays |= {CONTAINER: ((1,), CHECKSUM)}
             all_arrays |= {f"{CHECKSUMS}/{name}": (rows, CHECKSUM) for name in arrays}
             offsets = {name: allocate(file, name, *array) for name, array in all_arrays.items()}

@@ -15,7 +15,7 @@ from lstmcli.model.model_file import model_image
 from lstmcli.model.tree import Model
 from lstmcli.results.formats.fields import Arrays, Field, Store
 from lstmcli.results.formats.paths import Paths
-from lstmcli.results.formats.result import Metadata, Result
+from lstmcli.results.formats.result import Metadata, Result, placed_field
 
 
 class NpyResult(Result):
@@ -34,9 +34,10 @@ class NpyResult(Result):
             add(outputs)
             main = next(name for name in arrays if not name.startswith("state/"))
             shape, dtype = arrays[main]
-            self.header = write_header(shape, dtype)
-            outputs.reserve(len(self.header) + math.prod(shape) * dtype.itemsize)
-            fields = {main: Field(outputs, len(self.header), shape, dtype)}
+            stored = metadata.stored_shape(shape)
+            self.header = write_header(stored, dtype)
+            outputs.reserve(len(self.header) + math.prod(stored) * dtype.itemsize)
+            fields = {main: placed_field(outputs, len(self.header), (shape, dtype), metadata)}
             if paths.states is not None:
                 states = {name.removeprefix("state/"): array for name, array in arrays.items() if name != main}
                 npz = Npz(paths.states, states, overwrite, resume)
@@ -54,7 +55,7 @@ class NpyResult(Result):
                 outputs.write(self.header, 0)  # a stream begins with it
             undo.pop_all()
         self.is_stream = paths.main is None
-        super().__init__(stores, fields, {}, metadata.valid, checked=not self.is_stream)
+        super().__init__(stores, fields, {}, metadata.placed, checked=not self.is_stream)
 
     def seal(self, nonfinite: Nonfinite | None) -> None:
         if not self.is_stream:

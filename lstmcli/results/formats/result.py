@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import Lengths, Span, Valid
+from lstmcli.blocks import Lengths, Span, Valid, packed_starts
 from lstmcli.files.positioned_file import as_bytes
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.tree import Model
-from lstmcli.results.formats.fields import Checksums, Field, Store
+from lstmcli.results.formats.fields import FLAT, PADDED, Checksums, Field, Store
 
 if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
@@ -39,6 +39,30 @@ class Metadata(NamedTuple):
     nonfinite: Nonfinite | None  # None: nobody looks for NaN and Inf
     table: TableForm = TableForm()
     ids: Sequence[str] | None = None  # of the sequences, where the input says them
+    layout: str = PADDED  # one of LAYOUTS
+
+    @property
+    def placed(self) -> Valid:
+        """The valid steps as the fields of the result count them: from 0 on where there is no padding."""
+        return self.valid if self.layout == PADDED else Valid(np.zeros_like(self.valid.lengths), self.valid.lengths)
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of an array as it is stored; shape: that of the padded layout."""
+        return stored_shape(shape, self.layout, int(self.valid.lengths.sum()))
+
+
+def stored_shape(shape: tuple[int, ...], layout: str, steps: int) -> tuple[int, ...]:
+    """Returns the shape of an array as it is stored, of sequences that have `steps` steps together."""
+    return shape if layout == PADDED or len(shape) != 3 else (steps, shape[2])
+
+
+def placed_field(store: Store, offset: int, array: tuple[tuple[int, ...], np.dtype[Any]], metadata: Metadata) -> Field:
+    """Returns an array that lies at an offset of a store, in the layout of the result."""
+    shape, dtype = array
+    begins = None
+    if metadata.layout == FLAT and len(shape) == 3:
+        begins = offset + packed_starts(metadata.valid.lengths) * shape[2] * dtype.itemsize
+    return Field(store, offset, shape, dtype, begins)
 
 
 class Result:
@@ -54,7 +78,7 @@ class Result:
     ) -> None:
         """fields: the arrays by name. checksums: where those of the rows go, by the names of the arrays.
 
-        valid: the steps of all sequences.
+        valid: the steps of all sequences, as Metadata.placed.
         checked: whether anybody will ask for checksums, in the file or to resume the run.
         """
         self.stores, self.fields, self.checksums = stores, fields, checksums

@@ -6,6 +6,7 @@ from them when they are all there. A number in it is the shortest that gives the
 
 import csv
 import io
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 from lstmcli.errors import UsageError
 from lstmcli.files.partial_file import Partial
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.results.formats.fields import Arrays, Field
+from lstmcli.results.formats.fields import Arrays
 from lstmcli.results.formats.paths import TABLES, Paths, values_of
-from lstmcli.results.formats.result import Metadata, Result, TableForm
+from lstmcli.results.formats.result import Metadata, Result, TableForm, placed_field
 
 LINES = 4096  # sequences whose lines are made at a time
 
@@ -34,13 +35,14 @@ class TableResult(Result):
         self.table = Partial(paths.main, overwrite, resume)
         self.values = Values(values_of(paths.main), True, resume)
         try:
-            self.values.reserve(int(np.prod(shape)) * dtype.itemsize)
+            self.values.reserve(math.prod(metadata.stored_shape(shape)) * dtype.itemsize)
         except BaseException:
             for store in (self.table, self.values):
                 store.close() if resume else store.discard()
             raise
-        fields = {"predictions": Field(self.values, 0, shape, dtype)}
-        super().__init__([self.table, self.values], fields, {}, metadata.valid)
+        self.starts = metadata.valid.starts
+        fields = {"predictions": placed_field(self.values, 0, (shape, dtype), metadata)}
+        super().__init__([self.table, self.values], fields, {}, metadata.placed)
 
     def seal(self, nonfinite: Nonfinite | None) -> None:
         self.table.reserve(0)
@@ -60,7 +62,8 @@ class TableResult(Result):
             rows = field.get(first, part)
             names = [self.name(first + k) for k in range(len(part.lengths))]
             if field.has_steps:
-                steps = zip(names, part.starts.tolist(), part.lengths.tolist(), strict=True)
+                starts = self.starts[first : first + LINES].tolist()
+                steps = zip(names, starts, part.lengths.tolist(), strict=True)
                 heads = [[name, step] for name, start, length in steps for step in range(start, start + length)]
             else:
                 heads = [[name] for name in names]

@@ -1,0 +1,114 @@
+"""Layouts of a result: the steps have the bits of the padded one, and the file those of an undisturbed run."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from helpers import files
+from helpers.case import Case
+from helpers.command import assert_one_line, lstmcli, shell, succeed
+from helpers.system_tools import run_with_faults
+
+SAVE = ("--save", "outputs,states,cells,layers")
+STEPS = ("outputs", "cells", "layers/0", "layers/1")
+FLAT = ("--layout", "flat")
+
+
+def flat(padded: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([row[:length] for row, length in zip(padded, lengths, strict=True)])
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a result but its model."""
+    found: dict[str, np.ndarray] = {}
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and not name.startswith("model/"):
+            found[name] = item[()]
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return found
+
+
+@pytest.mark.parametrize("memory", ["1GB", "50KB"])
+def test_flat_has_the_bits_of_padded(memory: str, case: Case, tmp_path: Path) -> None:
+    for name, layout in (("padded.h5", ()), ("flat.h5", FLAT)):
+        succeed("run", *case.inputs, *SAVE, *layout, "--max-memory", memory, "-o", name, "-q", cwd=tmp_path)
+    padded, got = read(tmp_path / "padded.h5"), read(tmp_path / "flat.h5")
+    assert got.pop("offsets").tolist() == [0, *np.cumsum(case.lengths)]
+    assert got.pop("checksums/container") != padded.pop("checksums/container")
+    assert got.keys() == padded.keys()
+    for name, value in padded.items():
+        assert files.bits(got[name]) == files.bits(flat(value, case.lengths) if name in STEPS else value), name
+    assert "8 arrays, all checksums right" in succeed("verify", "flat.h5", cwd=tmp_path).text
+
+
+def test_npy_and_pipes(case: Case, tmp_path: Path) -> None:
+    succeed("run", *case.inputs, *FLAT, "-o", "flat.npy", "-q", cwd=tmp_path)
+    assert files.bits(np.load(tmp_path / "flat.npy")) == files.bits(flat(case.outputs, case.lengths))
+    ran = succeed("run", *case.inputs, *FLAT, "-o", "-", "-q", cwd=tmp_path)
+    assert ran.out == (tmp_path / "flat.npy").read_bytes()
+    words = " ".join(case.inputs[2:])
+    shell(f'cat "$1" | lstmcli run -i - {words} --layout flat -o piped.h5 -q', tmp_path, case.x_npy)
+    assert files.bits(read(tmp_path / "piped.h5")["outputs"]) == files.bits(flat(case.outputs, case.lengths))
+
+
+def test_masks(case: Case, tmp_path: Path) -> None:
+    """Where the valid steps stand in the input changes nothing but /starts."""
+    front = np.zeros_like(case.x)
+    for row, source, length in zip(front, case.x, case.lengths, strict=True):
+        row[len(row) - length :] = source[:length]
+    files.write_npy(tmp_path / "front.npy", front)
+    words = ("-i", "front.npy", *case.inputs[2:], "--padding", "pre", *FLAT, "-q")
+    for memory in ("1GB", "50KB"):
+        succeed("run", *words, "-o", "out.h5", "--max-memory", memory, "--overwrite", cwd=tmp_path)
+        got = read(tmp_path / "out.h5")
+        assert files.bits(got["outputs"]) == files.bits(flat(case.outputs, case.lengths))
+        assert got["starts"].tolist() == np.where(case.lengths > 0, 17 - case.lengths, 0).tolist()
+    succeed("verify", "out.h5", cwd=tmp_path)
+
+
+def test_parts(case: Case, tmp_path: Path) -> None:
+    succeed("run", *case.inputs, *SAVE, *FLAT, "-o", "whole.h5", "-q", cwd=tmp_path)
+    succeed("plan", *case.inputs, *SAVE, *FLAT, "--shards", 4, "-o", "plan.json", "-q", cwd=tmp_path)
+    for number in (1, 2, 3, 4):
+        succeed("run", "--plan", "plan.json", "--shard", number, "-q", cwd=tmp_path)
+    merged = succeed("merge", "plan.json", "-o", "merged.h5", "--json", cwd=tmp_path).json
+    assert merged["arrays"][0]["shape"] == [case.lengths.sum(), case.outputs.shape[2]]
+    assert (tmp_path / "merged.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    succeed("merge", "plan.json", "-o", "virtual.h5", "--virtual", "-q", cwd=tmp_path)
+    whole = read(tmp_path / "whole.h5")
+    for name, value in read(tmp_path / "virtual.h5").items():
+        assert files.bits(value) == files.bits(whole[name]), name
+
+
+def test_a_killed_run_is_resumed(case: Case, tmp_path: Path) -> None:
+    argv = ["run", *case.inputs, *FLAT, "--threads", "1", "--max-memory", "50KB", "-q", "-o"]
+    succeed(*argv, "want.h5", cwd=tmp_path)
+    want = hashlib.sha256((tmp_path / "want.h5").read_bytes()).hexdigest()
+    told = run_with_faults(tmp_path, argv=[*argv, "out.h5"], output="out.h5", fault="kill", step=7)
+    assert len(told) > 4
+    assert all(one.get("result", one["output"]) == want for one in told), told
+
+
+def test_damage_is_found(case: Case, tmp_path: Path) -> None:
+    succeed("run", *case.inputs, *FLAT, "-o", "out.h5", "-q", cwd=tmp_path)
+    with h5py.File(tmp_path / "out.h5") as file:
+        at = file["outputs"].id.get_offset() + 18 * file["outputs"].shape[1] * 4
+    with (tmp_path / "out.h5").open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xff")
+    assert_one_line(lstmcli("verify", "out.h5", cwd=tmp_path), 65, "out.h5::/outputs, sequence 1: its bytes are not")
+
+
+def test_a_flat_result_is_an_input(case: Case, tmp_path: Path) -> None:
+    succeed("run", *case.inputs, *FLAT, "-o", "first.h5", "-q", cwd=tmp_path)
+    succeed("run", "-i", "first.h5::/outputs", "-u", 4, "--layout", "padded", "-o", "flat.h5", "-q", cwd=tmp_path)
+    succeed("run", *case.inputs, "-o", "padded.h5", "-q", cwd=tmp_path)
+    succeed("run", "-i", "padded.h5::/outputs", "-u", 4, "-o", "want.h5", "-q", cwd=tmp_path)
+    files.assert_same_bits(files.read_result(tmp_path / "flat.h5"), files.read_result(tmp_path / "want.h5"))
