@@ -156,6 +156,14 @@ def raw_offset(item: Any) -> int | None:
         return int(item.id.get_offset())
 
 
+def header_offset(item: Any) -> int:
+    """Returns where the header of a dataset or group lies in its file. Raises DataError."""
+    import h5py
+
+    with reading(label(item)):
+        return int(h5py.h5o.get_info(item.id).addr)
+
+
 def written_chunks(item: Any) -> set[tuple[int, ...]] | None:
     """Returns the first elements of the chunks that were written, or None if all were or the dataset has no chunks.
 

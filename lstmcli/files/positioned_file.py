@@ -122,7 +122,14 @@ class FileBytes:
         for k in range(SAMPLES):
             self.fetch(memoryview(piece), (size - len(piece)) * k // (SAMPLES - 1))
             checksum = zlib.crc32(piece, checksum)
-        return {"bytes": size, "modified_ns": self.opened.st_mtime_ns, "sample": checksum}
+        about = {"name": without_folder(self.name), "bytes": size, "modified_ns": self.opened.st_mtime_ns}
+        return about | {"sample": checksum}
+
+
+def without_folder(name: str) -> str:
+    """Returns `x.h5::/dataset` of `folder/x.h5::/dataset`: what stays when a file is moved with its folder."""
+    path, mark, inside = name.partition("::")
+    return Path(path).name + mark + inside
 
 
 class PipeBytes:

@@ -39,7 +39,8 @@ class ChunkedArray(Source):
             self.others.append(FileBytes(fd, shown(str(path))))
 
     def identity(self) -> dict[str, Any]:
-        return super().identity() | {other.name: other.identity() for other in self.others}
+        others = [other.identity() for other in self.others]
+        return super().identity() | ({"files": others} if others else {})
 
     def finish(self) -> None:
         super().finish()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lstmcli.blocks import FLOATS, Lengths, is_float
 from lstmcli.errors import DataError, shown
+from lstmcli.files import hdf5
 from lstmcli.files.hdf5 import LARGE
 from lstmcli.files.positioned_file import Bytes
 
@@ -43,6 +44,11 @@ class StoredArray(NamedTuple):
     def order(self) -> str:
         """The axes as they lie in the file, from the slowest to the fastest."""
         return self.axes[::-1] if self.fortran else self.axes
+
+    def place(self) -> dict[str, Any]:
+        """Returns where in the data the values lie, and how, ready for JSON."""
+        at = {"header_at": hdf5.header_offset(self.dataset)} if self.dataset is not None else {}
+        return at | {"values_at": self.offset, "order": self.order}
 
 
 class Source:
@@ -80,6 +86,7 @@ class Source:
         if taken > LARGE and taken > 1000 * stored:
             raise DataError(f"{name}: declares {what}, but holds only {stored} bytes of data")
         self.data, self.name, self.dataset, self.lengths_beside = array.data, name, array.dataset, array.lengths_beside
+        self.array = array
         self.dtype = dtype  # as stored: float16, 32 or 64 of either byte order, or integers
         self.token_ids = array.token_ids
         self.files = files or ExitStack()
@@ -114,7 +121,7 @@ class Source:
 
     def identity(self) -> dict[str, Any]:
         """Returns what tells this input from another one, and from itself after a change, ready for JSON."""
-        return self.data.identity()
+        return self.data.identity() | self.array.place()
 
     def read(self, first: int, starts: Lengths, lengths: Lengths, rows: Rows) -> None:
         """Packs steps starts[s] .. starts[s] + lengths[s] of the sequences first + s, one after another, into `rows`.

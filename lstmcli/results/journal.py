@@ -75,15 +75,22 @@ class StoredSpan(NamedTuple):
 class Journal:
     """The journal of a run on OUT. While it is open, no other run can write OUT."""
 
-    def __init__(self, path: Path, fingerprint: Fingerprint, resume: bool, beside: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        fingerprint: Fingerprint,
+        resume: bool,
+        beside: Sequence[Path] = (),
+        about: Mapping[str, Any] = {},
+    ) -> None:
         """Opens the journal and, with `resume`, reads what an earlier run has left. Nothing is changed before begin().
 
-        beside: the other files of the result, which must be the same when the run is resumed.
+        beside: the other files of the result; about: more facts, for JSON. They must be the same when the run is resumed.
 
         Raises DataError if it is another run's, or damaged; OutputError if another run has it open, or it cannot be made.
         """
         self.path, self.name = path, journal_name(path)
-        self.fingerprint: Fingerprint = FORMAT | {"run": fingerprint}
+        self.fingerprint: Fingerprint = FORMAT | {"run": fingerprint, **about}
         if beside:
             self.fingerprint["files"] = [os.path.relpath(other, path.parent) for other in beside]
         self.done: list[StoredSpan] = []

@@ -13,7 +13,7 @@ from lstmcli.files.partial_file import Partial, check_left_over, check_target, p
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.formats.fields import Arrays
 from lstmcli.results.formats.paths import TABLES, Paths
-from lstmcli.results.formats.result import Metadata, Result
+from lstmcli.results.formats.result import Metadata, Result, TableForm
 from lstmcli.results.journal import Fingerprint, Journal, StoredSpan
 
 
@@ -79,7 +79,7 @@ def publishing(
     Raises OutputError where the files are another run's or may not be replaced, DataError where what another run left
     cannot be resumed, and StorageError.
     """
-    journal = open_journal(paths, fingerprint, overwrite, resume) if fingerprint is not None else None
+    journal = open_journal(paths, fingerprint, metadata.table, overwrite, resume) if fingerprint is not None else None
     if journal and journal.sealed:
         name_sealed(paths, overwrite)
         yield None
@@ -123,10 +123,11 @@ def lay_out(paths: Paths, arrays: Arrays, metadata: Metadata, overwrite: bool, r
     return NpyResult(paths, arrays, metadata, overwrite, resume)
 
 
-def open_journal(paths: Paths, fingerprint: Fingerprint, overwrite: bool, resume: bool) -> Journal:
+def open_journal(paths: Paths, fingerprint: Fingerprint, table: TableForm, overwrite: bool, resume: bool) -> Journal:
     """Claims the output for this run."""
     assert paths.main
-    journal = Journal(paths.main, fingerprint, resume, paths.all()[1:])
+    about = {"table": table.identity()} if paths.main.suffix in TABLES else {}
+    journal = Journal(paths.main, fingerprint, resume, paths.all()[1:], about)
     try:
         for path in paths.all():
             # Once more, now that no other run can make the files: between the first look and this one some may have come.

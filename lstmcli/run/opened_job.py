@@ -89,18 +89,20 @@ class OpenedJob(NamedTuple):
     def fingerprint(self) -> Fingerprint:
         """Returns what tells this run from all others whose results may differ, ready for JSON.
 
-        Files count by their content, not by their names: they may move before the run is resumed.
+        Lengths, masks, offsets and weights count by their values. Other files count by their own names and those of what is
+        read in them, its place and form, size, time and a sample: they may move to another folder before the run is resumed.
         """
         if self.job.part:
             return self.job.part.mark()
         weights = hashlib.sha256(json.dumps(self.model.config()).encode())
         for weight in self.model.arrays():
+            weights.update(f"{weight.dtype.str}{weight.shape}".encode())
             weights.update(weight.tobytes())
         source = self.source
         shape = {"shape": list(source.shape), "dtype": source.dtype.str, "axes": source.axes}
         found = {
             "lstmcli": __version__,
-            "input": shape | source.identity(),
+            "input": source.identity() | shape,
             "lengths": mark_of_steps(self.valid),
             "model": weights.hexdigest()[:16],
             "options": self.job.compute.mark(),
@@ -110,7 +112,7 @@ class OpenedJob(NamedTuple):
         if self.about_weights.assumed:
             found["assumed"] = self.about_weights.assumed
         if self.initial:
-            found["initial_state"] = self.initial.data.identity()
+            found["initial_state"] = self.initial.identity()
         normal: Fingerprint = json.loads(json.dumps(found))
         return normal
 

@@ -6,6 +6,7 @@ Axes: N sequences; W, the width of an array: a cell's units (c) or outputs (h). 
 """
 
 import os
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +18,7 @@ from lstmcli.blocks import FLOATS, Lengths, State, is_float
 from lstmcli.errors import DataError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
-from lstmcli.files.positioned_file import FileBytes
+from lstmcli.files.positioned_file import FileBytes, without_folder
 from lstmcli.inputs.beside.ids import ids_in, rows_by_id
 
 
@@ -58,6 +59,14 @@ class States(NamedTuple):
                 f"{array.name}, sequences {first} to {first + count - 1}: a value is too large for {self.dtype}; "
                 "compute in float64"
             ) from error
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what tells these states from others, ready for JSON."""
+        forms = {name: [array.dtype.str, *array.shape] for name, array in self.arrays.items()}
+        found = self.data.identity() | {"name": without_folder(self.name), "arrays": forms}
+        if self.places is not None:
+            found["rows"] = zlib.crc32(self.places.tobytes())
+        return found
 
     def finish(self) -> None:
         """Raises DataError if the file was changed meanwhile."""

@@ -1,5 +1,6 @@
 """Sequences as one HDF5 dataset (L, E) each."""
 
+import hashlib
 from contextlib import ExitStack
 from typing import Any
 
@@ -50,6 +51,10 @@ class SequenceDatasets(Source):
         check_ids(ids, where)
         self.ids, self.ids_origin = ids, where
         self.piece = max(1, STAGING // (width * dtype.itemsize))  # rows converted or decoded at a time
+
+    def identity(self) -> dict[str, Any]:
+        names = "\0".join(self.names).encode("utf-8", "surrogateescape")
+        return super().identity() | {"sequences": hashlib.sha256(names + self.offsets.tobytes()).hexdigest()[:16]}
 
     def _read(self, first: int, starts: Lengths, lengths: Lengths, rows: Rows) -> None:
         at = 0

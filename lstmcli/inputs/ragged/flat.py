@@ -30,7 +30,8 @@ class FlatSequences(Source):
         return self.flat.decoded_at_once
 
     def identity(self) -> dict[str, Any]:
-        return self.flat.identity() | {"begins": hashlib.sha256(self.begins.tobytes()).hexdigest()[:16]}
+        begins = hashlib.sha256(self.begins.tobytes()).hexdigest()[:16]
+        return self.flat.identity() | {"begins": begins}
 
     def _read(self, first: int, starts: Lengths, lengths: Lengths, rows: Rows) -> None:
         width = self.shape[2]

@@ -1,5 +1,6 @@
 """A result that is filled span by span, whatever its format: its neighbours lay one out."""
 
+import json
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +28,10 @@ class TableForm(NamedTuple):
     top: int | None = None
     labels: tuple[str, ...] | None = None
     first: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what tells the texts of this table from those of another one, ready for JSON."""
+        return {"top": self.top, "labels": zlib.crc32(json.dumps(self.labels).encode())}
 
 
 class Metadata(NamedTuple):
