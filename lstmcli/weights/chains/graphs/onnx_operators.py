@@ -1,27 +1,51 @@
 """What each operator of an ONNX graph makes of the layers before it (onnx/docs/Operators.md)."""
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
-from lstmcli.model.layers import Conv1D, Dense, Embedding, Flatten, Pool, Pool1D, Window
+from lstmcli.model.layers import Flatten, Pool, Pool1D, Window
+from lstmcli.model.tree import Model
 from lstmcli.weights.chains.graphs import row_functions as rf
-from lstmcli.weights.chains.graphs.onnx_moves import ELEMENT, MOVES, Moves, traced
-from lstmcli.weights.chains.graphs.row_functions import Expression
-from lstmcli.weights.chains.graphs.traced_values import PADDING, Numbers, Source, each_once
+from lstmcli.weights.chains.graphs.graph_layers import GraphLayers
+from lstmcli.weights.chains.graphs.traced_graph import Layers, traced
+from lstmcli.weights.chains.graphs.traced_values import PADDING, Numbers, Source
+from lstmcli.weights.draft import Draft
 from lstmcli.weights.onnx import Layer as LstmNode
 from lstmcli.weights.onnx import node_input
-from lstmcli.weights.onnx_graph.constants import Array, integers_of
-from lstmcli.weights.onnx_graph.graph import Node
+from lstmcli.weights.onnx_graph.constants import Constants, integers_of
+from lstmcli.weights.onnx_graph.graph import Node, Value
 from lstmcli.weights.onnx_graph.tensors import TYPES
 
+MOVES = ("Identity", "Dropout", "If", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Concat", "Slice", "Split",
+         "Gather", "Expand", "Tile")  # fmt: skip
+OPEN_END = (1 << 31) - 1  # a Slice to this or beyond takes all there is
 
-class Operators(Moves):
+
+class Operators(GraphLayers):
     """Applies operators, one after the other."""
+
+    def __init__(self, draft: Draft, constants: Constants, opset: int) -> None:
+        super().__init__(draft, constants)
+        self.opset = opset
+        self.lengths_given = False  # an LSTM takes lengths, so that its outputs end in zeros
+
+    def layers(self, given: Value, axes: str, outputs: Sequence[Value]) -> Layers:
+        made = super().layers(given, axes, outputs)
+        if self.lengths_given:
+            refuse_padding_seen(made)
+        return made
+
+    def needs(self, node: Node) -> list[Value]:
+        if node.operator != "If":
+            return super().needs(node)
+        condition = node.input(0)
+        branch = self.constants.branch(node) if condition and self.constants.of(condition) is not None else None
+        return [*([condition] if condition else []), *(branch.outputs if branch else [])]
 
     def apply(self, node: Node) -> None:
         """Say what a node puts out. Raises DataError for an operator, or an option of one, that is not known."""
@@ -45,20 +69,6 @@ class Operators(Moves):
 
     # Layers
 
-    def embedding(self, node: Node) -> None:
-        table, ids = self.required(node, 0), self.flowing(node, 1)
-        source = self.sources.of(ids)
-        if source.kind != "ids" or table.ndim != 2 or node.integer("axis") or table.dtype.kind != "f":
-            raise DataError("takes elements that the input chooses, which is not known to this program")
-        if source.rows:  # ids of each id, such as those of TensorFlow, which wraps negative ones
-            each = rf.evaluate(source.function, source.rows.function, np.arange(len(table), dtype=np.float64)[:, None])[:, 0]
-            if not np.isin(each, np.arange(len(table))).all():
-                raise DataError(f"takes rows of a table of {len(table)} that are not there for each of so many ids")
-            table = table[each.astype(np.int64)]
-        made = self.layer(node, "sequences", (*source.shape[:2], table.shape[1]), source, Embedding(table))
-        rows, _ = source.places(ids)
-        self.give(node.outputs[0], made.first + rows[..., None] * made.width + np.arange(made.width))
-
     def make_MatMul(self, node: Node) -> None:  # noqa: N802
         self.dense(node, self.required(node, 1), None)
 
@@ -69,31 +79,6 @@ class Operators(Moves):
             raise DataError("transA is not known to this program")
         kernel = kernel.T if node.integer("transB") else kernel
         self.dense(node, kernel * kernel.dtype.type(alpha), None if bias is None else bias * bias.dtype.type(beta))
-
-    def dense(self, node: Node, kernel: Floats, bias: Floats | None) -> None:
-        """A product with the last axis: features in any order, or all steps of a sequence side by side."""
-        numbers = self.flowing(node, 0)
-        kernel = kernel.reshape(kernel.shape[-2:]) if kernel.size == np.prod(kernel.shape[-2:]) else kernel
-        if kernel.ndim != 2 or not numbers.ndim or numbers.shape[-1] != len(kernel):
-            raise DataError(f"expected a matrix of {numbers.shape[-1:]} rows, got {kernel.shape}")
-        outputs = kernel.shape[1]
-        if bias is not None:
-            bias = np.broadcast_to(bias, (1, outputs)).reshape(outputs)
-        numbers, source = self.sources.layered(self.sources.settled(numbers, whole=False)[0])
-        rows, features = source.places(numbers)
-        if source.kind == "sequences" and not constant(rows) and constant(rows // source.steps):
-            flat = (source.shape[0], source.steps * source.width)
-            rows, features = rows // source.steps, rows % source.steps * source.width + features
-            source = self.layer(node, "vectors", flat, source, Flatten(source.steps))
-        order, there = features.reshape(-1, len(kernel)), rows[..., 0]
-        if source.kind == "ids" or not constant(rows) or (order != order[0]).any():
-            raise DataError("the axis of the product is not that of the features")
-        if there.size != source.size // source.width or not each_once(there, there.size):
-            raise DataError("takes some rows more than once, which is not known to this program")
-        ordered = np.zeros((source.width, outputs), kernel.dtype)
-        np.add.at(ordered, order[0], kernel)
-        made = self.layer(node, source.kind, (*source.shape[:-1], outputs), source, Dense(ordered, bias))
-        self.give(node.outputs[0], made.first + there[..., None] * outputs + np.arange(outputs))
 
     def make_LSTM(self, node: Node) -> None:  # noqa: N802
         x = self.numbers(node_input(node, "X"))
@@ -142,24 +127,18 @@ class Operators(Moves):
             raise DataError(f"group {node.integer('group')} is not known to this program; expected 1")
         numbers, shape, options = self.window(node, list(kernel.shape[2:]))
         kernel = kernel.reshape(*kernel.shape[:2], options["size"]).transpose(2, 1, 0)
-        padded = (numbers == PADDING).all(axis=(0, 2))
-        if padded.any() and not padded.all():
-            inside = np.flatnonzero(~padded)
-            before, behind = int(inside[0]), len(padded) - 1 - int(inside[-1])
-            numbers = numbers[:, before : len(padded) - behind]
-            if options["padding"] == "same":
-                raise DataError("pads twice, which is not known to this program")
-            options["padding"] = (options["padding"][0] + before, options["padding"][1] + behind)
-        self.windowed(node, numbers, shape, Conv1D(kernel=kernel, bias=bias, **options), kernel.shape[2])
+        found = self.convolved(node, numbers, kernel, bias, options)
+        self.give(node.outputs[0], features_first(found, shape))
 
     def make_MaxPool(self, node: Node) -> None:  # noqa: N802
         numbers, shape, options = self.window(node, node.integers("kernel_shape") or [])
-        self.windowed(node, numbers, shape, Pool1D(function="max", **options), numbers.shape[2])
+        found = self.windowed(node, numbers, Pool1D(function="max", **options), numbers.shape[2])
+        self.give(node.outputs[0], features_first(found, shape))
 
     def make_AveragePool(self, node: Node) -> None:  # noqa: N802
         numbers, shape, options = self.window(node, node.integers("kernel_shape") or [])
         layer = Pool1D(function="mean", count_padding=bool(node.integer("count_include_pad")), **options)
-        self.windowed(node, numbers, shape, layer, numbers.shape[2])
+        self.give(node.outputs[0], features_first(self.windowed(node, numbers, layer, numbers.shape[2]), shape))
 
     def window(self, node: Node, sizes: list[int]) -> tuple[Numbers, list[int], dict[str, Any]]:
         """The numbers (N, T, E) of an input (N, E, T), or with one more axis of size 1; the shape of such axes; and the options
@@ -188,73 +167,7 @@ class Operators(Moves):
         shape[axis] = -1
         return numbers.reshape(*numbers.shape[:2], spatial[axis]).swapaxes(1, 2), shape, options
 
-    def windowed(self, node: Node, numbers: Numbers, shape: list[int], layer: Window, width: int) -> None:
-        source = self.sequences(node, numbers)
-        steps = int(layer.output_lengths(np.array([source.steps]))[0])
-        if steps < 1:
-            raise DataError("the input that the graph declares has fewer steps than a window")
-        made = self.layer(node, "sequences", (len(numbers), steps, width), source, layer)
-        self.give(node.outputs[0], made.numbers.swapaxes(1, 2).reshape(len(numbers), width, *shape))
-
     # What is computed of each row
-
-    def operand(self, node: Node, k: int) -> Array:
-        """An input as an array, of numbers of the file or of those that are traced."""
-        numbers = self.numbers(node.input(k))
-        return self.required(node, k) if numbers is None else traced(numbers)
-
-    def computed(self, node: Node, function: Callable[..., rf.Rows], operands: list[Array]) -> Numbers:
-        """The numbers of what a function gives for each element, of operands of which one at least is traced."""
-        shape = np.broadcast_shapes(*(array.shape for array in operands))
-        flows = {k: self.sources.settled(array["element"]) for k, array in enumerate(operands) if array.dtype == ELEMENT}
-        widest, source = max(flows.values(), key=lambda flow: flow[1].width)
-        root = source.rows or source
-        rows, features = source.places(np.broadcast_to(widest, shape))
-        width = source.width
-        larger = [axis for axis in range(-len(shape), 0) if shape[axis] != (*[1] * len(shape), *widest.shape)[axis]]
-        if width == len(larger) == 1:  # one number of each row, and one of the file for each feature
-            width = shape[larger[0]]
-            features = np.moveaxis(np.broadcast_to(np.arange(width), np.moveaxis(rows, larger[0], -1).shape), -1, larger[0])
-        elif larger:
-            raise DataError(f"makes {shape} of {widest.shape}, which is not known to this program")
-        arguments: list[Expression | rf.Rows] = []
-        for k, array in enumerate(operands):
-            if k in flows:
-                numbers, other = flows[k]
-                own_rows, own_features = other.places(np.broadcast_to(numbers, shape))
-                if (other.rows or other) is not root:
-                    names = self.sources.name(root), self.sources.name(other.rows or other)
-                    raise DataError(f"takes two inputs, of {names[0]} and {names[1]}; expected a model in one line")
-                if (own_rows != rows).any() or (other.width > 1 and (own_features != features).any()):
-                    raise DataError("puts numbers of several steps or features together; not known to this program")
-                arguments.append(other.function)
-                continue
-            every = np.broadcast_to(array, shape)
-            each = np.zeros(width, bool if array.dtype == bool else np.float64)
-            each[features] = every
-            if not np.array_equal(each[features], every, equal_nan=array.dtype.kind == "f"):
-                raise DataError("its numbers differ from step to step, or between sequences; not known to this program")
-            arguments.append(each)
-        return self.function(node, root, width, function, tuple(arguments)).first + rows * width + features
-
-    def function(
-        self,
-        node: Node,
-        root: Source,
-        width: int,
-        function: Callable[..., rf.Rows],
-        arguments: tuple[Expression | rf.Rows, ...],
-    ) -> Source:
-        expression = Expression(node.operator, node.name, width, function, arguments)
-        return self.sources.add(root.kind, (*root.shape[:-1], width), root.made, function=expression, rows=root)
-
-    def over_features(self, node: Node, axis: int, function: Callable[[rf.Rows], rf.Rows]) -> Numbers:
-        """The numbers of a function of whole rows, whose features must lie along an axis."""
-        numbers, source = self.sources.settled(self.flowing(node, 0))
-        if not -numbers.ndim <= axis < numbers.ndim or not along_features(numbers, source, axis):
-            raise DataError(f"axis {axis} is not that of the features, which is not known to this program")
-        made = self.function(node, source.rows or source, source.width, function, (source.function,))
-        return numbers - source.first + made.first
 
     def make_Cast(self, node: Node) -> None:  # noqa: N802
         """From floats to floats nothing is done; what is computed of ids may be of any type on the way."""
@@ -342,41 +255,52 @@ class Operators(Moves):
         axes = list(range(2, self.flowing(node, 0).ndim))
         self.give(node.outputs[0], self.reduced(node, name, function, axes, True))
 
-    def reduced(self, node: Node, name: str, function: Callable[..., Any], axes: list[int], keep: bool) -> Numbers:
-        """Over the features of each row, or over the steps of each sequence; other axes that are named must be of size 1."""
-        numbers, source = self.sources.settled(self.flowing(node, 0))
-        if not axes or any(not -numbers.ndim <= axis < numbers.ndim for axis in axes):
-            raise DataError(f"over axes {axes} is not known to this program; expected the steps or the features")
-        axis, *others = sorted(axes, key=lambda axis: numbers.shape[axis] == 1)
-        if any(numbers.shape[other] != 1 for other in others):
-            raise DataError(f"over axes {axes} is not known to this program; expected one, the steps or the features")
-        if along_features(numbers, source, axis):
-            root, row_wise = source.rows or source, functools.partial(function, axis=1, keepdims=True)
-            made = self.function(node, root, 1, row_wise, (source.function,))
-            found = np.take(source.places(numbers)[0], [0], axis) + made.first
-        else:
-            found = self.pooled(node, name, numbers, axis)
-        return found if keep else found.squeeze(tuple(axes))
+    def move(self, node: Node) -> None:
+        if node.operator == "Slice":
+            self.refuse_cut(node)
+        if node.operator == "Gather" and self.numbers(node.input(1)) is not None:
+            raise DataError("takes elements that the input chooses, which is not known to this program")
+        for value in node.outputs:
+            self.constants.of(value)
 
-    def pooled(self, node: Node, name: str, numbers: Numbers, axis: int) -> Numbers:
-        """What is left of an axis that must be that of the steps: 1."""
-        numbers, source = self.sources.layered(numbers)
-        if source.kind != "sequences" or axis >= numbers.ndim:
-            raise DataError("is not computed of sequences")
-        rows, features = (np.moveaxis(part, axis, -1) for part in source.places(numbers))
-        same = constant(rows // source.steps) and constant(features) and rows.shape[-1] == source.steps
-        if not same or (rows % source.steps != np.arange(source.steps)).any():
-            raise DataError(f"axis {axis} is not that of the steps, which is not known to this program")
-        made = self.layer(node, "vectors", source.shape[::2], source, Pool(name))
-        return np.expand_dims(made.first + (rows // source.steps * source.width + features)[..., 0], axis)
+    def refuse_cut(self, node: Node) -> None:
+        """A slice that ends at some step cuts longer sequences."""
+        numbers = self.flowing(node, 0)
+        ends = integers_of(node, "ends", [self.constants.of(value) for value in node.inputs], 2) or []
+        axes = integers_of(node, "axes", [self.constants.of(value) for value in node.inputs], 3) or range(len(ends))
+        for end, axis in zip(ends, axes, strict=False):
+            if numbers.shape[axis] < end < OPEN_END:
+                raise DataError(f"takes {end} of axis {axis} at most, which cuts what is longer; not known to this program")
+
+    def make_ReverseSequence(self, node: Node) -> None:  # noqa: N802
+        numbers, lengths = self.flowing(node, 0), self.constant(node, 1)
+        axis = node.integer("time_axis")
+        if lengths is None or axis >= numbers.ndim or (lengths != numbers.shape[axis]).any():
+            raise DataError("reverses a part of the steps, which is not known to this program")
+        self.give(node.outputs[0], np.flip(numbers, axis))
+
+    def make_Pad(self, node: Node) -> None:  # noqa: N802
+        numbers = self.flowing(node, 0)
+        pads = integers_of(node, "pads", [self.constants.of(value) for value in node.inputs], 1)
+        value = self.constant(node, 2)
+        filled = node.number("value") if value is None else float(value.reshape(-1)[0])
+        if node.text("mode", "constant") != "constant" or filled or pads is None or self.constant(node, 3) is not None:
+            raise DataError("pads with other than zeros, or some axes; not known to this program")
+        if min(pads) < 0:
+            raise DataError("cuts with negative padding; not known to this program")
+        sides = list(zip(pads[: numbers.ndim], pads[numbers.ndim :], strict=True))
+        self.give(node.outputs[0], np.pad(numbers, sides, constant_values=PADDING) if any(pads) else numbers)
 
 
-def constant(numbers: Numbers) -> bool:
-    """Whether all numbers along the last axis are the same."""
-    return bool((numbers == numbers[..., :1]).all())
+def refuse_padding_seen(made: Layers) -> None:
+    """Steps behind the length that an LSTM is told are zeros of it: what looks at them sees no padding here."""
+    for layer, name in itertools.dropwhile(lambda named: not isinstance(named.layer, Model), made):
+        if isinstance(layer, Window | Flatten) or (isinstance(layer, Pool) and layer.function != "final"):
+            raise DataError(
+                f"node {shown(name)!r} looks at steps behind the length that an LSTM takes; not known to this program"
+            )
 
 
-def along_features(numbers: Numbers, source: Source, axis: int) -> bool:
-    """Whether an axis of an array is that of a source's features, all of them in their order."""
-    rows, features = (np.moveaxis(part, axis, -1) for part in source.places(numbers))
-    return rows.shape[-1] == source.width and constant(rows) and bool((features == np.arange(source.width)).all())
+def features_first(numbers: Numbers, shape: list[int]) -> Numbers:
+    """Numbers (N, T, E) as (N, E) and the axes of this shape."""
+    return numbers.swapaxes(1, 2).reshape(len(numbers), numbers.shape[2], *shape)

@@ -20,7 +20,7 @@ from lstmcli.weights.draft import Choices
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-MODELS = Path(__file__).parents[3] / "data" / "models"
+MODELS = Path(__file__).parents[4] / "data" / "models"
 Line = tuple[str, str, dict[str, Any]]  # operator, inputs and outputs as in "X W -> Y", attributes
 FEATURES, UNITS = 4, 3
 FEW = (2, 5)  # sequences, steps
