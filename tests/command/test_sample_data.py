@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,8 @@ def test_vowels() -> None:
     valid = ~files.padding(x.shape, lengths)
     assert not x[~valid].any()
     assert x[valid].any(axis=1).all()
+    with (SAMPLE_DATA / "vowels_speakers.csv").open(newline="") as table:
+        assert list(csv.reader(table)) == [["id", "speaker"], *([str(k), str(one)] for k, one in enumerate(speaker))]
 
 
 def test_readme_names_every_file_and_the_licence() -> None:
