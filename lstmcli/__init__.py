@@ -23,12 +23,13 @@ if TYPE_CHECKING:
         Stack,
         init_model,
         load_model,
+        open_result,
         run,
     )
 
 __all__ = [
     "Bidirectional", "Cell", "CellOptions", "Chain", "LstmcliError", "Model", "Residual", "Reverse", "Stack",
-    "__version__", "init_model", "load_model", "run",
+    "__version__", "init_model", "load_model", "open_result", "run",
 ]  # fmt: skip
 
 

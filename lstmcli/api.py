@@ -4,7 +4,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from lstmcli.engine.call import run_padded
 from lstmcli.engine.chains.call import predict
@@ -18,9 +18,12 @@ from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, St
 from lstmcli.weights.chains import load
 from lstmcli.weights.draft import Choices
 
+if TYPE_CHECKING:
+    from lstmcli.results.stored_result import StoredResult
+
 __all__ = [
     "Bidirectional", "Cell", "CellOptions", "Chain", "LstmcliError", "Model", "Residual", "Reverse", "Stack", "init_model",
-    "load_model", "run",
+    "load_model", "open_result", "run",
 ]  # fmt: skip
 
 Arguments = ParamSpec("Arguments")
@@ -62,6 +65,24 @@ Model.predict = Chain.predict = short_errors(predict)
 Model.save = Chain.save = save
 init_model = short_errors(new_weights.init_model)
 load_model = short_errors(load.load_model)
+
+
+@short_errors
+def open_result(path: str | os.PathLike[str]) -> "StoredResult":
+    """Opens an HDF5 result for reading: nothing but lengths and ids is in memory before it is asked for.
+
+        with lstmcli.open_result("x.lstm.h5") as result:
+            result.outputs[3]              # (length, D): the steps of a sequence, by number or by id, in any layout
+            result.outputs.padded(0, 100)  # (100, T, D)
+            result.state["0/h"][3]         # (units,); numpy.asarray(result.state["0/h"]) is (N, units)
+            result.lengths, result.ids, result.model, result.attributes["options"]
+            result.to_pandas("outputs"), result.to_xarray()
+
+    Raises MissingInputError, or DataError for a file that is no result, or a damaged one.
+    """
+    from lstmcli.results.stored_result import StoredResult
+
+    return StoredResult(path)
 
 
 @short_errors
