@@ -58,6 +58,8 @@ def address_in(file: Path) -> str:
     until = time.monotonic() + SECONDS
     while True:
         try:
+            if file.exists() and not file.is_file():
+                raise ValueError("a folder, a pipe or a device")
             return str(json.loads(file.read_text())["address"])
         except FileNotFoundError:
             what = "does not exist"

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from lstmcli.blocks import Lengths
-from lstmcli.errors import DataError, MissingInputError, OutputError, UsageError, shown
+from lstmcli.errors import DataError, OutputError, UsageError, shown
+from lstmcli.files.file_kind import open_by_kind
 from lstmcli.files.partial_file import write_whole
 from lstmcli.results.formats.paths import Paths
 from lstmcli.results.journal import Fingerprint
@@ -144,10 +145,8 @@ def write_plan(plan: Plan, overwrite: bool) -> None:
 def read_plan(path: str) -> Plan:
     """Reads a plan. Raises MissingInputError if there is no such file, DataError if it is no plan, or was changed."""
     where = shown(path)
-    try:
-        text = Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise MissingInputError(f"{where}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    with open_by_kind(path) as (file, _):
+        text = file.take(0, file.opened.st_size)
     try:
         content = json.loads(text)
         kind, version = content["format"], content["format_version"]

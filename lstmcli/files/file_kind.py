@@ -24,9 +24,12 @@ class FileKind(Enum):
 
 
 @contextmanager
-def open_by_kind(path: str) -> Iterator[tuple[FileBytes, FileKind]]:
-    """Opens a file and says what it is. Raises MissingInputError and StorageError."""
-    fd = open_readable(path)
+def open_by_kind(path: str, pipes: bool = False) -> Iterator[tuple[FileBytes, FileKind]]:
+    """Opens a file and says what it is. Raises MissingInputError and StorageError, and DataError for what is no file.
+
+    pipes: takes a pipe or a device as well.
+    """
+    fd = open_readable(path, pipes)
     try:
         file = FileBytes(fd, shown(path))
         yield file, kind_of(file)

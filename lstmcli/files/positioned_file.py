@@ -20,16 +20,22 @@ STOP_CHECK = 200  # milliseconds
 SAMPLES, SAMPLE = 16, 64 << 10  # pieces of a file, and bytes of each, that stand for the whole
 
 
-def open_readable(path: str) -> int:
-    """Returns a new file descriptor. Raises MissingInputError for no such file, a directory, or no permission."""
+def open_readable(path: str, pipes: bool = False) -> int:
+    """Returns a new file descriptor. Raises MissingInputError for no such file, a directory, or no permission.
+
+    pipes: of a pipe or a device as well, where opening may wait for somebody who writes; otherwise raises DataError at once.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if pipes else os.O_NONBLOCK))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MissingInputError(f"{shown(path)}: cannot be opened: {reason}") from error
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISDIR(mode) or not (pipes or stat.S_ISREG(mode)):
         os.close(fd)
-        raise MissingInputError(f"{shown(path)}: expected a file, got a directory")
+        if stat.S_ISDIR(mode):
+            raise MissingInputError(f"{shown(path)}: expected a file, got a directory")
+        raise DataError(f"{shown(path)}: expected a file, got a pipe or a device")
     return fd
 
 

@@ -32,7 +32,7 @@ def open_source(spec: str, axes: str = "NTE", follow_links: bool = False, token_
             files.callback(os.close, fd)
             data = FileBytes(fd, path)
         else:
-            data, kind = files.enter_context(open_by_kind(path))
+            data, kind = files.enter_context(open_by_kind(path, pipes=True))
         if dataset is not None and kind not in (FileKind.HDF5, FileKind.ZIP):
             raise DataError(f"{data.name}: dataset {shown(dataset)} is named, but this is not an HDF5 file")
         if kind is FileKind.HDF5:

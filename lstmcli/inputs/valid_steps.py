@@ -141,7 +141,7 @@ def _named(spec: str, padding: str | None, source: Source, follow: bool) -> Vali
     if spec == "-":
         raise UsageError("--lens -: only --input may be -; give a file, or /dev/stdin")
     path, dataset = split_spec(spec)
-    with open_by_kind(path) as (file, kind):
+    with open_by_kind(path, pipes=True) as (file, kind):
         if kind is FileKind.HDF5:
             with hdf5.open_file(path) as container:
                 item = hdf5_safety.dataset(container, dataset or likely_name(container), follow)

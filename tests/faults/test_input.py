@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from helpers import files
+from helpers import files, weight_files
 from helpers.case import Case
 from helpers.command import Ran, assert_one_line, lstmcli, succeed
 from helpers.system_tools import injected, under
@@ -304,3 +304,40 @@ def test_strange_names(name: str, style: str, case: Case, tmp_path: Path) -> Non
     assert len(ran.text.splitlines()) == (1 if style == "json" else 10)
     files.assert_same_bits(files.read_result(tmp_path / f"{name}.out.h5"), case.result)
     assert_one_line(lstmcli(*args, cwd=tmp_path), 73, "out.h5")
+
+
+# Pipes
+
+NO_PIPES = [
+    "run -i x.npy -w pipe -o out.h5",
+    "run -i x.npy -u 3 --initial-state pipe -o out.h5",
+    "run -i x.npy -w model.index -o out.h5",
+    "run -i flat.npy -u 3 --offsets pipe -o out.h5",
+    "run -i storage.h5 -u 3 --follow-links -o out.h5",
+    "predict -i x.npy -w model.h5 --labels pipe -o out.csv",
+    "verify pipe",
+    "model show pipe",
+    "model import pipe -o other.h5",
+    "model export pipe -o other.safetensors",
+    "model import model.index -o other.h5 --check x.npy,pipe",
+    "run --plan pipe --shard 1",
+    "merge pipe -o out.h5",
+]
+
+
+@pytest.mark.parametrize("line", NO_PIPES)
+def test_a_pipe_that_nobody_writes_is_refused_at_once(line: str, tmp_path: Path) -> None:
+    """Where a file must be read in any order, opening a pipe would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    files.write_npy(tmp_path / "x.npy", np.zeros((2, 3, 4), np.float32))
+    files.write_npy(tmp_path / "flat.npy", np.zeros((6, 4), np.float32))
+    files.write_model(tmp_path / "model.h5", files.random_model(4, [5]))
+    variables = weight_files.tensorflow_variables(weight_files.random_cell(4, 5, 0), "rnn/lstm_cell")
+    weight_files.write_checkpoint(tmp_path / "model", variables)
+    data = next(tmp_path.glob("model.data-*"))
+    if "--check" not in line:
+        data.unlink()
+        os.mkfifo(data)
+    with h5py.File(tmp_path / "storage.h5", "w") as file:
+        file.create_dataset("x", SHAPE, "<f4", external=[("pipe", 0, 4 * int(np.prod(SHAPE)))])
+    assert_one_line(under(["timeout", "30"], *line.split(), cwd=tmp_path), 65)

@@ -91,8 +91,6 @@ def open_states(
         raise UsageError("--initial-state -: only --input may be -; give a file")
     with ExitStack() as files:
         data, kind = files.enter_context(open_by_kind(path))
-        if kind is FileKind.STREAM:
-            raise DataError(f"{data.name}: expected a file, got a pipe or a device")
         places = None
         if kind is FileKind.HDF5:
             file = files.enter_context(hdf5.open_file(path))

@@ -35,8 +35,6 @@ def read_numbers(spec: str, option: str) -> tuple[Lengths, str]:
             return numbers_of(array)
         if name is not None:
             raise DataError(f"{file.name}: dataset {name} is named, but this is not an HDF5 file")
-        if kind is FileKind.STREAM:
-            raise DataError(f"{file.name}: expected a file, got a pipe or a device")
         if kind is FileKind.NPY:
             array = NpyArray(file.fetch, file.name)
             array.check_size(file.opened.st_size)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, shown
 from lstmcli.files.positioned_file import FileBytes, open_readable
 from lstmcli.weights.containers.crc32c import crc32c, unmasked
+from lstmcli.weights.containers.model_folder import is_beside
 from lstmcli.weights.containers.protobuf import Message, varint
 from lstmcli.weights.containers.tensor import DTYPES, Tensor, decode
 
@@ -45,6 +47,10 @@ def read_tensors(index: FileBytes, prefix: str, files: ExitStack) -> list[Tensor
             raise DataError(f"{where}: damaged: a tensor in data file {number} of {count}")
         if number not in shards:
             path = f"{prefix}.data-{number:05d}-of-{count:05d}"
+            if not is_beside(Path(path), Path(f"{prefix}.index")):
+                raise DataError(
+                    f"{shown(path)}: is a link out of the checkpoint's folder, where nothing is read; copy it there"
+                )
             fd = open_readable(path)
             files.callback(os.close, fd)
             shards[number] = FileBytes(fd, shown(path))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lstmcli.errors import DataError, shown
 from lstmcli.files.positioned_file import FileBytes, open_readable
+from lstmcli.weights.containers.model_folder import is_beside, real_path
 from lstmcli.weights.containers.protobuf import Message
 from lstmcli.weights.containers.tensor import DTYPES, Tensor, decode
 
@@ -76,10 +77,8 @@ def external(entry: dict[str, str], path: str, where: str, size: int) -> bytes:
     model = Path(path)
     targets = [folder / location for folder in dict.fromkeys((model.parent, real_path(model).parent))]
     target = next((one for one in targets if os.path.lexists(one)), targets[0])
-    # real_path() follows symbolic links, so that none leads out either.
-    folders = [real_path(model.parent), real_path(model).parent]
     plain = location and not Path(location).is_absolute() and ".." not in Path(location).parts
-    if not plain or not any(real_path(target).is_relative_to(folder) for folder in folders):
+    if not plain or not is_beside(target, model):
         raise DataError(f"{where}: its values lie in {shown(location)!r}, outside of the model's folder, where nothing is read")
     try:
         offset, length = int(entry.get("offset", "0")), int(entry.get("length", str(size)))
@@ -97,11 +96,3 @@ def external(entry: dict[str, str], path: str, where: str, size: int) -> bytes:
         return file.take(offset, size)
     finally:
         os.close(fd)
-
-
-def real_path(path: Path) -> Path:
-    """Returns where a path leads; for one that leads nowhere, a place that nothing is in."""
-    try:
-        return path.resolve()
-    except (OSError, ValueError, RuntimeError):
-        return Path("/dev/null/nowhere")

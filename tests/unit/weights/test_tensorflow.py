@@ -252,3 +252,19 @@ def test_goldens_by_way_of_a_checkpoint(name: str, tmp_path: Path) -> None:
         )
     assert golden.relative_error(outputs, case.outputs) <= case.tolerance
     assert all(golden.relative_error(value, case.state[path]) <= case.tolerance for path, value in state.items())
+
+
+def test_values_outside_of_the_folder_are_refused_by_name(tmp_path: Path) -> None:
+    """A checkpoint whose files are all links to one other folder, as in the cache of a model hub, is read."""
+    folder, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    path = wf.write_checkpoint(folder / "m", wf.tensorflow_variables(ONE, "rnn/lstm_cell"))
+    data = next(folder.glob("m.data-*"))
+    data.rename(elsewhere / "blob")
+    data.symlink_to(elsewhere / "blob")
+    assert "out of the checkpoint's folder" in refusal(path)
+    assert data.name in refusal(path)
+    path.rename(elsewhere / "index")
+    path.symlink_to(elsewhere / "index")
+    assert_same(tree(path), naive.Stack((ONE,)))
