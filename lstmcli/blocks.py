@@ -1,5 +1,6 @@
 """The one form that sequences have between files and kernel, and the types that all rooms share."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,6 +49,12 @@ class Block(NamedTuple):
         return Block(self.rows[:, first : first + count], self.starts, self.lengths)
 
 
+def one_nan(rows: Floats) -> None:
+    """Makes every NaN in rows that of NumPy, as the kernels do: which sign and payload a sum passes on is the CPU's choice."""
+    if np.isnan(rows.max(initial=-np.inf)):
+        rows[np.isnan(rows)] = np.nan
+
+
 class Valid(NamedTuple):
     """The valid steps of padded sequences: starts[s] .. starts[s] + lengths[s] of sequence s. (n,) int64; 0, 0 for none."""
 
@@ -70,6 +77,27 @@ def packed_starts(lengths: Lengths) -> Lengths:
     starts = np.zeros(len(lengths), np.int64)
     np.cumsum(lengths[:-1], out=starts[1:])
     return starts
+
+
+def runs_to_move_together(begins: Lengths, ends: Lengths, near: int, most: int) -> Iterator[slice]:
+    """Cuts runs of rows begins[k] .. ends[k], which ascend, into groups that are moved in one call, with the gaps between them.
+
+    From the end of a run to the end of the next one in its group there are at most `near` rows; a longer run is a group of its
+    own. A group of several runs spans at most most + near rows.
+    """
+    apart = ends[1:] - ends[:-1] > near
+    apart |= (ends - begins)[:-1] > near
+    apart |= ends[1:] // most != ends[:-1] // most
+    if not len(ends):
+        return iter(())
+    cuts = [0, *(np.flatnonzero(apart) + 1).tolist(), len(ends)]
+    return map(slice, cuts[:-1], cuts[1:])
+
+
+def rows_of_runs(begins: Lengths, ends: Lengths) -> Lengths:
+    """Returns the numbers of all rows begins[k] .. ends[k]."""
+    counts = ends - begins
+    return np.arange(counts.sum()) + np.repeat(begins - packed_starts(counts), counts)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmcli.blocks import Block, Floats, State
+from lstmcli.blocks import Block, Floats, State, one_nan
 from lstmcli.engine.lanes_and_threads import Schedule
 from lstmcli.engine.packed_cell import PackedCell, kernel_options
 from lstmcli.kernel import lstm
@@ -106,6 +106,7 @@ class Pass:
         elif isinstance(node, Residual):
             self.walk(node.inner, path, block, outputs, cells, backward, depth)
             np.add(outputs.rows, block.rows, out=outputs.rows)
+            one_nan(outputs.rows)
 
     def stack(
         self, node: Stack, path: str, block: Block, outputs: Block, cells: Block | None, backward: bool, depth: int
@@ -139,6 +140,8 @@ class Pass:
             np.add(first.rows, second.rows, out=first.rows)
         if node.merge == "mean":
             np.multiply(first.rows, self.prepared.dtype.type(0.5), out=first.rows)
+        if node.merge != "concat":
+            one_nan(first.rows)
 
     def scratch(self, key: tuple[int, int], block: Block, width: int) -> Block:
         return block.like(self.prepared.buffer(key, self.schedule.steps, width))

@@ -1,13 +1,12 @@
 """Padded arrays whose axes lie in a file or a pipe as they are read: sequences, steps, features."""
 
 import math
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import numpy as np
 
-from lstmcli.blocks import Lengths
-from lstmcli.inputs.source import STAGING, Rows, Source, StoredArray
+from lstmcli.blocks import Lengths, rows_of_runs, runs_to_move_together
+from lstmcli.inputs.source import CALL, STAGING, Rows, Source, StoredArray
 
 
 class ContiguousArray(Source):
@@ -17,28 +16,41 @@ class ContiguousArray(Source):
         super().__init__(array, files, math.prod(array.shape) * array.dtype.itemsize)
         assert array.offset is not None
         self.offset = array.offset
+        self.row_bytes = self.shape[2] * self.dtype.itemsize
+        self.near, self.most = CALL // self.row_bytes, max(1, (STAGING - CALL) // self.row_bytes)  # rows, of a read with gaps
         self.staging = np.empty(STAGING // self.dtype.itemsize, self.dtype)
 
     def _read(self, first: int, starts: Lengths, lengths: Lengths, rows: Rows) -> None:
-        width = self.shape[2]
-        flat, at = rows.reshape(-1), 0
-        target = flat.view(np.uint8).data
-        for begin, end in self._runs(first, starts, lengths):
-            count = (end - begin) * width
-            offset = self.offset + begin * width * self.dtype.itemsize
-            if self.dtype == rows.dtype:
-                self.data.fetch(target[at * flat.itemsize : (at + count) * flat.itemsize], offset)
-            else:
-                self._convert(flat[at : at + count], offset)
-            at += count
+        begins, ends = self._runs(first, starts, lengths)
+        at = 0
+        for group in runs_to_move_together(begins, ends, self.near, self.most):
+            begin, end = int(begins[group.start]), int(ends[group.stop - 1])
+            if group.stop - group.start == 1:
+                target = rows[at : at + end - begin]
+                self._fetch(target.reshape(-1), begin)
+            else:  # a call for each run would take longer than to read the short gaps as well, and to drop them
+                staged = self.staging[: (end - begin) * self.shape[2]].reshape(end - begin, -1)
+                self.data.fetch(staged.reshape(-1).view(np.uint8).data, self.offset + begin * self.row_bytes)
+                wanted = rows_of_runs(begins[group], ends[group]) - begin
+                target = rows[at : at + len(wanted)]
+                target[:] = staged[wanted]
+            at += len(target)
 
-    def _runs(self, first: int, starts: Lengths, lengths: Lengths) -> Iterator[tuple[int, int]]:
-        """Yields the rows of the (N * T, E) array to read; sequences without padding between them come as one run."""
+    def _runs(self, first: int, starts: Lengths, lengths: Lengths) -> tuple[Lengths, Lengths]:
+        """Returns the rows of the (N * T, E) array to read; sequences without padding between them are one run."""
         used = np.flatnonzero(lengths)
         begins = (first + used) * self.shape[1] + starts[used]
         ends = begins + lengths[used]
         cuts = np.flatnonzero(begins[1:] != ends[:-1]) + 1
-        return zip(begins[np.r_[0, cuts]].tolist(), ends[np.r_[cuts - 1, -1]].tolist(), strict=True)
+        return begins[np.r_[0, cuts]], ends[np.r_[cuts - 1, -1]]
+
+    def _fetch(self, target: Rows, row: int) -> None:
+        """Reads the values from a row on into target (n,)."""
+        offset = self.offset + row * self.row_bytes
+        if self.dtype == target.dtype:
+            self.data.fetch(target.view(np.uint8).data, offset)
+        else:
+            self._convert(target, offset)
 
     def _convert(self, target: Rows, offset: int) -> None:
         """Reads values at `offset` and converts them into target (n,)."""

@@ -19,7 +19,7 @@ import llvmlite.ir as ir
 
 from lstmcli.kernel.activations import ACTIVATIONS, clipped
 from lstmcli.kernel.layout import GATES, Argument, Column, Options, Shape
-from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, join, split
+from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, join, one_nan, split
 
 BOOLEAN = ir.IntType(1)
 Limits = dict[str, Vector]  # of the clips that a cell has
@@ -37,7 +37,7 @@ def cell(options: Options, gates: list[Vector], c: Vector, peephole: list[Vector
     c = clip(fma(f, c, i * g), limits, "cell")
     if options.peephole:
         o = fma(peephole[2], c, o)
-    return c, s(clip(o, limits, "gate")) * act(c)
+    return one_nan(c), one_nan(s(clip(o, limits, "gate")) * act(c))
 
 
 def clip(x: Vector, limits: Limits, name: str) -> Vector:
@@ -271,7 +271,7 @@ def define_projection(module: ir.Module, shape: Shape, options: Options, rows: i
         column = builder.add(first, ir.Constant(I64, number * shape.width))
         part = simd.part(builder.sub(tile.number(Argument.OUTPUTS), column))
         with builder.if_then(part.some):
-            values = [clip(row[number], limits, "projection") for row in sums]
+            values = [one_nan(clip(row[number], limits, "projection")) for row in sums]
             simd.store_part(zip(values, tile.addresses(Column.Y, column), strict=True), part)
     builder.ret_void()
     return function

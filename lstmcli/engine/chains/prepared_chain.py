@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmcli.blocks import Block, Floats, Lengths
+from lstmcli.blocks import Block, Floats, Lengths, one_nan
 from lstmcli.engine.chains.layers import (
     Cast,
     Passing,
@@ -76,6 +76,7 @@ class PreparedChain:
         passing = Passing(rows, lengths)
         for step in self.steps:
             step(passing)
+        one_nan(passing.rows)
         if not self.chain.has_steps:
             return passing.rows, np.ones(len(lengths), np.int64)
         if passing.valid is None:

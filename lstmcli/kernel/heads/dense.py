@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 
 from lstmcli.kernel.heads.tables import DensePlace
 from lstmcli.kernel.layout import Shape
-from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma
+from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, one_nan
 
 BLOCK = 48  # rows that a panel of weights is read for at a time, while they stay in the cache
 
@@ -100,7 +100,7 @@ def define_tile(module: ir.Module, shape: Shape, vectors: int, rows: int) -> ir.
     for v in range(vectors):
         part = simd.part(builder.sub(left, ir.Constant(I64, v * shape.width)))
         with builder.if_then(part.some):
-            simd.store_part([(done[row][v], vector_at(y_rows[row], v)) for row in range(rows)], part)
+            simd.store_part([(one_nan(done[row][v]), vector_at(y_rows[row], v)) for row in range(rows)], part)
     builder.ret_void()
     return function
 

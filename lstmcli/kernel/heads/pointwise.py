@@ -16,7 +16,7 @@ from lstmcli.kernel import activations
 from lstmcli.kernel.activations import CONSTANTS, clipped, expm1_parts
 from lstmcli.kernel.heads.tables import FUNCTIONS, Place
 from lstmcli.kernel.layout import Shape
-from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, if_less
+from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, if_less, one_nan
 
 ADDRESSES = types.CPointer(types.int64)
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al. 2017
@@ -186,7 +186,8 @@ def emit_loop(simd: Simd, function: Function, x: ir.Value, y: ir.Value, count: i
     builder.cbranch(builder.icmp_signed("<", k, count), body, after)
     builder.position_at_end(body)
     part = simd.part(builder.sub(count, k))
-    simd.store_part([(function(simd.load_part(simd.at(x, k), part), alpha), simd.at(y, k))], part)
+    value = function(simd.load_part(simd.at(x, k), part), alpha)
+    simd.store_part([(one_nan(value), simd.at(y, k))], part)
     k.add_incoming(builder.add(k, ir.Constant(I64, width)), builder.block)
     builder.branch(loop)
     builder.position_at_end(after)

@@ -77,6 +77,8 @@ def compile_function(here: Target, shape: Sequence[int], function: Callable[...,
     import llvmlite.binding as llvm
     from numba import cfunc
 
+    from lstmcli.kernel.native.float_mode import with_own_mode
+
     made = cfunc(SIGNATURE, nopython=True, error_model="numpy")(function)
-    module = llvm.parse_assembly(made._library.get_llvm_str())
-    return Compiled(made.native_name, list(shape), here.machine().emit_object(module))
+    assembly, symbol = with_own_mode(made._library.get_llvm_str(), made.native_name, here.triple)
+    return Compiled(symbol, list(shape), here.machine().emit_object(llvm.parse_assembly(assembly)))

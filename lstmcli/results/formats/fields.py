@@ -1,7 +1,8 @@
 """The arrays of a result by their place in a file, and how packed rows get there.
 
-Only valid steps are written. The padding is zeros because nothing was ever written there; the layouts flat and per-sequence
-have none.
+Only valid steps are written. The padding is zeros because nothing was ever written there, but for gaps that are smaller than a
+page of memory: the system writes their page with the steps around them, so that zeros over these zeros cost neither space nor
+time, and a call for each short sequence would take most of a run. The layouts flat and per-sequence have no padding.
 """
 
 import itertools
@@ -12,9 +13,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import Lengths, Valid
+from lstmcli.blocks import Lengths, Valid, rows_of_runs, runs_to_move_together
 from lstmcli.files.positioned_file import Data, as_bytes
 
+PAGE = 4096  # bytes
 CACHE = 1 << 19  # bytes that are summed and then written while they are still in the cache
 
 Checksums = NDArray[np.uint32]  # (N,) the CRC-32 of the bytes of each row: of its valid steps where the array has steps
@@ -55,8 +57,8 @@ class Field(NamedTuple):
         """Returns which bytes of the store it has. lengths: of all sequences."""
         if self.begins is None:
             return [Extent(self.offset, math.prod(self.shape) * self.dtype.itemsize)]
-        runs = self._runs(0, Valid(np.zeros_like(lengths), lengths))
-        return [Extent(offset, end - begin) for offset, begin, end in runs]
+        begins, ends = self._runs(0, Valid(np.zeros_like(lengths), lengths))
+        return [Extent(begin, end - begin) for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
 
     @property
     def has_steps(self) -> bool:
@@ -72,18 +74,23 @@ class Field(NamedTuple):
         # np.unique() would load numpy.ma, which takes longer than a small run.
         yield from itertools.starmap(slice, itertools.pairwise(sorted({0, *cuts.tolist(), len(steps)})))
 
-    def put(self, first: int, valid: Valid, rows: NDArray[Any]) -> None:
+    def put(self, first: int, valid: Valid, rows: NDArray[Any], whole: bool = False) -> None:
         """Stores the valid steps of the sequences first, first + 1, ..., packed in rows (R, D).
 
         Where the field has no steps, rows (n, D) are those of the sequences. Where it has no padding, the first step of a
-        sequence has the number 0.
+        sequence has the number 0. whole: these are all steps of the sequences, so what lies between them is padding.
         """
         if not self.has_steps:
             self.put_rows(first, rows)
             return
-        view = as_bytes(rows)
-        for offset, begin, end in self._runs(first, valid):
-            self.store.write(view[begin:end], offset)
+        view, at = as_bytes(rows), 0
+        for begin, end, size, places in self._groups(first, valid, whole):
+            data: Data = view[at : at + size]
+            if places is not None:
+                data = np.zeros((end - begin) // self.row_bytes, row := np.dtype((np.void, self.row_bytes)))
+                data[places] = np.frombuffer(view[at : at + size], row)
+            self.store.write(data, begin)
+            at += size
 
     def put_rows(self, first: int, rows: NDArray[Any]) -> None:
         """Stores whole rows of a field without steps."""
@@ -99,29 +106,44 @@ class Field(NamedTuple):
 
     def get_into(self, rows: NDArray[Any], first: int, valid: Valid) -> None:
         """Fills rows, C-contiguous and of this dtype, with what put() has stored. Raises StorageError."""
-        view = as_bytes(rows)
-        runs = self._runs(first, valid) if self.has_steps else [(self.offset + first * rows[:1].nbytes, 0, len(view))]
-        for offset, begin, end in runs:
-            view[begin:end] = self.store.take(offset, end - begin)
-
-    def _runs(self, first: int, valid: Valid) -> Iterator[tuple[int, int, int]]:
-        """Yields (offset in the store, begin, end in the packed bytes) of sequences that have no padding between them."""
-        starts, steps = valid
-        width = self.shape[2] * self.dtype.itemsize
-        used = np.flatnonzero(steps)
-        if not len(used) or not width:
+        view, at = as_bytes(rows), 0
+        if not self.has_steps:
+            view[:] = self.store.take(self.offset + first * rows[:1].nbytes, len(view))
             return
-        ends = np.cumsum(steps)[used]
-        begins = ends - steps[used]
+        for begin, end, size, places in self._groups(first, valid, together=True):
+            taken = self.store.take(begin, end - begin)
+            if places is not None:
+                taken = np.frombuffer(taken, np.dtype((np.void, self.row_bytes)))[places].tobytes()
+            view[at : at + size] = taken
+            at += size
+
+    @property
+    def row_bytes(self) -> int:
+        return self.shape[-1] * self.dtype.itemsize
+
+    def _groups(self, first: int, valid: Valid, together: bool) -> Iterator[tuple[int, int, int, Lengths | None]]:
+        """Yields what to move in one call: its begin and end in the store, how many bytes of it are steps, and which rows are.
+
+        Those are None where all of it is steps. together: padding of less than a page is moved with the steps around it.
+        """
+        begins, ends = self._runs(first, valid)
+        near = PAGE if together and self.begins is None else 0
+        for group in runs_to_move_together(begins, ends, near, CACHE):
+            begin, end = int(begins[group.start]), int(ends[group.stop - 1])
+            if group.stop - group.start == 1:
+                yield begin, end, end - begin, None
+            else:
+                places = rows_of_runs((begins[group] - begin) // self.row_bytes, (ends[group] - begin) // self.row_bytes)
+                yield begin, end, len(places) * self.row_bytes, places
+
+    def _runs(self, first: int, valid: Valid) -> tuple[Lengths, Lengths]:
+        """Returns where sequences that have no padding between them begin and end in the store."""
+        starts, steps = valid
+        used = np.flatnonzero(steps if self.row_bytes else 0 * steps)
         if self.begins is None:
-            places = self.offset + ((first + used) * self.shape[1] + starts[used]) * width
+            begins = self.offset + ((first + used) * self.shape[1] + starts[used]) * self.row_bytes
         else:
-            places = self.begins[first + used] + starts[used] * width
-        cuts = np.flatnonzero(places[1:] != places[:-1] + steps[used[:-1]] * width) + 1
-        heads, tails = np.r_[0, cuts], np.r_[cuts, len(used)] - 1
-        yield from zip(
-            places[heads].tolist(),
-            (begins[heads] * width).tolist(),
-            (ends[tails] * width).tolist(),
-            strict=True,
-        )
+            begins = self.begins[first + used] + starts[used] * self.row_bytes
+        ends = begins + steps[used] * self.row_bytes
+        is_far = begins[1:] != ends[:-1]
+        return begins[np.r_[True, is_far][: len(used)]], ends[np.r_[is_far, True][: len(used)]]

@@ -105,7 +105,7 @@ class Result:
                 rows = arrays[name][packed[group.start] : packed[group.stop]] if field.has_steps else arrays[name][group]
                 places = valid.part(group.start, group.stop)
                 self._sum(name, field, rows, places.lengths, group)
-                field.put(span.first + group.start, places, rows)
+                field.put(span.first + group.start, places, rows, whole=span.start == 0 and span.last)
         return self._end(span)
 
     def check(self, span: Span) -> int:

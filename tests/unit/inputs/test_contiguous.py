@@ -14,9 +14,10 @@ from lstmcli.inputs.open_input import open_source
 
 @pytest.mark.parametrize("stored", ["<f4", ">f8"])
 @pytest.mark.parametrize("layout", ["npy", "h5-contiguous"])
-def test_only_valid_rows_are_read(stored, layout, tmp_path, monkeypatch):
+@pytest.mark.parametrize("features", [5, 3000])
+def test_only_valid_rows_and_short_gaps_are_read(stored, layout, features, tmp_path, monkeypatch):
     lengths = [4, 9, 9, 0, 2, 9]
-    x = padded(lengths, 9, 5, stored)
+    x = padded(lengths, 9, features, stored)
     calls = []
     preadv = os.preadv
 
@@ -26,9 +27,22 @@ def test_only_valid_rows_are_read(stored, layout, tmp_path, monkeypatch):
 
     with closing(open_source(LAYOUTS[layout](tmp_path / "x.npy", x))) as source:
         monkeypatch.setattr(os, "preadv", counted)
-        read(source, 0, 0, lengths)
-    row = 5 * x.itemsize
-    assert calls == [4 * row, 18 * row, 2 * row, 9 * row]  # full neighbours are one read
+        np.testing.assert_array_equal(read(source, 0, 0, lengths), packed(x, 0, 0, lengths, np.float32))
+    row = features * x.itemsize
+    # Full neighbours are one read; gaps of less than a call is worth are read over.
+    assert calls == ([4 * row, 18 * row, 2 * row, 9 * row] if features == 3000 else [54 * row])
+
+
+def test_many_short_sequences_take_few_reads(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 17, 20_000)
+    x = padded(lengths, 16, 8)
+    preadv, calls = os.preadv, []
+    monkeypatch.setattr(os, "preadv", lambda *args: calls.append(1) or preadv(*args))
+    with closing(open_source(save_npy(tmp_path / "x.npy", x))) as source:
+        calls.clear()
+        np.testing.assert_array_equal(read(source, 0, 0, lengths), packed(x, 0, 0, lengths, np.float32))
+    assert len(calls) < 20
 
 
 def test_short_reads_are_continued(tmp_path, monkeypatch):

@@ -116,6 +116,7 @@ def test_the_same_source_compiles_for_aarch64(bits):
     from lstmcli.kernel import lanes
     from lstmcli.kernel.layout import Options, tile_shape
     from lstmcli.kernel.native.compiled import SIGNATURE
+    from lstmcli.kernel.native.float_mode import with_own_mode
     from lstmcli.kernel.native.target import Target
 
     llvm.initialize_all_targets()
@@ -123,7 +124,8 @@ def test_the_same_source_compiles_for_aarch64(bits):
     target = Target("aarch64-unknown-linux-gnu", "neoverse-n1", "+neon")
     shape = tile_shape(target, bits)
     assert (shape.width * bits, shape.rows, shape.together) == (128, 6, 4)
-    text = cfunc(SIGNATURE, nopython=True, error_model="numpy")(lanes.define(shape, Options()))._library.get_llvm_str()
+    made = cfunc(SIGNATURE, nopython=True, error_model="numpy")(lanes.define(shape, Options()))
+    text, _ = with_own_mode(made._library.get_llvm_str(), made.native_name, target.triple)
     # What Numba wrote for the CPU at hand: its name, its features, and its instruction for a pause.
     text = re.sub(
         r'target (triple|datalayout) = .*|"target-(cpu|features)"="[^"]*"|(tail )?call void @llvm\.x86\.sse2\.pause\(\)',
@@ -137,4 +139,35 @@ def test_the_same_source_compiles_for_aarch64(bits):
     module.triple, module.data_layout = target.triple, str(machine.target_data)
     assembly = machine.emit_assembly(module)
     assert assembly.count(f"\tfmla\tv0.{shape.width}{'s' if bits == 32 else 'd'}") > 0
+    assert assembly.count("\tmsr\tFPCR") == 2
     assert machine.emit_object(module)[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_aarch64_multiplies_by_an_element_of_a_register(bits, rows):
+    """`fmla v0.4s, v1.4s, v2.s[0]`: in the loops on k, no instruction fills a register with one value, and none spills."""
+    import llvmlite.ir as ir
+
+    from lstmcli.kernel import tile
+    from lstmcli.kernel.layout import Options, tile_shape
+    from lstmcli.kernel.native.target import Target
+
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    target = Target("aarch64-unknown-linux-gnu", "neoverse-n1", "+neon")
+    machine, written = target.machine(), ir.Module()
+    written.triple, written.data_layout = target.triple, str(machine.target_data)
+    tile.define(written, tile_shape(target, bits), Options(), rows, half=False).linkage = ""
+    module = llvm.parse_assembly(str(written))
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(module, passes)
+    loops = []
+    for block in re.split(r"^\.LBB", machine.emit_assembly(module), flags=re.MULTILINE):
+        back = re.search(rf"\tb\.\w+\t\.LBB{block.split(':')[0]}\b", block)
+        if back and "fmla" in block[: back.start()]:
+            loops.append(block[: back.start()])
+    assert len(loops) == 2  # over x, over h
+    for loop in loops:
+        assert len(re.findall(r"\tfmla\t.*\.[sd]\[0\]\n", loop)) == loop.count("fmla") == 4 * rows
+        assert not re.search(r"\t(ld1r|dup)\t|\[sp", loop)
