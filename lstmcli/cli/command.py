@@ -76,6 +76,15 @@ class Helped(click.Command):
 class Command(Helped):
     """A command that is given a Terminal, made of --json, --quiet and --progress, as its argument `terminal`."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Says where a file without an option belongs: samtools and grep take it so."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if "extra argument" in error.message and any("--input" in param.opts for param in self.params):
+                raise click.UsageError(f"{error.message}; the input is given as --input FILE", ctx) from error
+            raise
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options under their headings, all in the same two columns."""
         sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}

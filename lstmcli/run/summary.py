@@ -93,7 +93,7 @@ def about_model(model: "Model | Chain") -> dict[str, Any]:
     """Returns the facts of a model, ready for JSON."""
     if chain := as_chain(model):
         layers = [f"{name} ({layer.kind})" for name, layer in zip(chain.names, chain.layers, strict=True)]
-        return {"layers": layers, "parameters": chain.parameters()}
+        return {"layers": layers, "parameters": chain.parameters(), "masks": chain.masks}
     assert isinstance(model, Model)
     units = [cell.units for _, cell in model.cells()]
     return {"layers": len(units), "units": units, "parameters": model.parameters()}

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -19,6 +20,11 @@ MANY = 12  # tensors listed in a message
 CLIPS = ("cell_clip", "projection_clip")
 # What may be said of the weights of any framework, because weights alone do not say how they are used.
 ABOUT_USE = ("select", "activation", "recurrent_activation", *CLIPS, "merge", "residual")
+SLOT = re.compile(
+    r"(^|[./])(optimizers?(_states?|_weights)?|optim)[./]|(^|[./])(max_)?exp_avg(_sq)?s?([./]|$)|[./]momentum_buffer([./]|$)"
+    r"|/(Adam|Adagrad|Adadelta|Momentum|RMSProp|Ftrl|AdamW|LAMB)(Optimizer)?(_\d+)?$|(^|/)beta[12]_power(_\d+)?$"
+    r"|/\.OPTIMIZER_SLOT/|(^|/)(training/)?(Adam|AdamW|SGD|RMSprop|Adagrad)/"
+)
 
 Node = TypeVar("Node")
 Key = TypeVar("Key")
@@ -119,6 +125,11 @@ class Imported:
     def warnings(self) -> list[str]:
         """What nobody should miss, however little they want to be told."""
         return [*self.assumed, *([left_out_before(self.before)] if self.before else [])]
+
+
+def is_slot(name: str) -> bool:
+    """Says whether a tensor is what an optimizer of PyTorch, Keras or TensorFlow keeps beside the weights."""
+    return bool(SLOT.search(name))
 
 
 def left_out_before(layers: Iterable[str]) -> str:

@@ -43,6 +43,10 @@ def test_usage_error_names_option_and_value(case: Case, tmp_path: Path) -> None:
     assert_one_line(lstmcli("run", "--input", case.x_npy, "--units", "7,x", cwd=tmp_path), 2, "--units", "x")
     assert_one_line(lstmcli("run", "--units", 7, cwd=tmp_path), 2, "--input")
     assert_one_line(lstmcli("nonsense", cwd=tmp_path), 2, "nonsense")
+    for command in ("run", "predict"):
+        assert_one_line(
+            lstmcli(command, "x.h5", "-w", "model.pt", cwd=tmp_path), 2, "(x.h5); the input is given as --input FILE"
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """What models and weights look like: the tree of layers, which tensor became what, which were written."""
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lstmcli.errors import shown
 from lstmcli.model.tree import CELL_OPTIONS, Cell, Model
+from lstmcli.weights.draft import is_slot
 
 if TYPE_CHECKING:
     from lstmcli.blocks import Floats
@@ -13,12 +13,6 @@ if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
     from lstmcli.weights.chains.load import WholeModel
     from lstmcli.weights.load import Imported
-
-SLOT = re.compile(
-    r"(^|[./])(optimizers?(_states?|_weights)?|optim)[./]|(^|[./])(max_)?exp_avg(_sq)?s?([./]|$)|[./]momentum_buffer([./]|$)"
-    r"|/(Adam|Adagrad|Adadelta|Momentum|RMSProp|Ftrl|AdamW|LAMB)(Optimizer)?(_\d+)?$|(^|/)beta[12]_power(_\d+)?$"
-    r"|/\.OPTIMIZER_SLOT/|(^|/)(training/)?(Adam|AdamW|SGD|RMSprop|Adagrad)/"
-)
 
 
 def model_facts(model: Model) -> dict[str, Any]:
@@ -114,11 +108,6 @@ def left_out(found: "Imported") -> Iterator[str]:
         yield f"{len(slots)} tensor{'s' * (len(slots) > 1)} of an optimizer, such as {slots[0]}"
     for place in ("before", "after"):
         yield from (f"{shown(name)}, {place} the LSTM" for name in getattr(found, place))
-
-
-def is_slot(name: str) -> bool:
-    """Says whether a tensor is what an optimizer of PyTorch, Keras or TensorFlow keeps beside the weights."""
-    return bool(SLOT.search(name))
 
 
 def export_rows(tensors: "dict[str, Floats]", output: str) -> Iterator[tuple[str, str]]:

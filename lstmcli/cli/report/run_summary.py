@@ -72,6 +72,8 @@ def work_rows(facts: dict[str, Any]) -> Rows:
     if source["ids"]:
         yield "ids", shown(source["ids"])
     origin = f"  {shown(lengths['from'])}" if lengths["from"] else "  all full: no lengths given"
+    if model.get("masks"):
+        origin += "; of these the model's mask hides some"
     place = ", in front" if lengths["padding"] == "pre" else ""
     yield (
         "lengths",

@@ -12,7 +12,7 @@ from lstmcli.files.positioned_file import FileBytes
 from lstmcli.model.chain import Chain
 from lstmcli.model.chain_file import load_any_model
 from lstmcli.model.tree import Model
-from lstmcli.weights.draft import Choices, Draft, left_out_before
+from lstmcli.weights.draft import Choices, Draft, is_slot, left_out_before
 from lstmcli.weights.load import load_weights, read_weights
 
 if TYPE_CHECKING:
@@ -129,8 +129,9 @@ class ChainReader(NamedTuple):
 
         chain, assumed, left_out = chain_line.build(self.line, contents.tensors, read_lstm, where, self.takes_ids)
         notes = [note for each in found for note in each.notes]
-        if left_out:
-            notes.append(f"not in the chain: {', '.join(map(str, left_out[: chain_line.MANY]))}")
+        if missing := [tensor for tensor in left_out if not is_slot(tensor.name)]:
+            more = f" and {len(missing) - chain_line.MANY} more" if len(missing) > chain_line.MANY else ""
+            notes.append(f"not in the chain: {', '.join(map(str, missing[: chain_line.MANY]))}{more}")
         assumed += [sentence for each in found for sentence in each.assumed]
         return WholeModel(chain, contents.kind, tuple(dict.fromkeys(notes)), tuple(dict.fromkeys(assumed)))
 
