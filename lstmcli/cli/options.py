@@ -211,10 +211,11 @@ whole_model_options = option_group(
 layout = option(
     "Output",
     "--layout",
-    type=click.Choice(["padded", "flat"]),
+    type=click.Choice(["padded", "flat", "per-sequence"]),
     show_default="padded for a padded input, flat for a ragged one",
     help="How the steps of the sequences lie in the result: padded is an array (sequences, steps, units) with zeros past the "
-    "length of each; flat has the steps of all sequences one after the other, (steps, units), with offsets.",
+    "length of each; flat has the steps of all sequences one after the other, (steps, units), with offsets; per-sequence "
+    "has an HDF5 dataset (length, units) for each sequence, named by its id.",
 )
 result_options = option_group(
     option(

@@ -15,10 +15,9 @@ from lstmcli.cluster.job_scripts import array_expression
 from lstmcli.cluster.parts import open_part
 from lstmcli.cluster.plan import Plan
 from lstmcli.errors import DataError, LstmcliError, MissingInputError, StoppedError, UsageError, shown
-from lstmcli.files import hdf5, hdf5_safety
+from lstmcli.files import hdf5
 from lstmcli.files.partial_file import write_whole
 from lstmcli.files.positioned_file import FileBytes, open_readable
-from lstmcli.inputs.beside.ids import strings_of
 from lstmcli.inputs.contiguous import ContiguousArray
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.inputs.source import StoredArray
@@ -84,7 +83,8 @@ class JoinedParts:
     def metadata(self) -> Metadata:
         run, compute = self.plan.run, self.plan.job.compute
         made = metadata(compute, self.model, self.valid, run.get("assumed", ()))
-        return made._replace(ids=[name for part in self.parts for name in part.ids] if "ids" in run else None)
+        has_ids = "ids" in run or made.layout == PER_SEQUENCE
+        return made._replace(ids=[name for part in self.parts for name in part.ids] if has_ids else None)
 
 
 def merge(
@@ -125,7 +125,7 @@ def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) 
     if plan.job.compute.layout == PER_SEQUENCE:
         raise UsageError("--virtual: not with --layout per-sequence, whose datasets HDF5 cannot show as one; leave it out")
     paths = merged_paths(plan, output, states, overwrite, resume=False)
-    if not paths.main or paths.main.suffix == ".npy":
+    if paths.main is None or not paths.is_hdf5:
         raise UsageError(f"--virtual --output {output}: expected a name that ends in .h5 or .hdf5")
     whole = check_parts(plan)
     for part in whole.parts:
@@ -214,7 +214,7 @@ def find_part(plan: Plan, number: int, model: Model | Chain | None) -> tuple[Sto
                 steps = int(part.file.attrs["nonfinite_steps"])
             found = Nonfinite(steps, row + first, step) if steps else found
         path = str(plan.part_path(number))
-        ids = strings_of(hdf5_safety.dataset(part.file, "ids")) if "ids" in plan.run else ()
+        ids = part.ids or ()
         return StoredPart(number, path, first, part.valid, part.placed, part.fields, part.sums, found, ids), model
 
 

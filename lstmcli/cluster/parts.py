@@ -8,9 +8,9 @@ from typing import Any
 from lstmcli.cluster.plan import Plan
 from lstmcli.errors import DataError, LstmcliError, MissingInputError, shown
 from lstmcli.model.model_file import attribute, has
+from lstmcli.results.checked_result import CheckedResult, open_result
 from lstmcli.results.formats.paths import journal_name
 from lstmcli.results.journal import differing
-from lstmcli.results.verify import CheckedResult, open_result
 from lstmcli.run.job import Resources
 
 

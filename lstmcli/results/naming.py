@@ -114,7 +114,7 @@ def lay_out(paths: Paths, arrays: Arrays, metadata: Metadata, overwrite: bool, r
         from lstmcli.results.formats.table_result import TableResult
 
         return TableResult(paths, arrays, metadata, overwrite, resume)
-    if paths.main is not None and paths.main.suffix != ".npy":
+    if paths.main is not None and paths.is_hdf5:
         from lstmcli.results.formats.hdf5_result import Hdf5Result
 
         return Hdf5Result(paths.main, arrays, metadata, overwrite, resume)

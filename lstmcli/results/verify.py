@@ -3,13 +3,9 @@
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstmcli.blocks import Valid, packed_starts
 from lstmcli.engine.model_check import confirm
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
@@ -20,8 +16,9 @@ from lstmcli.files.zip_reader import reading_zip
 from lstmcli.model.chain_file import any_model_in, load_any_model
 from lstmcli.model.model_check import read_check
 from lstmcli.model.model_file import FORMAT, load_model
-from lstmcli.results.formats.fields import FLAT, PADDED, Checksums, Extent, Field
-from lstmcli.results.formats.hdf5_result import CHECKSUMS, CONTAINER, container_checksum
+from lstmcli.results.checked_result import CheckedResult, open_result
+from lstmcli.results.formats.fields import PADDED, Field
+from lstmcli.results.formats.hdf5_result import CHECKSUMS
 from lstmcli.results.formats.result import crc32_rows
 
 BLOCK = 16 << 20  # bytes read at a time
@@ -69,69 +66,6 @@ def model_format(path: str) -> str:
     load_any_model(path)
     with hdf5.open_file(path) as file, hdf5.reading(shown(path)):
         return str(file.attrs["format"])
-
-
-class CheckedResult(NamedTuple):
-    """A result whose bytes are what was written, but for the values of its fields, which were not read."""
-
-    file: Any  # h5py.File
-    data: FileBytes
-    valid: Valid
-    layout: str
-    fields: dict[str, Field]
-    sums: dict[str, Checksums]  # of the rows of the fields
-
-    @property
-    def placed(self) -> Valid:
-        """As Metadata.placed."""
-        return self.valid if self.layout == PADDED else Valid(np.zeros_like(self.valid.lengths), self.valid.lengths)
-
-
-@contextmanager
-def open_result(path: str) -> Iterator[CheckedResult]:
-    """Opens a result and checks all but the values of its fields.
-
-    Raises MissingInputError, StorageError, or DataError if it is no result, or damaged, cut or incomplete.
-    """
-    with hdf5.open_file(path) as file:
-        data = FileBytes(file.id.get_vfd_handle(), shown(path))
-        group = hdf5_safety.find(file, CHECKSUMS)
-        if group is None:
-            raise DataError(f"{data.name}::/{CHECKSUMS}: expected a result with checksums, found none")
-        own = hdf5_safety.dataset(file, CONTAINER)
-        names = [e.name.removeprefix("/") for e in hdf5.entries(group)]
-        items = {name: hdf5_safety.dataset(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
-        extents = {name: extent(item) for name, item in items.items()}
-        # This comes before anything else is read, because libhdf5 walks some damaged structures forever.
-        if container_checksum(data.take, data.opened.st_size, [extent(own), *extents.values()]) != hdf5.read_array(own)[0]:
-            raise DataError(
-                f"{data.name}: its structure, lengths, model or checksums are not what was written; "
-                "it was damaged, changed, or never completed"
-            )
-        lengths = np.asarray(hdf5.read_array(hdf5_safety.dataset(file, "lengths")))
-        starts = np.zeros_like(lengths)
-        if hdf5_safety.find(file, "starts") is not None:
-            starts = np.asarray(hdf5.read_array(hdf5_safety.dataset(file, "starts")))
-        sums = {name: hdf5.read_array(hdf5_safety.dataset(group, name)) for name in items}
-        layout = FLAT if hdf5_safety.find(file, "offsets") is not None else PADDED
-        fields = {}
-        for name, item in items.items():
-            shape, dtype, begins = item.shape, hdf5.dtype_of(item), None
-            if layout == FLAT and not name.startswith("state/"):
-                if lengths.min(initial=0) < 0 or shape[:1] != (lengths.sum(),):
-                    raise DataError(f"{data.name}::/{name}: expected {lengths.sum()} rows, one for each step, got {shape}")
-                begins = extents[name].offset + packed_starts(lengths) * shape[1] * dtype.itemsize
-                shape = (len(lengths), int(lengths.max(initial=0)), shape[1])
-            fields[name] = Field(data, extents[name].offset, shape, dtype, begins)
-        yield CheckedResult(file, data, Valid(starts, lengths), layout, fields, sums)
-
-
-def extent(item: Any) -> Extent:
-    """Returns where a contiguous dataset lies. Raises DataError if it is not contiguous."""
-    offset = hdf5.raw_offset(item)
-    if offset is None:
-        raise DataError(f"{hdf5.label(item)}: expected it in one piece, as it was written; was the file repacked?")
-    return Extent(offset, item.nbytes)
 
 
 def verify_unpadded(name: str, field: Field, whole: CheckedResult) -> None:

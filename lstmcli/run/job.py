@@ -13,7 +13,7 @@ from lstmcli.errors import UsageError
 from lstmcli.files.file_kind import split_spec
 from lstmcli.model.new_weights import PLAIN, CellOptions
 from lstmcli.model.tree import Model, as_chain
-from lstmcli.results.formats.fields import FLAT, PADDED, Arrays
+from lstmcli.results.formats.fields import FLAT, PADDED, PER_SEQUENCE, Arrays
 from lstmcli.results.formats.paths import Paths, result_paths
 from lstmcli.results.journal import Fingerprint
 
@@ -146,7 +146,10 @@ class Job(NamedTuple):
 
     def paths(self) -> Paths:
         """Returns the files to make. Raises UsageError for names and options that do not go together."""
-        return result_paths(self.output.output, self.output.states, self.compute.save, self.inputs.input)
+        paths = result_paths(self.output.output, self.output.states, self.compute.save, self.inputs.input)
+        if self.compute.layout == PER_SEQUENCE and not paths.is_hdf5:
+            raise UsageError("--layout per-sequence: is made of HDF5 datasets; use --output NAME.h5, or --layout flat")
+        return paths
 
     def files(self) -> tuple[str | None, ...]:
         """Returns the names of the files that are read."""

@@ -16,6 +16,7 @@ from lstmcli.inputs.source import Source
 from lstmcli.inputs.valid_steps import ValidSteps, read_valid_steps
 from lstmcli.model.new_weights import count_parameters, init_model
 from lstmcli.model.tree import Model
+from lstmcli.results.formats.fields import PER_SEQUENCE
 from lstmcli.results.formats.paths import TABLES
 from lstmcli.results.formats.result import TableForm
 from lstmcli.results.journal import Fingerprint, differing
@@ -148,6 +149,10 @@ def open_job(job: Job) -> Iterator[OpenedJob]:
         valid_steps = read_valid_steps(inputs.lens, inputs.padding, source, inputs.follow_links)
         model, about_weights = read_model(job, source)
         job = job._replace(compute=job.compute.in_layout(source.lengths is not None, model))
+        if job.compute.layout == PER_SEQUENCE and source.ids:
+            from lstmcli.results.formats.per_sequence import check_names
+
+            check_names(source.ids, source.ids_origin or source.name)
         initial = None
         if inputs.initial_state is not None:
             from lstmcli.inputs.beside.initial_state import open_states

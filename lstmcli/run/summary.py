@@ -7,7 +7,7 @@ from lstmcli.blocks import Valid
 from lstmcli.engine.cpus import available_threads
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.tree import Model, as_chain
-from lstmcli.results.formats.fields import PADDED
+from lstmcli.results.formats.fields import PADDED, PER_SEQUENCE
 from lstmcli.results.formats.paths import Paths
 from lstmcli.results.formats.result import Metadata, stored_shape
 from lstmcli.run.job import Compute, Part
@@ -22,7 +22,10 @@ def metadata_of(opened: OpenedJob) -> Metadata:
     """Returns what the result of a run says besides its arrays."""
     job = opened.job
     made = metadata(job.compute, opened.model, valid_of_result(opened), opened.about_weights.assumed, job.part)
-    return made._replace(table=opened.table_form(), ids=opened.ids)
+    ids = opened.ids
+    if made.layout == PER_SEQUENCE and ids is None:  # whose datasets need names
+        ids = [str(row) for row in range(opened.first, opened.first + len(opened.lengths))]
+    return made._replace(table=opened.table_form(), ids=ids)
 
 
 def valid_of_result(opened: OpenedJob) -> Valid:

@@ -169,6 +169,15 @@ def test_padding_in_front(here: Path, cluster: Cluster) -> None:
     assert_done(here, "front.h5")
 
 
+@pytest.mark.parametrize("layout", ["flat", "per-sequence"])
+def test_layouts(layout: str, here: Path, cluster: Cluster) -> None:
+    run = [*RUN, "--layout", layout]
+    succeed(*run, cwd=here)
+    (here / "out.h5").rename(here / "own.h5")
+    succeed(*run, "--scheduler", cluster.file, "--max-memory", "3KB", cwd=here)
+    assert_done(here, "own.h5")
+
+
 def test_local(here: Path) -> None:
     ran = succeed(*RUN[:-1], "--scheduler", "local:2", cwd=here)
     assert re.search(r"^scheduler tls://127.0.0.1:\d+, \d+ tasks$", ran.text, re.MULTILINE), ran.text

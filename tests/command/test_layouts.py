@@ -15,7 +15,8 @@ from helpers.system_tools import run_with_faults
 
 SAVE = ("--save", "outputs,states,cells,layers")
 STEPS = ("outputs", "cells", "layers/0", "layers/1")
-FLAT = ("--layout", "flat")
+FLAT, EACH = ("--layout", "flat"), ("--layout", "per-sequence")
+UNPADDED = pytest.mark.parametrize("layout", [FLAT, EACH], ids=["flat", "per-sequence"])
 
 
 def flat(padded: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -23,7 +24,7 @@ def flat(padded: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a result but its model."""
+    """All arrays of a result but its model; datasets of single sequences are put together, as the flat layout has them."""
     found: dict[str, np.ndarray] = {}
 
     def visit(name: str, item: object) -> None:
@@ -32,15 +33,26 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
     with h5py.File(path) as file:
         file.visititems(visit)
+        if "ids" in file:
+            ids = file["ids"].asstr()[:].tolist()
+            for array in STEPS:
+                each = [found.pop(f"{array}/{name}") for name in ids if f"{array}/{name}" in found]
+                if each:
+                    found[array] = np.concatenate(each)
+                    assert found["lengths"].tolist() == [len(one) for one in each]
     return found
 
 
+@UNPADDED
 @pytest.mark.parametrize("memory", ["1GB", "50KB"])
-def test_flat_has_the_bits_of_padded(memory: str, case: Case, tmp_path: Path) -> None:
-    for name, layout in (("padded.h5", ()), ("flat.h5", FLAT)):
-        succeed("run", *case.inputs, *SAVE, *layout, "--max-memory", memory, "-o", name, "-q", cwd=tmp_path)
+def test_the_bits_of_padded(layout: tuple[str, str], memory: str, case: Case, tmp_path: Path) -> None:
+    for name, said in (("padded.h5", ()), ("flat.h5", layout)):
+        succeed("run", *case.inputs, *SAVE, *said, "--max-memory", memory, "-o", name, "-q", cwd=tmp_path)
     padded, got = read(tmp_path / "padded.h5"), read(tmp_path / "flat.h5")
-    assert got.pop("offsets").tolist() == [0, *np.cumsum(case.lengths)]
+    if layout == FLAT:
+        assert got.pop("offsets").tolist() == [0, *np.cumsum(case.lengths)]
+    else:
+        assert got.pop("ids").tolist() == [b"%d" % row for row in range(13)]
     assert got.pop("checksums/container") != padded.pop("checksums/container")
     assert got.keys() == padded.keys()
     for name, value in padded.items():
@@ -73,22 +85,27 @@ def test_masks(case: Case, tmp_path: Path) -> None:
     succeed("verify", "out.h5", cwd=tmp_path)
 
 
-def test_parts(case: Case, tmp_path: Path) -> None:
-    succeed("run", *case.inputs, *SAVE, *FLAT, "-o", "whole.h5", "-q", cwd=tmp_path)
-    succeed("plan", *case.inputs, *SAVE, *FLAT, "--shards", 4, "-o", "plan.json", "-q", cwd=tmp_path)
+@UNPADDED
+def test_parts(layout: tuple[str, str], case: Case, tmp_path: Path) -> None:
+    succeed("run", *case.inputs, *SAVE, *layout, "-o", "whole.h5", "-q", cwd=tmp_path)
+    succeed("plan", *case.inputs, *SAVE, *layout, "--shards", 4, "-o", "plan.json", "-q", cwd=tmp_path)
     for number in (1, 2, 3, 4):
         succeed("run", "--plan", "plan.json", "--shard", number, "-q", cwd=tmp_path)
     merged = succeed("merge", "plan.json", "-o", "merged.h5", "--json", cwd=tmp_path).json
     assert merged["arrays"][0]["shape"] == [case.lengths.sum(), case.outputs.shape[2]]
     assert (tmp_path / "merged.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    if layout == EACH:
+        assert_one_line(lstmcli("merge", "plan.json", "-o", "v.h5", "--virtual", cwd=tmp_path), 2, "per-sequence")
+        return
     succeed("merge", "plan.json", "-o", "virtual.h5", "--virtual", "-q", cwd=tmp_path)
     whole = read(tmp_path / "whole.h5")
     for name, value in read(tmp_path / "virtual.h5").items():
         assert files.bits(value) == files.bits(whole[name]), name
 
 
-def test_a_killed_run_is_resumed(case: Case, tmp_path: Path) -> None:
-    argv = ["run", *case.inputs, *FLAT, "--threads", "1", "--max-memory", "50KB", "-q", "-o"]
+@UNPADDED
+def test_a_killed_run_is_resumed(layout: tuple[str, str], case: Case, tmp_path: Path) -> None:
+    argv = ["run", *case.inputs, *layout, "--threads", "1", "--max-memory", "50KB", "-q", "-o"]
     succeed(*argv, "want.h5", cwd=tmp_path)
     want = hashlib.sha256((tmp_path / "want.h5").read_bytes()).hexdigest()
     told = run_with_faults(tmp_path, argv=[*argv, "out.h5"], output="out.h5", fault="kill", step=7)
@@ -96,10 +113,14 @@ def test_a_killed_run_is_resumed(case: Case, tmp_path: Path) -> None:
     assert all(one.get("result", one["output"]) == want for one in told), told
 
 
-def test_damage_is_found(case: Case, tmp_path: Path) -> None:
-    succeed("run", *case.inputs, *FLAT, "-o", "out.h5", "-q", cwd=tmp_path)
+@UNPADDED
+def test_damage_is_found(layout: tuple[str, str], case: Case, tmp_path: Path) -> None:
+    succeed("run", *case.inputs, *layout, "-o", "out.h5", "-q", cwd=tmp_path)
     with h5py.File(tmp_path / "out.h5") as file:
-        at = file["outputs"].id.get_offset() + 18 * file["outputs"].shape[1] * 4
+        if layout == FLAT:
+            at = file["outputs"].id.get_offset() + 18 * file["outputs"].shape[1] * 4
+        else:
+            at = file["outputs/1"].id.get_offset() + 4
     with (tmp_path / "out.h5").open("r+b") as file:
         file.seek(at)
         file.write(b"\xff")
@@ -112,3 +133,36 @@ def test_a_flat_result_is_an_input(case: Case, tmp_path: Path) -> None:
     succeed("run", *case.inputs, "-o", "padded.h5", "-q", cwd=tmp_path)
     succeed("run", "-i", "padded.h5::/outputs", "-u", 4, "-o", "want.h5", "-q", cwd=tmp_path)
     files.assert_same_bits(files.read_result(tmp_path / "flat.h5"), files.read_result(tmp_path / "want.h5"))
+
+
+def test_ids_name_the_datasets(case: Case, tmp_path: Path) -> None:
+    """Nested where they hold a slash, as an input of such datasets has them."""
+    ids = [f"sp|P{row:03}/chain é" for row in range(13)]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name, row, length in zip(ids, case.x, case.lengths, strict=True):
+            file[f"all/{name}"] = row[:length]
+    words = ("-w", case.weights, "-q")
+    succeed("run", "-i", "x.h5::/all", *words, *EACH, "-o", "out.h5", cwd=tmp_path)
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["ids"].asstr()[:].tolist() == ids
+        for name, row, length in zip(ids, case.outputs, case.lengths, strict=True):
+            assert files.bits(file[f"outputs/{name}"][:]) == files.bits(row[:length])
+    succeed("run", "-i", "out.h5::/outputs", "-u", 3, "-q", "-o", "again.h5", cwd=tmp_path)
+    with h5py.File(tmp_path / "again.h5") as file:
+        assert file["ids"].asstr()[:].tolist() == ids
+
+
+@pytest.mark.parametrize("bad", ["", "a//b", "./x", "7/a"])
+def test_ids_that_cannot_be_names(bad: str, case: Case, tmp_path: Path) -> None:
+    ids = [str(row) for row in range(12)] + [bad]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"], file["lengths"] = case.x, case.lengths
+        file["ids"] = np.array(ids, object)
+    words = ("-i", "x.h5", "-w", case.weights, *EACH, "-o", "out.h5")
+    assert_one_line(lstmcli("run", *words, cwd=tmp_path), 65, "x.h5::/ids, sequence 12", "--layout flat")
+    assert not list(tmp_path.glob("out.h5*"))
+
+
+def test_only_hdf5_has_datasets(case: Case, tmp_path: Path) -> None:
+    for output in ("out.npy", "-"):
+        assert_one_line(lstmcli("run", *case.inputs, *EACH, "-o", output, cwd=tmp_path), 2, "--layout per-sequence")

@@ -24,6 +24,11 @@ Arrays = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shapes, those of th
 LAYOUTS = PADDED, FLAT, PER_SEQUENCE = "padded", "flat", "per-sequence"  # how the steps of the sequences lie in a result
 
 
+def has_steps(name: str) -> bool:
+    """Says whether an array of a result, called so, has a row for each step in the layouts without padding."""
+    return not name.startswith("state/")
+
+
 class Store(Protocol):
     """A file that takes bytes at any position: Partial; or from its start to its end: StandardOutput."""
 

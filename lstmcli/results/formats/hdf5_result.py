@@ -1,7 +1,8 @@
 """A result in one HDF5 file: outputs (N, T, D), lengths (N,), state/... (N, D), model/..., checksums/... and attributes.
 
 starts (N,) is there where valid steps do not begin at 0, and ids (N,), strings, where the input says them. In the flat layout
-outputs are (R, D), R steps in all, and offsets (N + 1,) say where each sequence begins and the last one ends.
+outputs are (R, D), R steps in all, and offsets (N + 1,) say where each sequence begins and the last one ends. In the layout
+per-sequence outputs are a group with a dataset (length, D) for each sequence, named by its id.
 
 What makes it a file that can be opened, the container, is written last, so that nobody takes a part for the whole.
 
@@ -26,13 +27,14 @@ from lstmcli.files.positioned_file import storing
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.model_file import RESULT_FORMAT, RESULT_VERSION, write_model
 from lstmcli.model.tree import Model, as_chain
-from lstmcli.results.formats.fields import FLAT, Arrays, Extent, Field
-from lstmcli.results.formats.result import Metadata, Result, placed_field
+from lstmcli.results.formats.fields import FLAT, PER_SEQUENCE, Arrays, Extent, Field
+from lstmcli.results.formats.result import Metadata, Result
 
 CHECKSUMS = "checksums"
 CONTAINER = f"{CHECKSUMS}/container"
 CHECKSUM = np.dtype(np.uint32)
 PIECE = 4 << 20  # bytes that are copied or summed at a time
+Place = tuple[int, Lengths | None]  # of an array in the file: Field.offset and Field.begins
 KEPT = 1 << 20  # bytes of a file whose container is kept till its end: to make it again takes 2 % of a short run
 
 
@@ -44,14 +46,18 @@ class Hdf5Result(Result):
         self.path, self.arrays, self.metadata = path, arrays, metadata
         self.partial = Partial(path, overwrite, resume)
         try:
-            with storing(path), container(arrays, metadata) as (image, self.size, offsets):
+            with storing(path), container(arrays, metadata) as (image, self.size, places):
                 self.partial.reserve(self.size)
                 rows = metadata.valid.lengths.shape
-                sums = {name: Field(self.partial, offsets[f"{CHECKSUMS}/{name}"], rows, CHECKSUM) for name in arrays}
-                fields = {name: placed_field(self.partial, offsets[name], array, metadata) for name, array in arrays.items()}
-                self.own_checksum = Field(self.partial, offsets[CONTAINER], (1,), CHECKSUM)
-                steps = stored_steps(metadata)
-                self.valid_steps = {n: Field(self.partial, offsets[n], v.shape, v.dtype) for n, v in steps.items()}
+
+                def field(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Field:
+                    offset, begins = places[name]
+                    return Field(self.partial, offset, shape, dtype, begins)
+
+                sums = {name: field(f"{CHECKSUMS}/{name}", rows, CHECKSUM) for name in arrays}
+                fields = {name: field(name, *array) for name, array in arrays.items()}
+                self.own_checksum = field(CONTAINER, (1,), CHECKSUM)
+                self.valid_steps = {name: field(name, v.shape, v.dtype) for name, v in stored_steps(metadata).items()}
                 super().__init__([self.partial], fields, sums, metadata.placed)
                 self.kept = list(self.pieces(image)) if self.size < KEPT else None
         except BaseException:
@@ -96,8 +102,8 @@ def stored_steps(metadata: Metadata) -> dict[str, Lengths]:
 
 
 @contextmanager
-def container(arrays: Arrays, metadata: Metadata) -> Iterator[tuple[io.BufferedRandom, int, dict[str, int]]]:
-    """Makes a result without the values of its arrays. Yields the file, its size, and the offsets of the values by name."""
+def container(arrays: Arrays, metadata: Metadata) -> Iterator[tuple[io.BufferedRandom, int, dict[str, Place]]]:
+    """Makes a result without the values of its arrays. Yields the file, its size, and the places of the values by name."""
     import h5py
 
     # libhdf5 writes it into memory (a sparse file there), never to the disk: on a full disk it would crash.
@@ -105,12 +111,24 @@ def container(arrays: Arrays, metadata: Metadata) -> Iterator[tuple[io.BufferedR
         with h5py.File(image, "w") as file:
             write_metadata(file, metadata)
             rows = metadata.valid.lengths.shape
-            all_arrays = {name: (metadata.stored_shape(shape), dtype) for name, (shape, dtype) in arrays.items()}
-            all_arrays |= {name: (values.shape, values.dtype) for name, values in stored_steps(metadata).items()}
-            all_arrays |= {CONTAINER: ((1,), CHECKSUM)}
-            all_arrays |= {f"{CHECKSUMS}/{name}": (rows, CHECKSUM) for name in arrays}
-            offsets = {name: allocate(file, name, *array) for name, array in all_arrays.items()}
-        yield image, image.seek(0, os.SEEK_END), offsets
+            others: Arrays = {name: (values.shape, values.dtype) for name, values in stored_steps(metadata).items()}
+            others |= {CONTAINER: ((1,), CHECKSUM)}
+            others |= {f"{CHECKSUMS}/{name}": (rows, CHECKSUM) for name in arrays}
+            places = {name: place(file, name, array, metadata) for name, array in arrays.items()}
+            places |= {name: (allocate(file, name, *array), None) for name, array in others.items()}
+        yield image, image.seek(0, os.SEEK_END), places
+
+
+def place(file: Any, name: str, array: tuple[tuple[int, ...], np.dtype[Any]], metadata: Metadata) -> Place:
+    """Makes room for an array in the layout of the result."""
+    shape, dtype = array
+    if metadata.layout == PER_SEQUENCE and len(shape) == 3:
+        from lstmcli.results.formats.per_sequence import allocate_each
+
+        assert metadata.ids is not None
+        return 0, allocate_each(file, name, metadata.ids, metadata.valid.lengths, shape[2], dtype, unwritten())
+    offset = allocate(file, name, metadata.stored_shape(shape), dtype)
+    return offset, metadata.flat_begins(offset, shape, dtype)
 
 
 def write_metadata(file: Any, metadata: Metadata) -> None:
@@ -162,6 +180,12 @@ def outside(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
 
 def allocate(file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     """Makes a contiguous dataset whose values libhdf5 never writes. Returns its offset in the file."""
+    dataset = file.create_dataset(name, shape, dtype, dcpl=unwritten())
+    return dataset.id.get_offset() or 0  # None where the shape has a zero
+
+
+def unwritten() -> Any:
+    """Returns how a contiguous dataset is made whose values libhdf5 never writes, and that says no time."""
     import h5py
 
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -169,8 +193,7 @@ def allocate(file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any])
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     properties.set_obj_track_times(False)  # the same run gives the same bytes
-    dataset = file.create_dataset(name, shape, dtype, dcpl=properties)
-    return dataset.id.get_offset() or 0  # None where the shape has a zero
+    return properties
 
 
 def in_memory() -> io.BufferedRandom:

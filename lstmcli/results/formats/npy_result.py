@@ -15,7 +15,7 @@ from lstmcli.model.model_file import model_image
 from lstmcli.model.tree import Model
 from lstmcli.results.formats.fields import Arrays, Field, Store
 from lstmcli.results.formats.paths import Paths
-from lstmcli.results.formats.result import Metadata, Result, placed_field
+from lstmcli.results.formats.result import Metadata, Result
 
 
 class NpyResult(Result):
@@ -37,7 +37,8 @@ class NpyResult(Result):
             stored = metadata.stored_shape(shape)
             self.header = write_header(stored, dtype)
             outputs.reserve(len(self.header) + math.prod(stored) * dtype.itemsize)
-            fields = {main: placed_field(outputs, len(self.header), (shape, dtype), metadata)}
+            begins = metadata.flat_begins(len(self.header), shape, dtype)
+            fields = {main: Field(outputs, len(self.header), shape, dtype, begins)}
             if paths.states is not None:
                 states = {name.removeprefix("state/"): array for name, array in arrays.items() if name != main}
                 npz = Npz(paths.states, states, overwrite, resume)

@@ -8,6 +8,7 @@ from lstmcli.errors import OutputError, UsageError, shown
 from lstmcli.files.file_kind import split_spec
 from lstmcli.files.partial_file import check_target, partial_name
 
+HDF5 = ".h5", ".hdf5"
 TABLES = {".csv": ",", ".tsv": "\t"}  # what stands between the columns
 
 
@@ -21,6 +22,10 @@ class Paths(NamedTuple):
     def all(self) -> list[Path]:
         return [path for path in (self.main, self.states, self.model) if path]
 
+    @property
+    def is_hdf5(self) -> bool:
+        return self.main is not None and self.main.suffix in HDF5
+
 
 def result_paths(output: str | None, states: str | None, save: tuple[str, ...], source: str) -> Paths:
     """Returns the files that --output, --states and --save ask for; the name of the input, `source`, gives the default.
@@ -33,7 +38,7 @@ def result_paths(output: str | None, states: str | None, save: tuple[str, ...], 
     kind = "predictions" if predicts else "lstm"
     output = output or f"{'stdin' if source == '-' else Path(split_spec(source)[0]).stem}.{kind}.h5"
     suffix = "-" if output == "-" else Path(output).suffix
-    if suffix in (".h5", ".hdf5"):
+    if suffix in HDF5:
         if states:
             raise UsageError(
                 f"--states {states}: an HDF5 result holds the states itself; leave it out, or use --output NAME.npy"

@@ -12,7 +12,7 @@ from lstmcli.blocks import Lengths, Span, Valid, packed_starts
 from lstmcli.files.positioned_file import as_bytes
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.tree import Model
-from lstmcli.results.formats.fields import FLAT, PADDED, Checksums, Field, Store
+from lstmcli.results.formats.fields import PADDED, Checksums, Field, Store
 
 if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
@@ -55,19 +55,16 @@ class Metadata(NamedTuple):
         """Returns the shape of an array as it is stored; shape: that of the padded layout."""
         return stored_shape(shape, self.layout, int(self.valid.lengths.sum()))
 
+    def flat_begins(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Lengths | None:
+        """Returns Field.begins of an array that lies in one piece at this offset."""
+        if self.layout == PADDED or len(shape) != 3:
+            return None
+        return offset + packed_starts(self.valid.lengths) * shape[2] * dtype.itemsize
+
 
 def stored_shape(shape: tuple[int, ...], layout: str, steps: int) -> tuple[int, ...]:
     """Returns the shape of an array as it is stored, of sequences that have `steps` steps together."""
     return shape if layout == PADDED or len(shape) != 3 else (steps, shape[2])
-
-
-def placed_field(store: Store, offset: int, array: tuple[tuple[int, ...], np.dtype[Any]], metadata: Metadata) -> Field:
-    """Returns an array that lies at an offset of a store, in the layout of the result."""
-    shape, dtype = array
-    begins = None
-    if metadata.layout == FLAT and len(shape) == 3:
-        begins = offset + packed_starts(metadata.valid.lengths) * shape[2] * dtype.itemsize
-    return Field(store, offset, shape, dtype, begins)
 
 
 class Result:

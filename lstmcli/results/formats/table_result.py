@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from lstmcli.errors import UsageError
 from lstmcli.files.partial_file import Partial
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.results.formats.fields import Arrays
+from lstmcli.results.formats.fields import Arrays, Field
 from lstmcli.results.formats.paths import TABLES, Paths, values_of
-from lstmcli.results.formats.result import Metadata, Result, TableForm, placed_field
+from lstmcli.results.formats.result import Metadata, Result, TableForm
 
 LINES = 4096  # sequences whose lines are made at a time
 
@@ -41,7 +41,7 @@ class TableResult(Result):
                 store.close() if resume else store.discard()
             raise
         self.starts = metadata.valid.starts
-        fields = {"predictions": placed_field(self.values, 0, (shape, dtype), metadata)}
+        fields = {"predictions": Field(self.values, 0, shape, dtype, metadata.flat_begins(0, shape, dtype))}
         super().__init__([self.table, self.values], fields, {}, metadata.placed)
 
     def seal(self, nonfinite: Nonfinite | None) -> None:

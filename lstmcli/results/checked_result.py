@@ -1,0 +1,122 @@
+"""A result that is complete, opened to be read: where its arrays lie, whatever its layout, and their checksums."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lstmcli.blocks import Lengths, Valid, packed_starts
+from lstmcli.errors import DataError, shown
+from lstmcli.files import hdf5, hdf5_safety
+from lstmcli.files.positioned_file import FileBytes
+from lstmcli.inputs.beside.ids import strings_of
+from lstmcli.results.formats.fields import FLAT, PADDED, PER_SEQUENCE, Checksums, Extent, Field, has_steps
+from lstmcli.results.formats.hdf5_result import CHECKSUMS, CONTAINER, container_checksum
+
+ONE = ""  # the name of the dataset of an array that is in one
+
+
+class CheckedResult(NamedTuple):
+    """A result whose bytes are what was written, but for the values of its fields, which were not read."""
+
+    file: Any  # h5py.File
+    data: FileBytes
+    valid: Valid
+    ids: Sequence[str] | None
+    layout: str
+    fields: dict[str, Field]
+    sums: dict[str, Checksums]  # of the rows of the fields
+
+    @property
+    def placed(self) -> Valid:
+        """As Metadata.placed."""
+        return self.valid if self.layout == PADDED else Valid(np.zeros_like(self.valid.lengths), self.valid.lengths)
+
+
+class StoredDataset(NamedTuple):
+    """Where a dataset lies."""
+
+    extent: Extent
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+@contextmanager
+def open_result(path: str) -> Iterator[CheckedResult]:
+    """Opens a result and checks all but the values of its fields.
+
+    Raises MissingInputError, StorageError, or DataError if it is no result, or damaged, cut or incomplete.
+    """
+    with hdf5.open_file(path) as file:
+        data = FileBytes(file.id.get_vfd_handle(), shown(path))
+        group = hdf5_safety.find(file, CHECKSUMS)
+        if group is None:
+            raise DataError(f"{data.name}::/{CHECKSUMS}: expected a result with checksums, found none")
+        own = hdf5_safety.dataset(file, CONTAINER)
+        names = [e.name.removeprefix("/") for e in hdf5.entries(group)]
+        stored = {name: datasets_of(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
+        extents = [extent(own), *(one.extent for each in stored.values() for one in each.values())]
+        # This comes before anything else is read, because libhdf5 walks some damaged structures forever.
+        if container_checksum(data.take, data.opened.st_size, extents) != hdf5.read_array(own)[0]:
+            raise DataError(
+                f"{data.name}: its structure, lengths, model or checksums are not what was written; "
+                "it was damaged, changed, or never completed"
+            )
+        lengths = np.asarray(hdf5.read_array(hdf5_safety.dataset(file, "lengths")))
+        starts = np.zeros_like(lengths)
+        if hdf5_safety.find(file, "starts") is not None:
+            starts = np.asarray(hdf5.read_array(hdf5_safety.dataset(file, "starts")))
+        ids = strings_of(hdf5_safety.dataset(file, "ids")) if hdf5_safety.find(file, "ids") is not None else None
+        layout = FLAT if hdf5_safety.find(file, "offsets") is not None else PADDED
+        if any(ONE not in each for each in stored.values()):
+            layout = PER_SEQUENCE
+        fields = {name: field_of(data, name, each, lengths, ids, layout) for name, each in stored.items()}
+        sums = {name: hdf5.read_array(hdf5_safety.dataset(group, name)) for name in stored}
+        yield CheckedResult(file, data, Valid(starts, lengths), ids, layout, fields, sums)
+
+
+def datasets_of(file: Any, name: str) -> dict[str, StoredDataset]:
+    """Returns what an array of a result is stored in: one dataset, under the name ONE, or those in a group by their names."""
+    group = hdf5_safety.find(file, name)
+    if group is None or hasattr(group, "shape"):
+        return {ONE: stored_dataset(hdf5_safety.dataset(file, name))}
+    names = [entry.name.removeprefix("/") for entry in hdf5.entries(group)]
+    return {name: stored_dataset(hdf5_safety.dataset(group, name)) for name in names}
+
+
+def stored_dataset(item: Any) -> StoredDataset:
+    return StoredDataset(extent(item), item.shape, hdf5.dtype_of(item))
+
+
+def extent(item: Any) -> Extent:
+    """Returns where a contiguous dataset lies. Raises DataError if it is not contiguous."""
+    offset = hdf5.raw_offset(item)
+    if offset is None:
+        raise DataError(f"{hdf5.label(item)}: expected it in one piece, as it was written; was the file repacked?")
+    return Extent(offset, item.nbytes)
+
+
+def field_of(
+    data: FileBytes, name: str, stored: dict[str, StoredDataset], lengths: Lengths, ids: Sequence[str] | None, layout: str
+) -> Field:
+    """Returns an array of a result. Raises DataError where it does not have the steps that the lengths say."""
+    where, longest, total = f"{data.name}::/{name}", int(lengths.max(initial=0)), int(lengths.sum())
+    if ONE in stored:
+        (offset, _), shape, dtype = stored[ONE]
+        if layout == PADDED or not has_steps(name):
+            return Field(data, offset, shape, dtype)
+        if len(shape) != 2 or shape[0] != total or lengths.min(initial=0) < 0:
+            raise DataError(f"{where}: expected {total} rows, one for each step, got {shape}")
+        begins = offset + packed_starts(lengths) * shape[1] * dtype.itemsize
+        return Field(data, offset, (len(lengths), longest, shape[1]), dtype, begins)
+    if ids is None or len(ids) != len(lengths) or stored.keys() != set(ids):
+        raise DataError(f"{where}: expected a dataset for each of the {len(lengths)} sequences, named by /ids")
+    if not ids:
+        return Field(data, 0, (0, 0, 0), np.dtype(np.float32))
+    first = stored[ids[0]]
+    for row, (one, length) in enumerate(zip(map(stored.__getitem__, ids), lengths.tolist(), strict=True)):
+        if one.shape != (length, *first.shape[1:]) or len(one.shape) != 2 or one.dtype != first.dtype:
+            raise DataError(f"{where}/{shown(ids[row])}: expected {length} steps, got {one.shape} {one.dtype}")
+    begins = np.array([stored[name].extent.offset for name in ids], np.int64)
+    return Field(data, 0, (len(lengths), longest, first.shape[1]), first.dtype, begins)
