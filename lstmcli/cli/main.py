@@ -17,6 +17,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "au
 COMMANDS = {
     "run": "run_and_predict",
     "predict": "run_and_predict",
+    "compare": "look",
     "verify": "tools",
     "plan": "plan_and_merge",
     "merge": "plan_and_merge",

@@ -1,0 +1,208 @@
+"""The two sides of a comparison: a file opened as named arrays, in whatever form these lie in it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstmcli.blocks import Valid
+from lstmcli.errors import DataError, LstmcliError, UsageError, shown
+from lstmcli.files import hdf5, hdf5_safety
+from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
+from lstmcli.files.npy import NpyArray
+from lstmcli.inputs.ragged.numbers import read_numbers
+from lstmcli.inputs.ragged.open_sequences import open_sequences
+from lstmcli.inputs.source import Source
+from lstmcli.inputs.valid_steps import read_valid_steps
+from lstmcli.model.tree import Model
+from lstmcli.results.stored_result import RowArray, StepArray, StoredResult
+from lstmcli.tools.compare.differences import Array, Piece, Values
+from lstmcli.tools.what_is import What, what_is
+
+if TYPE_CHECKING:
+    from lstmcli.model.chain import Chain
+
+
+class Side(NamedTuple):
+    """A file to compare."""
+
+    spec: str
+    kind: str  # for people
+    arrays: dict[str, Array]
+    ids: Sequence[str] | None = None
+    weights: dict[str, Array] | None = None  # of a result: those of the model that made it
+    attributes: dict[str, Any] | None = None  # of a result; of a model its configuration
+    is_model: bool = False
+    result: bool = False
+
+
+class Table(Protocol):
+    """An array that is read by rows."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def rows(self, first: int, count: int) -> NDArray[Any]: ...
+
+
+class Steps(Array):
+    """An array that has steps, read through a source."""
+
+    def __init__(self, name: str, source: Source, valid: Valid) -> None:
+        super().__init__(name, source.shape, np.dtype(np.int64) if source.token_ids else source.dtype)
+        self.width, self.source = source.shape[2], source
+        self.set_valid(valid)
+
+    def set_valid(self, valid: Valid) -> None:
+        self.valid, self.lengths = valid, valid.lengths
+
+    def read(self, piece: Piece, buffer: Values) -> Values:
+        assert piece.lengths is not None
+        rows = buffer[: piece.rows]
+        starts = self.valid.starts[piece.first : piece.first + piece.count] + piece.start
+        self.source.read(piece.first, starts, piece.lengths, rows)
+        return rows
+
+
+class Rows(Array):
+    """An array without steps: a row for each sequence, or whatever its first axis is."""
+
+    def __init__(self, name: str, table: Table) -> None:
+        super().__init__(name, table.shape, table.dtype)
+        self.table = table
+
+    def read(self, piece: Piece, buffer: Values) -> Values:
+        rows = np.ascontiguousarray(self.table.rows(piece.first, piece.count), self.dtype)
+        return rows.reshape(piece.count, self.width)
+
+
+class InMemory:
+    """A Table of an array in memory."""
+
+    def __init__(self, name: str, values: NDArray[Any]) -> None:
+        self.name, self.values, self.shape, self.dtype = name, values, values.shape, values.dtype
+
+    def rows(self, first: int, count: int) -> NDArray[Any]:
+        return np.atleast_1d(self.values)[first : first + count]
+
+
+@contextmanager
+def open_side(spec: str) -> Iterator[Side]:
+    """Opens what a user has named. Raises MissingInputError, DataError, StorageError, and UsageError for `-`."""
+    if spec == "-":
+        raise UsageError("-: compare reads both files more than once, so neither can be a pipe; give files")
+    with ExitStack() as opened:
+        kind, name = what_is(spec), split_spec(spec)[1]
+        if kind is What.RESULT or (kind is What.DATA and name and is_result(split_spec(spec)[0])):
+            yield of_result(spec, opened.enter_context(StoredResult(split_spec(spec)[0])), (name or "").strip("/"))
+        elif kind in (What.MODEL, What.WEIGHTS):
+            yield of_weights_or_data(spec, opened)
+        elif kind is What.TEXT:
+            numbers, where = read_numbers(spec, "--lens")
+            yield Side(spec, "numbers", {"lengths": Rows("lengths", InMemory(where, numbers))})
+        elif kind is What.DATA:
+            yield of_data(spec, opened)
+        else:
+            raise DataError(f"{shown(spec)}: expected a result, arrays, a model or weights, got a {kind.value}")
+
+
+def is_result(path: str) -> bool:
+    with open_by_kind(path) as (_, kind):
+        return kind is FileKind.HDF5 and what_is(path) is What.RESULT
+
+
+def of_result(spec: str, result: StoredResult, name: str) -> Side:
+    """Takes the arrays of a result; name: only this one, or those below it."""
+    arrays: dict[str, Array] = {}
+    for array in result.arrays.values():
+        if name and array.name != name and not array.name.startswith(f"{name}/"):
+            continue
+        if isinstance(array, StepArray):
+            arrays[array.name] = Steps(array.name, array.source, array.valid)
+        elif isinstance(array, RowArray):
+            arrays[array.name] = Rows(array.name, array.table)
+    if not arrays:
+        raise DataError(f"{shown(spec)}: has no such array; there is {', '.join(result.arrays)}")
+    weights = weights_of(result.model)
+    return Side(spec, f"result, {result.layout}", arrays, result.ids, weights, result.attributes, result=not name)
+
+
+def of_weights_or_data(spec: str, opened: ExitStack) -> Side:
+    """Takes the arrays of a model, or, where a file that may hold one holds none, its sequences."""
+    try:
+        return of_weights(spec)
+    except DataError as error:
+        with suppress(LstmcliError):
+            return of_data(spec, opened)
+        raise error
+
+
+def of_weights(spec: str) -> Side:
+    """Takes the arrays of a model under its own names, which do not depend on the framework."""
+    from lstmcli.weights.chains.load import load_chain
+    from lstmcli.weights.load import Choices, holds_chain, load_weights
+
+    if holds_chain(spec):
+        whole = load_chain(spec, Choices())
+        return model_side(spec, f"whole model, {whole.kind}", whole.chain)
+    found = load_weights(spec, Choices())
+    return model_side(spec, f"model, {found.kind}", found.model)
+
+
+def model_side(spec: str, kind: str, model: "Model | Chain") -> Side:
+    return Side(spec, kind, weights_of(model), attributes={"model_config": model.config()}, is_model=True)
+
+
+def weights_of(model: "Model | Chain") -> dict[str, Array]:
+    """Returns the arrays of a model by the names of its file, such as "0/forward/bias"."""
+    named: dict[str, NDArray[Any]] = {}
+    trees = {"": model} if isinstance(model, Model) else {str(k): layer for k, layer in enumerate(model.layers)}
+    for place, tree in trees.items():
+        if not isinstance(tree, Model):
+            named |= {f"{place}/{field}": weight for field, weight in tree.weights().items()}
+            continue
+        for path, cell in tree.cells():
+            parts = cell.weights().items()
+            named |= {"/".join(part for part in (place, path, field) if part): weight for field, weight in parts}
+    return {name: Rows(name, InMemory(name, values)) for name, values in named.items()}
+
+
+def of_data(spec: str, opened: ExitStack) -> Side:
+    """Takes the sequences of an input, or else all arrays of a file."""
+    try:
+        source = opened.enter_context(closing(open_sequences(spec, token_ids=True)))
+        valid = read_valid_steps(None, None, source).valid
+        return Side(spec, "sequences", {"sequences": Steps("sequences", source, valid)}, source.ids)
+    except LstmcliError as error:
+        with suppress(DataError):
+            if arrays := all_arrays(spec, opened):
+                return Side(spec, "arrays", {name: Rows(name, table) for name, table in arrays.items()})
+        raise error
+
+
+def all_arrays(spec: str, opened: ExitStack) -> dict[str, Table]:
+    """Opens all arrays of numbers in an NPY, NPZ or HDF5 file, or the one that is named. Raises DataError."""
+    path, name = split_spec(spec)
+    file, kind = opened.enter_context(open_by_kind(path))
+    if kind is FileKind.NPY:
+        array = NpyArray(file.fetch, file.name)
+        array.check_size(file.opened.st_size)
+        return {"array": array}
+    if kind is FileKind.ZIP:
+        from lstmcli.files.zip_reader import NpzMember, npz_forms, npz_names
+
+        names = npz_names(file)
+        members = {one: NpzMember(file, names, one) for one in npz_forms(file) if name in (None, f"/{one}")}
+        return {one: NpyArray(member.fetch, member.name) for one, member in members.items()}
+    if kind is not FileKind.HDF5:
+        return {}
+    container = opened.enter_context(hdf5.open_file(path))
+    wanted = [e.name for e in hdf5.entries(container) if e.dtype is not None and e.dtype.kind in "biuf"]
+    return {
+        one.strip("/"): hdf5.DatasetRows(hdf5_safety.dataset(container, one))
+        for one in wanted
+        if name in (None, one) or one.startswith(f"{name}/")
+    }
