@@ -24,6 +24,10 @@ class DataError(LstmcliError, ValueError):
     exit_code = 65
 
 
+class ChangedDataError(DataError):
+    """Input that is not what it was, or is damaged, after some of a result was made: that stays for --resume."""
+
+
 class SequenceError(DataError):
     """A sequence of a block that a model cannot take; whoever knows where the block lies says where in the input that is.
 

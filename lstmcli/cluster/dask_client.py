@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ SHORTEST, LONGEST = 0.25, 20  # seconds that a task should take: more than its s
 FLOPS, BYTES = 5e10, 5e8  # what a thread does in a second, about
 START = 5  # seconds to wait for the first worker before the user is told that there is none
 WAIT = 0.2  # seconds between two looks at what may end the run
+READ = 16 << 20  # bytes of the input that are read at a time, to see that they are still what was read
 PATIENCE = 60  # seconds to wait for running tasks to end, of this client or of an earlier one
 
 
@@ -162,7 +164,9 @@ class Tasks:
         Raises ClusterError, StoppedError, and what a task has met.
         """
         result, lengths, seen, start = unpublished.result, self.opened.lengths, Nonfinite(), 0
-        if before := unpublished.restored({}, np.dtype(self.opened.job.compute.dtype)):
+        source = self.opened.source
+        check_input = partial(self.opened.check_input, limit=max(1, READ // (8 * source.shape[2])))
+        if before := unpublished.restored({}, np.dtype(self.opened.job.compute.dtype), check_input):
             seen, start = before.nonfinite, before.span.first + before.span.count
             self.ready = self.resumed = steps_until(before.span, lengths)
         self.on_progress(self.ready, self.total)
@@ -174,7 +178,7 @@ class Tasks:
             for done in noted:
                 found = seen + done.nonfinite._replace(row=first + done.nonfinite.row) if done.nonfinite.steps else seen
                 span = replace(done.span, first=first + done.span.first)
-                unpublished.record(StoredSpan(span, done.checksum, found, None))
+                unpublished.record(done._replace(span=span, nonfinite=found, state=None))
             seen = found if noted else seen
         self.opened.finish()
         return seen

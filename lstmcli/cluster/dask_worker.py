@@ -127,9 +127,9 @@ class WorkersResult:
         self.thread = ThreadPoolExecutor(1)
         self.syncing: Future[None] | None = None
 
-    def store(self, span: Span, arrays: dict[str, NDArray[Any]], nonfinite: Nonfinite, state: State | None) -> None:
+    def store(self, span: Span, arrays: dict[str, NDArray[Any]], nonfinite: Nonfinite, state: State | None, read: int) -> None:
         """Stores a span, as UnpublishedResult.store()."""
-        self.stored.append(StoredSpan(span, self.result.put(span, arrays), nonfinite, state))
+        self.stored.append(StoredSpan(span, self.result.put(span, arrays), nonfinite, state, read))
         if self.syncing and self.syncing.done():
             self.syncing.result()
             self.syncing = None

@@ -110,7 +110,7 @@ class NpzMember(FileBytes):
             super().fetch(view, self.begin + offset)
 
     def identity(self) -> dict[str, Any]:
-        return FileBytes(self.fd, self.name).identity() | {"member_at": self.begin}
+        return super().identity() | {"member_at": self.begin}
 
 
 def npz_forms(file: FileBytes) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

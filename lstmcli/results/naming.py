@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.blocks import Span, State
-from lstmcli.errors import BusyError, DataError, LstmcliError, StorageError, UsageError
+from lstmcli.errors import BusyError, ChangedDataError, DataError, LstmcliError, StorageError, UsageError
 from lstmcli.files.partial_file import Partial, check_left_over, check_target, partial_name
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.formats.fields import Arrays
@@ -23,10 +23,16 @@ class UnpublishedResult:
     def __init__(self, result: Result, journal: Journal | None) -> None:
         self.result, self.journal = result, journal
 
-    def restored(self, widths: Mapping[str, int], dtype: np.dtype[Any]) -> StoredSpan | None:
+    def restored(
+        self,
+        widths: Mapping[str, int],
+        dtype: np.dtype[Any],
+        check_input: Callable[[StoredSpan], None] = lambda stored: None,
+    ) -> StoredSpan | None:
         """Returns the last span that an earlier run has stored, as far as the data are still what was stored.
 
-        widths, dtype: of the state that is kept between spans of the same sequences.
+        widths, dtype: of the state that is kept between spans of the same sequences. check_input: raises ChangedDataError
+        where what was read for a span is not what is there now.
         """
         journal = self.journal
         if not journal:
@@ -37,11 +43,13 @@ class UnpublishedResult:
             if not fits or self.result.check(span) != stored.checksum:
                 journal.keep(count)
                 break
+        for stored in journal.done:
+            check_input(stored)
         return journal.done[-1] if journal.done else None
 
-    def store(self, span: Span, arrays: dict[str, NDArray[Any]], nonfinite: Nonfinite, state: State | None) -> None:
-        """Stores a span and notes it; as Result.put(), and nonfinite and state as in StoredSpan."""
-        self.record(StoredSpan(span, self.result.put(span, arrays), nonfinite, state))
+    def store(self, span: Span, arrays: dict[str, NDArray[Any]], nonfinite: Nonfinite, state: State | None, read: int) -> None:
+        """Stores a span and notes it; as Result.put(), and nonfinite, state and read as in StoredSpan."""
+        self.record(StoredSpan(span, self.result.put(span, arrays), nonfinite, state, read))
 
     def record(self, stored: StoredSpan) -> None:
         """Notes a span that was put into the result."""
@@ -143,7 +151,8 @@ def open_journal(paths: Paths, fingerprint: Fingerprint, table: TableForm, overw
 
 def keep_or_discard(result: Result | None, journal: Journal | None, error: BaseException) -> bool:
     """Keeps what was done for --resume, if anything was and it can be of use. Returns whether it did."""
-    useless = isinstance(error, DataError | UsageError)  # the input, or the options, will be others
+    # The input, or the options, will be others.
+    useless = isinstance(error, DataError | UsageError) and not isinstance(error, ChangedDataError)
     if journal and result and not useless and not journal.sealed:
         with suppress(LstmcliError):
             journal.flush(result)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lstmcli.blocks import Lengths, Span, State, Valid
-from lstmcli.errors import DataError, UsageError
+from lstmcli.errors import ChangedDataError, DataError, UsageError
 from lstmcli.inputs.ragged.open_sequences import open_sequences
-from lstmcli.inputs.source import Source
+from lstmcli.inputs.source import Checksum, Source
 from lstmcli.inputs.valid_steps import ValidSteps, read_valid_steps
 from lstmcli.model.new_weights import count_parameters, init_model
 from lstmcli.model.tree import Model
 from lstmcli.results.formats.fields import PER_SEQUENCE
 from lstmcli.results.formats.paths import TABLES
 from lstmcli.results.formats.result import TableForm
-from lstmcli.results.journal import Fingerprint, differing
+from lstmcli.results.journal import Fingerprint, StoredSpan, differing
 from lstmcli.run.job import Job, NewModel, Weights
 from lstmcli.version import __version__
 
@@ -69,6 +69,29 @@ class OpenedJob(NamedTuple):
     def initial_state(self, span: Span) -> State | None:
         """Reads the state in which the sequences of a span begin, if one was given. Raises DataError or StorageError."""
         return self.initial.read(self.first + span.first, span.count) if self.initial else None
+
+    def check_input(self, stored: StoredSpan, limit: int) -> None:
+        """Reads a span again, at most `limit` rows at a time. Raises ChangedDataError if it is not what was read for it."""
+        from lstmcli.run.memory import Limits, cut_into_spans  # loads the engine, which only a run needs
+
+        span, found = stored.span, Checksum()
+        valid = span.valid(self.valid)
+        first = self.first + span.first
+        rows = np.empty((limit, self.source.shape[2]), np.int64 if self.source.token_ids else self.job.compute.dtype)
+        for piece in cut_into_spans(valid.lengths, Limits(limit, span.count, fill=1), (1, 1)):
+            starts, steps = piece.valid(valid)
+            part = rows[: steps.sum()]
+            self.source.read(first + piece.first, starts, steps, part)
+            found.add(part)
+        if span.start == 0:
+            for state in (self.initial_state(span) or {}).values():
+                found.add(state)
+        if found.value() != stored.read:
+            sequences = f"sequences {first} to {first + span.count - 1}"
+            raise ChangedDataError(
+                f"{self.source.name}, {sequences}: something that was read for them has changed since, while the sizes, times "
+                "and samples of the files stayed; put it back, or start again with --overwrite"
+            )
 
     def table_form(self) -> TableForm:
         """Returns what a table of predictions shows. Raises DataError and MissingInputError for bad labels."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lstmcli.blocks import Block, Floats, Span, State, packed_starts, steps_until
 from lstmcli.errors import DataError, SequenceError, StoppedError
 from lstmcli.inputs.nonfinite import Nonfinite, find_nonfinite
+from lstmcli.inputs.source import Checksum
 from lstmcli.results.journal import StoredSpan
 from lstmcli.run.computation import Computation
 from lstmcli.run.memory import Limits, cut_into_spans
@@ -27,7 +28,9 @@ Progress = Callable[[int, int], None]  # called with the valid steps done since 
 class Sink(Protocol):
     """Where spans go: an UnpublishedResult, or what a worker of a cluster has in its place."""
 
-    def store(self, span: Span, arrays: dict[str, NDArray[Any]], nonfinite: Nonfinite, state: State | None) -> None: ...
+    def store(
+        self, span: Span, arrays: dict[str, NDArray[Any]], nonfinite: Nonfinite, state: State | None, read: int
+    ) -> None: ...
     def flush(self) -> None: ...
 
 
@@ -38,12 +41,20 @@ class Buffer(NamedTuple):
     arrays: dict[str, Floats]  # (R, width) what is computed of it
 
 
+class ReadSpan(NamedTuple):
+    """What was read for a span."""
+
+    block: Block
+    nonfinite: Nonfinite  # steps of it
+    checksum: Checksum
+
+
 class ComingSpan(NamedTuple):
     """A span that is being read."""
 
     span: Span
     buffer: Buffer
-    read: "Future[tuple[Block, Nonfinite]] | Done"
+    read: "Future[ReadSpan] | Done"
 
 
 class Done(NamedTuple):
@@ -115,11 +126,11 @@ class Pipeline:
             try:
                 coming = self.submit_next()
                 while coming and not self.stop.reason():
-                    current, (block, found) = coming, coming.read.result()
+                    current, read = coming, coming.read.result()
                     coming = self.submit_next()
                     if len(self.storing) == 2:
                         self.storing.popleft().result()
-                    state = self.compute(current, block, state, found)
+                    state = self.compute(current, read, state)
                 while self.storing:
                     self.storing.popleft().result()
             except BaseException:
@@ -139,8 +150,8 @@ class Pipeline:
         self.buffers.reverse()
         return ComingSpan(span, buffer, self.reader.submit(self.read, span, buffer.rows))
 
-    def read(self, span: Span, rows: Floats) -> tuple[Block, Nonfinite]:
-        """Reads a span. Returns its block, and which of its steps are not finite."""
+    def read(self, span: Span, rows: Floats) -> ReadSpan:
+        """Reads a span."""
         opened = self.opened
         starts, steps = span.valid(opened.valid)
         block = Block(rows[: steps.sum()], packed_starts(steps), steps)
@@ -150,13 +161,18 @@ class Pipeline:
         if found.steps and policy == "error":
             where = f"{opened.source.name}, {opened.source.sequence(opened.first + found.row)}, step {found.step}"
             raise DataError(f"{where}: expected finite values, got NaN or Inf; --nonfinite warn computes with them")
-        return block, found
+        checksum = Checksum()
+        checksum.add(block.rows)
+        return ReadSpan(block, found, checksum)
 
-    def compute(self, current: ComingSpan, block: Block, state: State, found: Nonfinite) -> State:
+    def compute(self, current: ComingSpan, read: ReadSpan, state: State) -> State:
         """Computes a span and lets the writer store it. Returns the state after it."""
-        span = current.span
+        span, block = current.span, read.block
         if span.start == 0:
-            state = self.opened.initial_state(span) or self.computation.initial_state(span.count)
+            given = self.opened.initial_state(span)
+            for rows in (given or {}).values():
+                read.checksum.add(rows)
+            state = given or self.computation.initial_state(span.count)
         arrays = {name: block.like(rows[: len(block.rows)]) for name, rows in current.buffer.arrays.items()}
         try:
             self.computation.run(block, arrays, state)
@@ -167,14 +183,14 @@ class Pipeline:
             raise DataError(f"{where}: {error.text}") from error
         # The next span of these sequences goes on from the state, perhaps while this one is stored.
         kept = state if span.last else {name: rows.copy() for name, rows in state.items()}
-        self.storing.append(self.writer.submit(self.store, span, block, arrays, kept, found))
+        self.storing.append(self.writer.submit(self.store, span, read, arrays, kept))
         return state
 
-    def store(self, span: Span, block: Block, arrays: dict[str, Block], state: State, found: Nonfinite) -> None:
+    def store(self, span: Span, read: ReadSpan, arrays: dict[str, Block], state: State) -> None:
         """Stores a span."""
-        self.nonfinite += found
+        self.nonfinite += read.nonfinite
         rows = {name: array.rows for name, array in arrays.items()} | self.computation.of_sequences(state)
-        self.sink.store(span, rows, self.nonfinite, None if span.last else state)
-        steps = int(block.lengths.sum())
+        self.sink.store(span, rows, self.nonfinite, None if span.last else state, read.checksum.value())
+        steps = int(read.block.lengths.sum())
         self.done += steps
         self.on_progress(steps, self.total)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,8 @@ def run(
             if result:
                 streams = opened.source.sequential or paths.main is None
                 limits = block_limits(computation, opened.source, opened.lengths, resources.max_memory, streams)
-                before = result.restored(computation.state_widths, computation.dtype)
+                check_input = partial(opened.check_input, limit=limits.rows)
+                before = result.restored(computation.state_widths, computation.dtype, check_input)
                 resumed = steps_until(before.span, opened.lengths) if before else 0
                 nonfinite = Pipeline(opened, computation, limits, result, stop, on_progress).run(before)
                 opened.finish()

@@ -1,6 +1,7 @@
 """The valid rows of a padded array in every form, against NumPy; and files that change or fail while they are read."""
 
 import importlib
+import mmap
 import os
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from hypothesis import strategies as st
 
 from lstmcli.errors import DataError
 from lstmcli.inputs.open_input import open_source
+from lstmcli.inputs.source import Checksum
 from lstmcli.inputs.valid_steps import read_valid_steps
 
 
@@ -185,3 +187,47 @@ def test_files_take_no_notice_of_a_stop(opened):
     with closing(opened(np.ones((2, 3, 4), np.float32))) as source:
         source.stop()
         assert read(source, 0, 0, [3, 3]).all()
+
+
+def test_a_write_through_an_old_mapping_is_noticed(tmp_path):
+    """It moves no time, but a file of up to a megabyte is all samples."""
+    x = padded([5, 2], 5, 3)
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", x=x)
+    save_h5(tmp_path / "x.h5", x)
+    for name in ("x.npy", "x.npz", "x.h5"):
+        with (tmp_path / name).open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+            at = mapping.find(x.tobytes())
+            mapping[at] = mapping[at]  # the page is to be written from now on
+            with closing(open_source(str(tmp_path / name))) as source:
+                source.identity()
+                source.finish()
+                mapping[at] ^= 1
+                with pytest.raises(DataError, match="was changed while it was read"):
+                    source.finish()
+
+
+def test_a_checksum_is_of_all_bytes_in_their_order():
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 4095, 4096, 4097, 20_000, 3 << 20):
+        data = rng.bytes(size)
+        whole, pieces, at = Checksum(), Checksum(), 0
+        whole.add(data)
+        while at < size:
+            count = int(rng.integers(0, 9000))
+            pieces.add(data[at : at + count])
+            at += count
+        assert whole.value() == pieces.value()
+    found = {whole.value()}
+    places = [(0, 8), (0, 4096), (8, 4104), (100, 2_000_000), (3, 5)]
+    for first, second in places:
+        swapped = bytearray(data)
+        swapped[first], swapped[second] = swapped[second], swapped[first]
+        changed = bytearray(data)
+        changed[second] ^= 1
+        for other in (swapped, changed):
+            assert other != data
+            one = Checksum()
+            one.add(bytes(other))
+            found.add(one.value())
+    assert len(found) == 1 + 2 * len(places)

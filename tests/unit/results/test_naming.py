@@ -29,7 +29,7 @@ def fill(result: Any, spans: list[Span]) -> None:
     for span in spans:
         rows = ROWS[ends[span.first] : ends[span.first + span.count]]
         states = np.full((span.count, 5), span.first, np.float32)
-        result.store(span, {"outputs": rows, "state/0/h": states}, Nonfinite(), None)
+        result.store(span, {"outputs": rows, "state/0/h": states}, Nonfinite(), None, 0)
 
 
 def opened(paths: Paths, resume: bool = False, starts: list[int] | None = None, **how: Any) -> Any:

@@ -53,7 +53,7 @@ class Sink:
         self.last: StoredSpan | None = None
         self.flushed = False
 
-    def store(self, span: Span, arrays: dict[str, Any], nonfinite: Nonfinite, state: State | None) -> None:
+    def store(self, span: Span, arrays: dict[str, Any], nonfinite: Nonfinite, state: State | None, read: int) -> None:
         at = 0
         for row, steps in enumerate(span.lengths(self.lengths).tolist(), span.first):
             here = self.sums[row, span.start : span.start + steps]
