@@ -4,12 +4,20 @@ The text of an error says in one line where it is (file, dataset, row), what was
 """
 
 import signal
+from collections.abc import Sequence
 
 
 class LstmcliError(Exception):
-    """The root of all expected failures. Anything else that is raised is a bug."""
+    """The root of all expected failures. Anything else that is raised is a bug.
+
+    Its text is `text`, then the candidates that there are, and then what to do. A terminal shows candidates under each other.
+    """
 
     exit_code = 1
+
+    def __init__(self, text: str, candidates: Sequence[str] = (), advice: str = "") -> None:
+        super().__init__(f"{text}{', '.join(candidates)}{advice}")
+        self.candidates, self.advice = candidates, advice
 
 
 class UsageError(LstmcliError):

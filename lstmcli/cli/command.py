@@ -5,12 +5,13 @@ from typing import Any, TypeVar
 
 import click
 
+from lstmcli.cli.param_types import NOTES
 from lstmcli.cli.report.terminal import Terminal
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 HEADINGS = ("Input", "Model", "Output", "Computing", "Stop and resume", "Cluster", "Messages")
 NAMES_WIDTH = 26  # of the column of options; a longer one has a line of its own
-ABOUT_TERMINAL = ("json", "quiet", "progress")
+ABOUT_TERMINAL = ("json", "quiet", "verbose", "progress")
 
 
 class Option(click.Option):
@@ -74,12 +75,18 @@ class Helped(click.Command):
 
 
 class Command(Helped):
-    """A command that is given a Terminal, made of --json, --quiet and --progress, as its argument `terminal`."""
+    """A command that is given a Terminal, made of --json, --quiet, --verbose and --progress, as its argument `terminal`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Says where a file without an option belongs: samtools and grep take it so."""
+        """Says what an option of other programs is called here, and where a file without one belongs."""
         try:
             return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            from lstmcli.cli.suggestions import OPTIONS
+
+            if known := OPTIONS.get(error.option_name):
+                raise click.UsageError(f"No such option: {error.option_name}; {known}", ctx) from error
+            raise
         except click.UsageError as error:
             if "extra argument" in error.message and any("--input" in param.opts for param in self.params):
                 raise click.UsageError(f"{error.message}; the input is given as --input FILE", ctx) from error
@@ -107,7 +114,9 @@ class Command(Helped):
 
     def invoke(self, ctx: click.Context) -> Any:
         chosen = {name: ctx.params.pop(name) for name in ABOUT_TERMINAL if name in ctx.params}
-        ctx.params["terminal"] = Terminal(**chosen)
+        ctx.params["terminal"] = terminal = Terminal(**chosen)
+        for note in ctx.meta.get(NOTES, ()):
+            terminal.note(note)
         return super().invoke(ctx)
 
 

@@ -39,6 +39,15 @@ class Commands(Group):
         module = import_module(f"lstmcli.cli.commands.{COMMANDS[cmd_name]}")
         return next(item for item in vars(module).values() if isinstance(item, click.Command) and item.name == cmd_name)
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Does what click does, and says what a command of other programs is called here."""
+        if args[0] not in COMMANDS:
+            from lstmcli.cli.suggestions import COMMANDS as OTHERS
+
+            if known := OTHERS.get(args[0]):
+                ctx.fail(f"No such command {args[0]!r}. There is `lstmcli {known}`")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -48,12 +57,35 @@ class Commands(Group):
             ctx.exit(process.IO_ERROR)
 
 
+def show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f'{{"lstmcli": "{__version__}"}}' if ctx.meta["as_json"] else f"lstmcli {__version__}")
+        ctx.exit()
+
+
 @click.group(
     cls=Commands,
     context_settings=SETTINGS,
     examples=["lstmcli run --input x.h5 --lens lens.npy --units 7", "lstmcli run --help", "lstmcli help inputs"],
 )
-@click.version_option(__version__, message="%(prog)s %(version)s", allow_from_autoenv=False)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    allow_from_autoenv=False,
+    callback=lambda ctx, param, value: ctx.meta.update({param.name: value}),
+    help="With --version: print it as one JSON object.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    allow_from_autoenv=False,
+    callback=show_version,
+    help="Show the version and exit.",
+)
 def lstmcli() -> None:
     """Run LSTMs over padded sequence files. Padding is never read, computed or written.
 

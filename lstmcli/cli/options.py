@@ -278,6 +278,7 @@ stop_options = option_group(
 )
 as_json = option("Messages", "--json", is_flag=True, help="Print one JSON object instead of text.")
 quiet = option("Messages", "-q", "--quiet", is_flag=True, help="Print neither the summary nor the progress.")
+verbose = option("Messages", "-v", "--verbose", is_flag=True, help="List every final state in the summary.")
 progress = option(
     "Messages",
     "--progress",

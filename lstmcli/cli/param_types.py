@@ -8,8 +8,43 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-# A name of a file, for the shell's completion: click looks at no file. `file.h5::/dataset` and - are such names as well.
-FILE_NAME = click.Path(readable=False)
+NOTES = "lstmcli.notes"  # in a context: what to say of the values of options
+
+
+class FileName(click.Path):
+    """A name of a file. `file.h5::/dataset` and - are such names as well, so click looks at no file."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
+        """Completes names of files, and behind :: those of the datasets of an HDF5 file or the arrays of an NPZ."""
+        from click.shell_completion import CompletionItem
+
+        path, colons, _ = incomplete.partition("::")
+        if not colons:
+            return super().shell_complete(ctx, param, incomplete)
+        names = [f"{path}::{name}" for name in names_in(path)]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def names_in(path: str) -> list[str]:
+    """Returns the names of what an HDF5 file or an NPZ holds; none for another file."""
+    from lstmcli.errors import LstmcliError
+    from lstmcli.files import hdf5
+    from lstmcli.files.file_kind import FileKind, open_by_kind
+    from lstmcli.files.zip_reader import npz_names
+
+    try:
+        with open_by_kind(path) as (data, kind):
+            if kind is FileKind.ZIP:
+                return npz_names(data)
+            if kind is FileKind.HDF5:
+                with hdf5.open_file(path) as file:
+                    return [entry.name for entry in hdf5.entries(file)]
+    except LstmcliError:
+        pass  # a shell that completes a word has no place for a message
+    return []
+
+
+FILE_NAME = FileName(readable=False)
 
 
 class IntegerList(click.ParamType):  # type: ignore[type-arg]
@@ -53,6 +88,8 @@ class Size(click.ParamType):  # type: ignore[type-arg]
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]
+    """A time. A number alone is said to be seconds: `--time=55` of a cluster's scheduler is minutes."""
+
     name = "time"
     units: ClassVar = {"D": 86400, "H": 3600, "M": 60, "S": 1, "": 1}
 
@@ -60,6 +97,8 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
         parts = re.findall(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([DHMS]?)", value.upper())
         if not parts or "".join(number + unit for number, unit in parts) != value.upper():
             self.fail(f"expected a time such as 90s, 55m or 1h30m; got {value!r}", param, ctx)
+        if ctx and param and value.isdecimal():
+            ctx.meta[NOTES] = [f"{max(param.opts, key=len)} {value}: these are seconds; {value}m is minutes"]
         return sum(float(number) * self.units[unit] for number, unit in parts)
 
 

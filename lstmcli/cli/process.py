@@ -4,22 +4,27 @@ import os
 import shlex
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 import click
 
+from lstmcli.cli.report.terminal import labelled, on_terminal
 from lstmcli.errors import LstmcliError, StoppedError, StorageError
 
 IO_ERROR = StorageError.exit_code
+NO_ERRORS = (StoppedError.exit_code, 130, 143)  # exit codes of what the user asked for
 LIMITS = "is something full, or a limit too low (ulimit -a)?"
 
 
 class Ending(NamedTuple):
-    """What an error that is not of lstmcli's own kinds means for the user."""
+    """What an error means for the user: exit code and message, and what stands under it on a terminal."""
 
     code: int
     message: str
+    candidates: Sequence[str] = ()
+    advice: str = ""
 
 
 # The first kind that fits counts. Errors of files are LstmcliErrors: an OSError here is of standard output or of a library.
@@ -67,8 +72,22 @@ def fail(error: BaseException) -> NoReturn:
 
         with suppress(OSError):
             traceback.print_exception(error)
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in ending.message.replace("\n", " "))
-    end(ending.code, f"lstmcli: {line}")
+    end(ending.code, message(ending))
+
+
+def message(ending: Ending) -> str:
+    """Returns what is printed: one line, or on a terminal one more for each candidate."""
+    kind = "error" if ending.code not in NO_ERRORS else ""
+    if not (ending.candidates and on_terminal(sys.stderr)):
+        return labelled(kind, plain(ending.message), sys.stderr)
+    text = ending.message.removesuffix(ending.advice).removesuffix(", ".join(ending.candidates))
+    lines = [plain(text).rstrip(), *(f"  {plain(one)}" for one in ending.candidates), plain(ending.advice).removeprefix("; ")]
+    return labelled(kind, "\n".join(lines).rstrip(), sys.stderr)
+
+
+def plain(text: str) -> str:
+    """Returns a text in one line that a terminal can be given."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.replace("\n", " "))
 
 
 def ending_of(error: BaseException) -> Ending | None:
@@ -80,7 +99,7 @@ def ending_of(error: BaseException) -> Ending | None:
     if isinstance(error, StoppedError):
         return Ending(error.exit_code, f"{error}; go on with: {resuming(sys.argv)}")
     if isinstance(error, LstmcliError):
-        return Ending(error.exit_code, str(error))
+        return Ending(error.exit_code, str(error), error.candidates, error.advice)
     found = next((ending for kind, ending in ENDINGS.items() if isinstance(error, kind)), None)
     if found is None and starts_a_thread(error):
         found = NO_THREAD

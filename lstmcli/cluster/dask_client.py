@@ -66,8 +66,8 @@ def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Ca
     paths = job.paths()
     if paths.main is None or job.inputs.input == "-":
         raise UsageError("--scheduler: the workers open the files themselves; expected files as input and output, got -")
-    check_paths(paths, job.files(), options.overwrite, options.resume, job.inputs.follow_links)
     with open_job(job) as opened, connect(scheduler) as client:
+        check_paths(paths, job.files(), options.overwrite, options.resume, job.inputs.follow_links)
         if opened.source.sequential:
             raise UsageError(f"{opened.source.name}: every worker opens the input, so it cannot be a pipe; give a file")
         with suppress(TimeoutError):

@@ -123,10 +123,10 @@ def entry_of(name: str, item: Any) -> Entry:
         return Entry(name, item.shape, None)
 
 
-def listed(found: list[Entry]) -> str:
-    """Writes at most ten entries in a row, for a message."""
-    more = f" and {len(found) - 10} more" if len(found) > 10 else ""
-    return ", ".join(map(str, found[:10])) + more if found else "no dataset at all"
+def listed(found: list[Entry]) -> list[str]:
+    """Writes at most ten entries, for a message."""
+    more = [f"and {len(found) - 10} more"] if len(found) > 10 else []
+    return [*map(str, found[:10]), *more] if found else ["no dataset at all"]
 
 
 def dtype_of(item: Any) -> np.dtype[Any]:

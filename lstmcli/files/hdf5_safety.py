@@ -82,7 +82,7 @@ def dataset(file: Any, name: str, follow: bool = False, above: tuple[str, ...] =
     if not isinstance(item, h5py.Dataset):
         got = "no such dataset" if item is None else f"expected a dataset, got a {type(item).__name__.lower()}"
         where = f"{label(file).rstrip('/')}/{shown(name.lstrip('/'))}"
-        raise DataError(f"{where}: {got}; there is {listed(entries(file))}")
+        raise DataError(f"{where}: {got}; there is ", listed(entries(file)))
     where = label(item)
     with reading(where):
         properties = item.id.get_create_plist()

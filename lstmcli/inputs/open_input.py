@@ -96,11 +96,12 @@ def _read_npz(file: FileBytes, path: str, member: str | None) -> StoredArray:
             name for name, (shape, dtype) in forms.items() if dtype.kind == "f" and len(shape) == 3 and name not in MASKS
         ]
         if len(fitting) != 1:
-            listed = ", ".join(f"{shown(name)} {shape} {dtype}" for name, (shape, dtype) in list(forms.items())[:10])
+            held = [f"{shown(name)} {shape} {dtype}" for name, (shape, dtype) in list(forms.items())[:10]]
             raise DataError(
                 f"{file.name}: expected NPY or HDF5, or an NPZ with one float array of rank 3, got an NPZ or another ZIP "
-                f"archive with {len(fitting)}: {listed or 'no array'}; name the one to read: "
-                f"{file.name}::NAME, or save it with np.save"
+                f"archive with {len(fitting)}: ",
+                held or ["no array"],
+                f"; name the one to read: {file.name}::NAME, or save it with np.save",
             )
         member = fitting[0]
     member = member.lstrip("/")
@@ -144,7 +145,8 @@ def _only_candidate(file: Any, token_ids: bool) -> str:
         path = shown(file.filename)
         example = shown(fitting[0].name) if fitting else "/dataset"
         raise DataError(
-            f"{path}: expected {expected}, found {len(fitting)}: {hdf5.listed(fitting or found)}; "
-            f"name the one to read: {path}::{example}"
+            f"{path}: expected {expected}, found {len(fitting)}: ",
+            hdf5.listed(fitting or found),
+            f"; name the one to read: {path}::{example}",
         )
     return fitting[0].name

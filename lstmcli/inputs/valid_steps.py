@@ -123,7 +123,7 @@ def _beside(source: Source, padding: str | None, follow: bool) -> ValidSteps:
     if fitting := _fitting(file, folders, source):
         note = (
             f"{source.name}: no lengths are known, so all steps are computed; of the size of lengths or of a mask there is "
-            f"{hdf5.listed(fitting)}: --lens FILE::/dataset takes it, --lens none ends this note"
+            f"{', '.join(hdf5.listed(fitting))}: --lens FILE::/dataset takes it, --lens none ends this note"
         )
         return found._replace(notes=(note,))
     return found
@@ -186,7 +186,9 @@ def likely_name(file: Any) -> str:
     if len(fitting) != 1:
         raise DataError(
             f"{shown(file.filename)}: expected a dataset {', '.join((*LENGTHS, *MASKS))} or one integer dataset of rank 1, "
-            f"found {len(fitting)}: {hdf5.listed(fitting or found)}; name the one to read: FILE::/dataset"
+            f"found {len(fitting)}: ",
+            hdf5.listed(fitting or found),
+            "; name the one to read: FILE::/dataset",
         )
     return fitting[0].name
 

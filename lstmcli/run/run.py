@@ -33,8 +33,9 @@ def run(
     """
     stop, resources = stop or Stop(), job.resources
     paths = job.paths()
-    check_paths(paths, job.files(), resources.overwrite, resources.resume, job.inputs.follow_links)
     with open_job(job) as opened:
+        # After the inputs: who mistypes a name beside a result of before is not to be told of the result first.
+        check_paths(paths, job.files(), resources.overwrite, resources.resume, job.inputs.follow_links)
         compute = opened.job.compute
         facts = describe(opened, paths)
         resumable = can_resume(opened, paths, stop)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lstmcli.blocks import Valid
 from lstmcli.engine.cpus import available_threads
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.model.tree import Model, as_chain
+from lstmcli.model.tree import Bidirectional, Cell, Model, as_chain
 from lstmcli.results.formats.fields import PADDED, PER_SEQUENCE
 from lstmcli.results.formats.paths import Paths
 from lstmcli.results.formats.result import Metadata, stored_shape
@@ -98,8 +98,22 @@ def about_model(model: "Model | Chain") -> dict[str, Any]:
         layers = [f"{name} ({layer.kind})" for name, layer in zip(chain.names, chain.layers, strict=True)]
         return {"layers": layers, "parameters": chain.parameters(), "masks": chain.masks}
     assert isinstance(model, Model)
-    units = [cell.units for _, cell in model.cells()]
-    return {"layers": len(units), "units": units, "parameters": model.parameters()}
+    units, bidirectional = zip(*layers_of(model), strict=True)
+    return {
+        "layers": len(units),
+        "units": list(units),
+        "bidirectional": list(bidirectional),
+        "parameters": model.parameters(),
+    }
+
+
+def layers_of(model: Model) -> list[tuple[int, bool]]:
+    """Returns the units of each layer from the bottom to the top, and whether it is bidirectional."""
+    if isinstance(model, Cell):
+        return [(model.units, False)]
+    if isinstance(model, Bidirectional):
+        return [(units, True) for units, _ in layers_of(model.forward)]
+    return [layer for child in model.children().values() for layer in layers_of(child)]
 
 
 def about_arrays(model: "Model | Chain", compute: Compute, batch: int, time: int, total: int) -> dict[str, Any]:

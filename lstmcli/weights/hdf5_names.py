@@ -35,7 +35,8 @@ def import_file(file: Any, where: str, choices: Choices) -> Imported:
         return tensorflow.import_variables(Draft("TensorFlow 1's names (HDF5)", where, tensors, choices))
     raise DataError(
         f"{where}: expected a model file or a result of a run (attribute format), weights of Keras or ELMo, or datasets under "
-        f"the names of torch.nn.LSTM (weight_ih_l0, ...) or TensorFlow 1; it holds {hdf5.listed(hdf5.entries(file))}"
+        f"the names of torch.nn.LSTM (weight_ih_l0, ...) or TensorFlow 1; it holds ",
+        hdf5.listed(hdf5.entries(file)),
     )
 
 

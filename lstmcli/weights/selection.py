@@ -84,7 +84,7 @@ def fitting(word: str, found: Mapping[str, str], draft: "Draft") -> list[str]:
         matching = [name for name in found if fnmatch.fnmatchcase(name, word)]
         matching = matching or [name for name in found if fnmatch.fnmatchcase(name, f"*.{word}")]
         if not matching:
-            raise DataError(f"{draft.where}: no LSTM's name is like {shown(word)!r}; there is {listed(found, found)}")
+            raise DataError(f"{draft.where}: no LSTM's name is like {shown(word)!r}; there is ", listed(found, found))
         return sorted(matching, key=numbered)
     return [fitting_one(word, found, draft)]
 
@@ -120,17 +120,18 @@ def fitting_one(word: str | None, found: Mapping[str, str], draft: "Draft") -> s
             f"{draft.where}: expected the weights of an LSTM as {draft.kind} names them; it holds {held}{draft.hint}"
         )
     if not names:
-        raise DataError(f"{draft.where}: no LSTM's name begins with {shown(word or '')!r}; there is {listed(found, found)}")
+        raise DataError(f"{draft.where}: no LSTM's name begins with {shown(word or '')!r}; there is ", listed(found, found))
     patterns = {re.sub("[0-9]+", "*", name) for name in names}
     several = f"'{shown(patterns.pop())}'" if len(patterns) == 1 else "A --select B"
     raise DataError(
         f"{draft.where}: holds {len(names)} LSTMs; choose one with --select PREFIX, or several, from the bottom to the top, "
-        f"with --select {several}: {listed(names, found)}"
+        f"with --select {several}: ",
+        listed(names, found),
     )
 
 
-def listed(names: Iterable[str], found: Mapping[str, str]) -> str:
-    return "; ".join(f"{shown(name) or repr(name)}: {found[name]}" for name in list(names)[:MANY])
+def listed(names: Iterable[str], found: Mapping[str, str]) -> list[str]:
+    return [f"{shown(name) or repr(name)}: {found[name]}" for name in list(names)[:MANY]]
 
 
 # Trees of what was chosen.

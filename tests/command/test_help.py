@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import h5py
+import numpy as np
 import pytest
 from helpers.case import Case
 from helpers.command import assert_one_line, lstmcli, shell, succeed
@@ -19,6 +21,7 @@ from helpers.pages import DOCS, PAGES
 
 from lstmcli.cli.command import HEADINGS
 from lstmcli.cli.main import lstmcli as cli
+from lstmcli.version import __version__
 
 Words = tuple[str, ...]
 
@@ -186,11 +189,15 @@ def test_completion_of_an_unknown_shell(tmp_path: Path) -> None:
     ],
 )
 def test_what_bash_completes(typed: str, expected: list[str], tmp_path: Path) -> None:
+    assert completed(typed, tmp_path)[: len(expected)] == expected
+
+
+def completed(typed: str, cwd: Path) -> list[str]:
+    """Returns what bash is told for a line that is typed so far."""
     line = '_LSTMCLI_COMPLETE=bash_complete COMP_WORDS="$1" COMP_CWORD="$2" exec -a lstmcli lstmcli'
     words = typed.split(" ")
     program = f'PATH="{Path(sys.executable).parent}:$PATH"; unset -f lstmcli; {line}'
-    ran = shell(program, tmp_path, typed, len(words) - 1)
-    assert ran.text.splitlines()[: len(expected)] == expected, ran.err
+    return shell(program, cwd, typed, len(words) - 1).text.splitlines()
 
 
 def test_the_traceback_of_an_expected_error(tmp_path: Path) -> None:
@@ -216,3 +223,30 @@ def test_an_incomplete_installation_is_no_full_disk(tmp_path: Path) -> None:
     assert "h5py" in done.stderr
     assert "reinstall lstmcli" in done.stderr
     assert "ulimit" not in done.stderr
+
+
+def test_the_shell_completes_datasets_and_arrays(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["speech/train"], file["speech/test"], file["lengths"] = np.zeros((2, 3, 4)), np.zeros((1, 3, 4)), [3, 3]
+    np.savez(tmp_path / "x.npz", inputs=np.zeros((2, 3, 4)), lens=[3, 3])
+    for typed, expected in [
+        ("x.h5::", {"x.h5::/speech/train", "x.h5::/speech/test", "x.h5::/lengths"}),
+        ("x.h5::/speech/te", {"x.h5::/speech/test"}),
+        ("x.npz::", {"x.npz::inputs", "x.npz::lens"}),
+        ("nowhere.h5::", set()),
+    ]:
+        found = {word.removeprefix("plain,") for word in completed(f"lstmcli run -i {typed}", tmp_path)}
+        assert found - {""} == expected
+
+
+def test_the_manual_page_has_all_commands_options_and_exit_codes(tmp_path: Path) -> None:
+    page = succeed("help", "--man", cwd=tmp_path).text.replace("\\-", "-")
+    for path, command in commands():
+        assert f".SS lstmcli {' '.join(path)}" in page
+        assert all(option in page for param in command.params for option in param.opts if option[0] == "-")
+    assert ".TP\n.B 75\nstopped by" in page
+
+
+def test_the_version_as_json(tmp_path: Path) -> None:
+    assert succeed("--version", "--json", cwd=tmp_path).json == {"lstmcli": __version__}
+    assert succeed("--version", cwd=tmp_path).text == f"lstmcli {__version__}\n"

@@ -197,7 +197,7 @@ def merge(
     if virtual and (resume or stop_after is not None):
         raise click.UsageError("--virtual: is made at once; leave --resume and --stop-after out")
     found, stop = read_plan(plan), Stop(stop_after)
-    with stop.heed_signals(), terminal.progress() as on_progress:
+    with stop.heed_signals(), terminal.progress(plan, None) as on_progress:
         if virtual:
             facts = merging.merge_virtual(found, output, states, overwrite)
         else:

@@ -22,6 +22,7 @@ from lstmcli.cli.options import (
     result_options,
     scheduler_address,
     stop_options,
+    verbose,
     whole_input_options,
     whole_model_options,
 )
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
 @scheduler_address
 @as_json
 @quiet
+@verbose
 @progress
 @click.pass_context
 def run(
@@ -99,7 +101,7 @@ def run(
     if scheduler is not None and options["dry_run"]:
         raise click.UsageError("--dry-run: nothing would be computed; leave --scheduler out")
     stop = Stop(stop_after)
-    with stop.heed_signals(), terminal.progress() as on_progress:
+    with stop.heed_signals(), terminal.progress(plan or options["input"] or "", options["threads"]) as on_progress:
         how: dict[str, Any] = {"on_progress": on_progress, "stop": stop, "on_compile": on_compile}
         if plan is not None and shard is not None:
             facts = run_shard(ctx, terminal, plan, shard, options, how)
@@ -163,6 +165,7 @@ def run(
 @scheduler_address
 @as_json
 @quiet
+@verbose
 @progress
 def predict(terminal: "Terminal", stop_after: float | None, scheduler: str | None, **options: Any) -> None:
     """Run a whole model, with what stands before and after its LSTMs, over a file of sequences or of token ids."""
@@ -174,7 +177,7 @@ def predict(terminal: "Terminal", stop_after: float | None, scheduler: str | Non
         raise click.UsageError("--output -: expected a pipe or a file to write binary data to, got a terminal")
     job = job_of(options | {"units": None, "whole": True})
     stop = Stop(stop_after)
-    with stop.heed_signals(), terminal.progress() as on_progress:
+    with stop.heed_signals(), terminal.progress(options["input"] or "", options["threads"]) as on_progress:
         if scheduler is not None:
             from lstmcli.cluster.dask_client import run_on
 
@@ -202,7 +205,7 @@ def report(terminal: "Terminal", facts: dict[str, Any]) -> None:
     for note in facts["notes"]:
         terminal.note(note)
     if not terminal.quiet:
-        terminal.print_rows(facts, run_rows(facts), to_stderr=facts["output"] == "-")
+        terminal.print_rows(facts, run_rows(facts, terminal.verbose), to_stderr=facts["output"] == "-")
 
 
 def run_shard(

@@ -33,7 +33,7 @@ def verify(terminal: "Terminal", files: tuple[str, ...]) -> None:
             found = verify_file(file)
         except LstmcliError as error:
             if failed:
-                terminal.warn(str(failed))
+                terminal.warn(str(failed), "error")
             failed = error
         else:
             if not terminal.quiet:
@@ -108,8 +108,9 @@ def env(terminal: "Terminal", warmup: bool) -> None:
     examples=["lstmcli help", "lstmcli help inputs", "lstmcli help reliability | less"],
 )
 @click.argument("topic", required=False, type=TopicName())
+@option("Output", "--man", is_flag=True, help="Print all commands and options as a manual page, for lstmcli.1.")
 @click.pass_context
-def help_(ctx: click.Context, terminal: "Terminal", topic: str | None) -> None:
+def help_(ctx: click.Context, terminal: "Terminal", topic: str | None, man: bool) -> None:
     """Show the page about TOPIC, or the list of all topics. In a pipe the page is plain Markdown.
 
     `lstmcli help COMMAND` shows what `lstmcli COMMAND --help` does.
@@ -118,7 +119,11 @@ def help_(ctx: click.Context, terminal: "Terminal", topic: str | None) -> None:
 
     topics, root = documentation.topics(), ctx.find_root()
     assert isinstance(root.command, click.Group)
-    if topic is None:
+    if man:
+        from lstmcli.cli.report.man_page import man_page
+
+        terminal.print(man_page(root.command))
+    elif topic is None:
         width = max(map(len, topics))
         terminal.print("".join(f"{name:{width}}  {answers}\n" for name, answers in topics.items()))
     elif topic in topics:
@@ -142,9 +147,11 @@ def help_(ctx: click.Context, terminal: "Terminal", topic: str | None) -> None:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, terminal: "Terminal", shell: str) -> None:
-    """Print the script with which bash, zsh or fish completes commands, options, choices and names of files."""
+    """Print the script with which bash, zsh or fish completes commands, options, choices, files and datasets after ::."""
     from click.shell_completion import get_completion_class
 
     found = get_completion_class(shell)
     assert found
+    if shell == "bash":  # else a colon ends a word, and what stands behind FILE.h5:: is a word of its own
+        terminal.print("COMP_WORDBREAKS=${COMP_WORDBREAKS//:}\n")
     terminal.print(found(ctx.find_root().command, {}, "lstmcli", "_LSTMCLI_COMPLETE").source())

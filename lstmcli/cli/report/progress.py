@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 LOG_SECONDS = 10.0
+BAR_STAYS = 2.0  # seconds that a run takes so that its bar is worth a line afterwards
 
 
 class Pace:
@@ -29,32 +30,52 @@ class Pace:
         """Returns the steps per second of this run."""
         return (self.done - (self.before or 0)) / max(time.monotonic() - self.began, 1e-9)
 
+    def time(self, total: int) -> str:
+        """Returns how much time is left, or at the end how much this run has taken."""
+        if self.done == total:
+            return f"in {timedelta(seconds=round(time.monotonic() - self.began))}"
+        return f"{timedelta(seconds=round((total - self.done) / self.speed()))} left"
+
 
 @contextmanager
-def bar(console: Any) -> Iterator[Callable[[int, int], None]]:
-    """Draws a bar on a rich console, and takes it away at the end."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def bar(console: Any, name: str) -> Iterator[Callable[[int, int], None]]:
+    """Draws a bar on a rich console, as wide as that. name: of what is read. The bar of a very short run does not stay."""
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
 
-    text = TextColumn("{task.percentage:.0f} %  {task.completed:,} of {task.total:,} steps  {task.fields[speed]}")
-    with Progress(BarColumn(20), text, TimeRemainingColumn(), console=console, transient=True) as drawn:
-        task = drawn.add_task("", total=1, speed="", visible=False)
+    whole = Column(no_wrap=True)
+    columns = (
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=console.width // 4)),
+        BarColumn(None, table_column=Column(ratio=1)),
+        TextColumn("{task.percentage:.0f} % of {task.total:,} steps", table_column=whole),
+        TextColumn("{task.fields[speed]}", table_column=whole),
+        TextColumn("{task.fields[time]}", table_column=whole),
+    )
+    with Progress(*columns, console=console, expand=True, transient=True) as drawn:
+        task = drawn.add_task(name, total=1, speed="", time="", visible=False)
         pace = Pace()
 
         def advance(steps: int, total: int) -> None:
             pace.add(steps)
-            if pace.is_first():  # rich measures the time that is left from here on
-                drawn.reset(task, total=total, completed=pace.done, visible=True)
+            if pace.is_first():
+                drawn.update(task, total=total, completed=pace.done, visible=True)
             else:
-                drawn.update(task, completed=pace.done, speed=f"{pace.speed():,.0f} steps/s")
+                speed = f"{pace.speed():,.0f} steps/s"
+                drawn.update(task, completed=pace.done, speed=speed, time=pace.time(total))
 
-        yield advance
+        try:
+            yield advance
+        finally:
+            drawn.live.transient = time.monotonic() - pace.began < BAR_STAYS
 
 
 class Log:
-    """Prints a line every LOG_SECONDS, and none for short runs."""
+    """Prints a line every LOG_SECONDS, and none for short runs. The first of them is preceded by what is running where."""
 
-    def __init__(self, print_line: Callable[[str], None]) -> None:
+    def __init__(self, print_line: Callable[[str], None], about: Callable[[], str]) -> None:
+        """about: says what is running, when it is asked."""
         self.print_line = print_line
+        self.about: Callable[[], str] | None = about
         self.pace = Pace()
         self.next = time.monotonic() + LOG_SECONDS
 
@@ -63,7 +84,13 @@ class Log:
         now, done = time.monotonic(), self.pace.done
         if now < self.next or self.pace.is_first():
             return
+        if self.about:
+            before = f"; resumed at {self.pace.before / total:.1%}" if self.pace.before else ""
+            self.line(f"{self.about()}{before}")
+            self.about = None
         self.next = now + LOG_SECONDS
-        speed = self.pace.speed()
-        left = timedelta(seconds=round((total - done) / speed))
-        self.print_line(f"{done / total:.1%}  {done:,} of {total:,} steps  {speed:,.0f} steps/s  {left} left")
+        speed = f"{self.pace.speed():,.0f} steps/s"
+        self.line(f"{done / total:.1%}  {done:,} of {total:,} steps  {speed}  {self.pace.time(total)}")
+
+    def line(self, text: str) -> None:
+        self.print_line(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}")

@@ -6,9 +6,10 @@ from typing import Any
 from lstmcli.errors import shown
 
 Rows = Iterator[tuple[str, str]]
+CELL_STATES = 2  # c and h
 
 
-def run_rows(facts: dict[str, Any]) -> Rows:
+def run_rows(facts: dict[str, Any], verbose: bool) -> Rows:
     """Yields the summary of a run, or of a dry run."""
     yield from work_rows(facts)
     if facts["part"]:
@@ -22,8 +23,7 @@ def run_rows(facts: dict[str, Any]) -> Rows:
     else:
         stored = "" if facts["outputs"]["stored"] else "  not stored"
         yield "outputs", f"{shape(facts['outputs']['shape'])} {facts['outputs']['dtype']}{stored}"
-    for k, state in enumerate(facts.get("state", ())):
-        yield "states" if k == 0 else "", f"{shape(state['shape'])} {state['dtype']}  {state['path']}"
+    yield from state_rows(facts.get("state", []), verbose)
     threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
     if facts["dry_run"]:
         yield "steps", f"{facts['valid_steps']:,} valid, {threads}; dry run: nothing computed or written"
@@ -81,11 +81,32 @@ def work_rows(facts: dict[str, Any]) -> Rows:
         f"{facts['padding_fraction']:.1%} padding{place}, skipped{origin}",
     )
     if "units" in model:
-        units = ", ".join(str(n) for n in model["units"])
-        yield "model", f"LSTM of {units} units, {model['parameters']:,} parameters  {shown(model['from'])}"
+        yield "model", f"{layers_in_words(model)}, {model['parameters']:,} parameters  {shown(model['from'])}"
     else:
         yield "model", f"{len(model['layers'])} layers, {model['parameters']:,} parameters  {shown(model['from'])}"
         yield "", shown(", ".join(model["layers"]))
+
+
+def layers_in_words(model: dict[str, Any]) -> str:
+    layers = list(zip(model["units"], model["bidirectional"], strict=True))
+    if len(set(layers)) > 1:
+        each = ", ".join(f"{units}{' bidirectional' * both}" for units, both in layers)
+        return f"LSTM, {len(layers)} layers of {each} units"
+    units, both = layers[0]
+    if len(layers) == 1:
+        return f"{'bidirectional ' * both}LSTM of {units} units"
+    return f"LSTM, {len(layers)} {'bidirectional ' * both}layers of {units} units"
+
+
+def state_rows(states: list[dict[str, Any]], verbose: bool) -> Rows:
+    """Yields the final states: those of a lone cell, or all of them, or else only how many."""
+    if verbose or len(states) <= CELL_STATES:
+        for k, state in enumerate(states):
+            yield "" if k else "states", f"{shape(state['shape'])} {state['dtype']}  {state['path']}"
+        return
+    shapes = ", ".join(dict.fromkeys(shape(state["shape"]) for state in states))
+    text = f"{len(states)} of {shapes} {states[0]['dtype']}  {states[0]['path']} to {states[-1]['path']}; --verbose lists them"
+    yield "states", text
 
 
 def companion_rows(facts: dict[str, Any]) -> Rows:

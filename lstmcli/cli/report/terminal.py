@@ -9,6 +9,8 @@ from typing import Any, TextIO
 
 from lstmcli.errors import StorageError, shown
 
+COLOURS = {"error": 31, "warning": 33, "note": 36}  # red, yellow, cyan
+NAME_WIDTH = 10  # of the column of names in a summary
 WIDE = 10_000  # columns of a pipe: nothing is wrapped or cut for programs that read lines
 
 
@@ -18,12 +20,15 @@ class Terminal:
     A stream that was closed before the program began is None, and what is printed to it is lost.
     """
 
-    def __init__(self, json: bool = False, quiet: bool = False, progress: str = "auto") -> None:
-        """json: one JSON object instead of text. quiet: no summary, notes or progress. progress: auto, bar, log or none."""
+    def __init__(self, json: bool = False, quiet: bool = False, verbose: bool = False, progress: str = "auto") -> None:
+        """json: one JSON object instead of text. quiet: no summary, notes or progress. verbose: all states in the summary.
+
+        progress: auto, bar, log or none.
+        """
         self.out: TextIO | None = sys.stdout
         self.err: TextIO | None = sys.stderr
         self.json = json
-        self.quiet = quiet
+        self.quiet, self.verbose = quiet, verbose
         self.kind_of_progress = "none" if quiet else progress
 
     def is_interactive(self) -> bool:
@@ -44,11 +49,13 @@ class Terminal:
         if self.json:
             self._write(stream, json.dumps(facts) + "\n")
         elif stream is None or not stream.isatty():  # the same without bold, and without loading rich
-            self._write(stream, "".join(f"{name:10}{text}\n" for name, text in rows))
+            self._write(stream, "".join(f"{name:{NAME_WIDTH}}{text}\n" for name, text in rows))
         else:
             from rich.text import Text
 
-            self._draw(stream, *(Text.assemble((f"{name:10}", "bold"), text) for name, text in rows))
+            width = console(stream).width - NAME_WIDTH
+            lines = ((name if k == 0 else "", line) for name, text in rows for k, line in enumerate(broken(text, width)))
+            self._draw(stream, *(Text.assemble((f"{name:{NAME_WIDTH}}", "bold"), line) for name, line in lines))
 
     def print_drawing(self, facts: Any, draw: Callable[[], Any]) -> None:
         """Prints the facts as JSON, or else what `draw` makes for rich: a table, a tree."""
@@ -69,11 +76,11 @@ class Terminal:
     def note(self, text: str) -> None:
         """Prints a line to standard error, unless the command is to be quiet."""
         if not self.quiet:
-            self.warn(text)
+            self.warn(text, "note")
 
-    def warn(self, text: str) -> None:
+    def warn(self, text: str, kind: str = "warning") -> None:
         """Prints a line to standard error, whatever was asked for."""
-        self.print_error(f"lstmcli: {shown(text)}")
+        self.print_error(labelled(kind, shown(text), self.err))
 
     def print_error(self, line: str) -> None:
         """Prints to standard error. That nobody can read it any more is no reason to lose a run."""
@@ -83,18 +90,21 @@ class Terminal:
             self._silence(self.err)
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[[int, int], None]]:
-        """Gives a function to call with (valid steps done since the last call, valid steps in all), from any thread."""
+    def progress(self, name: str, threads: int | None) -> Iterator[Callable[[int, int], None]]:
+        """Gives a function to call with (valid steps done since the last call, valid steps in all), from any thread.
+
+        name: of the file that is read. threads: as --threads.
+        """
         from lstmcli.cli.report import progress
 
         kind = self.kind_of_progress
         if kind == "auto":
             kind = "bar" if self.err and self.err.isatty() else "log"
         if kind == "bar":
-            with progress.bar(console(self.err)) as advance:
+            with progress.bar(console(self.err), shown(name.partition("::")[0].rpartition("/")[2])) as advance:
                 yield advance
         elif kind == "log":
-            yield progress.Log(self.print_error)
+            yield progress.Log(self.print_error, lambda: running(name, threads))
         else:
             yield lambda steps, total: None
 
@@ -124,6 +134,39 @@ class Terminal:
         """Sends nowhere what is still buffered, so that it does not fail once more when the program ends."""
         if stream:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def broken(text: str, width: int) -> list[str]:
+    """Breaks a text into lines of at most `width` columns: between its facts, then between words, never inside a name."""
+    import textwrap
+
+    lines = [""]
+    for fact in text.split("  "):
+        if len(f"{lines[-1]}  {fact}") <= width:
+            lines[-1] = f"{lines[-1]}  {fact}".strip()
+        else:
+            lines += textwrap.wrap(fact, max(width, 1), break_long_words=False, break_on_hyphens=False)
+    return [line for line in lines if line] or [""]
+
+
+def running(name: str, threads: int | None) -> str:
+    """Says what is running and where, for a log."""
+    from lstmcli.engine.cpus import available_threads
+    from lstmcli.version import __version__
+
+    return f"lstmcli {__version__} on {os.uname().nodename}, {threads or available_threads()} threads: {shown(name)}"
+
+
+def on_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
+
+
+def labelled(kind: str, text: str, stream: TextIO | None) -> str:
+    """Returns a message with its kind, in colour on a terminal that wants that: https://no-color.org."""
+    label = f"{kind}: " if kind else ""
+    if label and on_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
+        label = f"\x1b[1;{COLOURS[kind]}m{label}\x1b[0m"
+    return f"lstmcli: {label}{text}"
 
 
 def console(stream: TextIO | None) -> Any:

@@ -41,12 +41,13 @@ def index_of(path: str) -> str:
     if len(found) == 1:
         return str(folder / found[0])
     if found:
-        raise DataError(f"{where}: holds {len(found)} checkpoints; give one of them: {listed(found)}")
+        raise DataError(f"{where}: holds {len(found)} checkpoints; give one of them: ", listed(found))
     held = sorted(entry.name for entry in folder.iterdir())
     weights = [name for name in held if name.endswith(WEIGHTS)]
     raise DataError(
-        f"{where}: expected a file of weights, or a folder with a checkpoint or SavedModel of TensorFlow; got one with "
-        f"{listed(weights or held)}{'; give one of them' * bool(weights)}"
+        f"{where}: expected a file of weights, or a folder with a checkpoint or SavedModel of TensorFlow; got one with ",
+        listed(weights or held),
+        "; give one of them" * bool(weights),
     )
 
 
@@ -58,7 +59,8 @@ def newest_index(folder: Path, called: str, where: str) -> str:
         return str(index)
     raise DataError(
         f"{where}: its newest checkpoint is {shown(name)}, but there is no {shown(name)}.index; "
-        f"copy it, or give one of these: {listed(indices(folder))}"
+        "copy it, or give one of these: ",
+        listed(indices(folder)),
     )
 
 
@@ -66,6 +68,6 @@ def indices(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".index") and entry.is_file())
 
 
-def listed(names: list[str]) -> str:
-    more = f" and {len(names) - MANY} more" if len(names) > MANY else ""
-    return ", ".join(map(shown, names[:MANY])) + more if names else "nothing"
+def listed(names: list[str]) -> list[str]:
+    more = [f"and {len(names) - MANY} more"] if len(names) > MANY else []
+    return [*map(shown, names[:MANY]), *more] if names else ["nothing"]

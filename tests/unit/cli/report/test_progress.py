@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from datetime import datetime
 
 import pytest
 from rich.console import Console
@@ -21,37 +22,50 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def test_the_log_has_a_line_every_ten_seconds(clock: Clock) -> None:
+def a_log() -> tuple[progress.Log, list[str]]:
+    """A log, and its lines without the time of day that they begin with."""
     lines: list[str] = []
-    log = progress.Log(lines.append)
+
+    def print_line(line: str) -> None:
+        when, _, text = line.partition("  ")
+        assert datetime.fromisoformat(when)
+        lines.append(text)
+
+    return progress.Log(print_line, lambda: "about"), lines
+
+
+def test_the_log_has_a_line_every_ten_seconds(clock: Clock) -> None:
+    log, lines = a_log()
     log(0, 1_000_000)
     for _ in range(10):
         clock.now += 2.5
         log(50_000, 1_000_000)
     assert lines == [
+        "about",
         "20.0%  200,000 of 1,000,000 steps  20,000 steps/s  0:00:40 left",
         "40.0%  400,000 of 1,000,000 steps  20,000 steps/s  0:00:30 left",
     ]
 
 
 def test_steps_of_an_earlier_run_are_no_work_of_this_one(clock: Clock) -> None:
-    lines: list[str] = []
-    log = progress.Log(lines.append)
+    log, lines = a_log()
     clock.now += 20  # until the inputs are open
     log(600_000, 1_000_000)
     assert lines == []
     clock.now += 10
     log(100_000, 1_000_000)
-    assert lines == ["70.0%  700,000 of 1,000,000 steps  10,000 steps/s  0:00:30 left"]
+    assert lines == ["about; resumed at 60.0%", "70.0%  700,000 of 1,000,000 steps  10,000 steps/s  0:00:30 left"]
 
 
 def test_the_bar_of_a_resumed_run(clock: Clock) -> None:
     out = io.StringIO()
-    with progress.bar(Console(file=out, force_terminal=True, width=100)) as advance:
+    with progress.bar(Console(file=out, force_terminal=True, width=100), "x.h5") as advance:
         clock.now += 20
         advance(600_000, 1_000_000)
         clock.now += 10
         advance(100_000, 1_000_000)
     shown = out.getvalue()
-    assert "70 %  700,000 of 1,000,000 steps" in shown
+    assert "x.h5" in shown
+    assert "70 % of 1,000,000 steps" in shown
+    assert "0:30 left" in " ".join(shown.split())
     assert "10,000 steps/s" in shown

@@ -1,0 +1,25 @@
+"""What people type who know other programs, and what it is called here."""
+
+OPTIONS = {
+    "--model": "--weights FILE (-w) takes the model of a file, --units N (-u) makes a new one",
+    "--checkpoint": "--weights FILE (-w) takes the model of a file",
+    "--lengths": "--lens PATH (-l) gives the length of each sequence",
+    "--sequence-length": "--lens PATH (-l) gives the length of each sequence",
+    "--mask": "--lens PATH (-l) takes a mask as well",
+    "--force": "--overwrite replaces a result",
+    "--out": "--output PATH (-o) names the result",
+    "--hidden-size": "--units N (-u) gives the units of each layer",
+    "--gpu": "this program computes on CPUs; --threads N says on how many of them",
+    "--device": "this program computes on CPUs; --threads N says on how many of them",
+    "--batch-size": "how much is computed at a time changes no result; --max-memory SIZE limits it",
+    "--dataset": "--input FILE.h5::/NAME names a dataset",
+    "--pad": "--padding pre says that padding stands in front",
+}
+COMMANDS = {
+    **dict.fromkeys(("show", "view", "info", "head", "stats", "summary", "hist", "ls"), "inspect FILE"),
+    "plot": "inspect FILE --plot PICTURE",
+    "diff": "compare A B",
+    "check": "verify FILE",
+    "resume": "run ... --resume",
+    **{name: f"model {name}" for name in ("init", "import", "export")},
+}
