@@ -6,7 +6,7 @@ import click
 from click.core import ParameterSource
 
 from lstmcli.cli.command import ABOUT_TERMINAL, option, option_group
-from lstmcli.cli.param_types import FILE_NAME, Duration, IntegerList, Names, NumberList, Size
+from lstmcli.cli.param_types import FILE_NAME, INPUT_NAME, Duration, IntegerList, Names, NumberList, Size
 
 if TYPE_CHECKING:
     from lstmcli.run.job import Job
@@ -16,10 +16,13 @@ whole_input_options = option_group(
         "Input",
         "-i",
         "--input",
-        type=FILE_NAME,
+        type=INPUT_NAME,
         metavar="PATH",
+        multiple=True,
         help="The sequences, an array (sequences, steps, features): an .npy or HDF5 file, or - for an NPY stream on standard "
-        "input. FILE.h5::/NAME names a dataset of an HDF5 file, FILE.npz::NAME an array of an NPZ.",
+        "input. FILE.h5::/NAME names a dataset of an HDF5 file, FILE.npz::NAME an array of an NPZ. Or an array (steps, "
+        "features) for each sequence: in HDF5, NPZ, safetensors or .pt, or in several files: a folder, 'FOLDER/*.npy', @LIST, "
+        "or --input again.",
     ),
     option(
         "Input",
@@ -293,7 +296,7 @@ def job_of(options: dict[str, Any]) -> "Job":
     from lstmcli.errors import UsageError
     from lstmcli.run.job import job_of_options
 
-    if options["input"] is None:
+    if not options["input"]:
         raise click.UsageError("Missing option '-i' / '--input'.")
     if options.get("whole"):
         if options["weights"] is None:

@@ -47,6 +47,15 @@ def names_in(path: str) -> list[str]:
 FILE_NAME = FileName(readable=False)
 
 
+class InputName(click.Path):
+    """The name of an input. Several of them in a variable stand on lines of their own: a name may hold a colon."""
+
+    envvar_list_splitter = "\n"
+
+
+INPUT_NAME = InputName(readable=False)
+
+
 class IntegerList(click.ParamType):  # type: ignore[type-arg]
     name = "N[,N...]"
 

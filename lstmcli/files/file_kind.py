@@ -59,6 +59,13 @@ def is_hdf5(file: FileBytes) -> bool:
     return False
 
 
+def is_several(path: str) -> bool:
+    """Says whether an --input names several files: a folder, a pattern, or @ and a file with their names."""
+    if os.path.lexists(path):
+        return Path(path).is_dir()
+    return path.startswith("@") or any(mark in path for mark in "*?[")
+
+
 def split_spec(spec: str) -> tuple[str, str | None]:
     """Splits `path`, `path::/dataset` or `path:/dataset` into path and dataset. An existing file of that name comes first."""
     if not os.path.lexists(spec):

@@ -90,15 +90,16 @@ def label(item: Any) -> str:
     return f"{shown(os.fsdecode(h5py.h5f.get_name(item.id)))}::{shown(item.name)}"
 
 
-def entries(file: Any) -> list[Entry]:
-    """Lists all datasets of an h5py.File or Group that hard links lead to, each object once."""
+def entries(file: Any, most: int | None = None) -> list[Entry]:
+    """Lists the datasets of an h5py.File or Group that hard links lead to, each object once; most: so many at most."""
     import h5py
 
     found: list[Entry] = []
 
-    def visit(name: str, item: Any) -> None:
+    def visit(name: str, item: Any) -> bool | None:
         if isinstance(item, h5py.Dataset):
             found.append(entry_of(f"/{name}", item))
+        return True if len(found) == most else None
 
     with reading(label(file)):
         file.visititems(visit)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lstmcli.errors import DataError, LstmcliError, shown
-from lstmcli.files.hdf5 import entries, label, listed, open_file, raw_offset, reading, written_chunks
+from lstmcli.files.hdf5 import NAMES_LOOKED_AT, entries, label, listed, open_file, raw_offset, reading, written_chunks
 
 # h5py is imported inside functions because it takes a tenth of a second.
 
@@ -82,7 +82,7 @@ def dataset(file: Any, name: str, follow: bool = False, above: tuple[str, ...] =
     if not isinstance(item, h5py.Dataset):
         got = "no such dataset" if item is None else f"expected a dataset, got a {type(item).__name__.lower()}"
         where = f"{label(file).rstrip('/')}/{shown(name.lstrip('/'))}"
-        raise DataError(f"{where}: {got}; there is ", listed(entries(file)))
+        raise DataError(f"{where}: {got}; there is ", listed(entries(file, NAMES_LOOKED_AT)))
     where = label(item)
     with reading(where):
         properties = item.id.get_create_plist()

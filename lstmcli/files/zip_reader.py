@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import IO, Any
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
@@ -87,10 +87,7 @@ class NpzMember(FileBytes):
             if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED) or info.flag_bits & ENCRYPTED:
                 raise DataError(f"{self.name}: expected what np.savez or np.savez_compressed writes, got another compression")
             if info.compress_type == ZIP_STORED:
-                sizes = struct.unpack_from("<2H", file.take(info.header_offset, LOCAL_HEADER), LOCAL_HEADER - 4)
-                self.begin = info.header_offset + LOCAL_HEADER + sum(sizes)
-                if self.begin + self.size > self.opened.st_size:
-                    raise DataError(f"{self.name}: damaged ZIP archive: it ends at byte {self.begin + self.size}")
+                self.begin = begin_of(info, file, self.name)
             elif self.size > MEMORY:
                 raise DataError(
                     f"{self.name}: is compressed, and {self.size:,} bytes are more than the {MEMORY:,} that are decoded into "
@@ -111,6 +108,17 @@ class NpzMember(FileBytes):
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"member_at": self.begin}
+
+
+def begin_of(info: ZipInfo, file: FileBytes, name: str) -> int:
+    """Returns where the bytes of a stored member begin in the file. Raises DataError where they do not all lie in it."""
+    if info.header_offset + LOCAL_HEADER > file.opened.st_size or info.header_offset < 0:
+        raise DataError(f"{name}: damaged ZIP archive: it begins at byte {info.header_offset}")
+    sizes = struct.unpack_from("<2H", file.take(info.header_offset, LOCAL_HEADER), LOCAL_HEADER - 4)
+    begin: int = info.header_offset + LOCAL_HEADER + sum(sizes)
+    if begin + info.file_size > file.opened.st_size or info.compress_size != info.file_size:
+        raise DataError(f"{name}: damaged ZIP archive: it ends at byte {begin + info.file_size}")
+    return begin
 
 
 def npz_forms(file: FileBytes) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

@@ -24,7 +24,7 @@ class ChunkedArray(Source):
         # What has no chunks is compact, or in other files.
         dataset, shape, dtype = array.dataset, array.shape, array.dtype
         row = max(1, math.prod(shape[1:]) * dtype.itemsize)
-        chunks = (*dataset.chunks, 1)[:3] if dataset.chunks else (max(1, STAGING // row), *shape[1:])
+        chunks = (*dataset.chunks, 1, 1)[:3] if dataset.chunks else (max(1, STAGING // row), *shape[1:])
         super().__init__(array, files, dataset.id.get_storage_size(), math.prod(chunks) * dtype.itemsize)
         self.space = dataset.id.get_space()
         self.written = hdf5.written_chunks(dataset)

@@ -136,7 +136,9 @@ def _find_dataset(file: Any, name: str | None, follow_links: bool, token_ids: bo
 
 def _only_candidate(file: Any, token_ids: bool) -> str:
     """Returns the name of the only float dataset of rank 3; with token_ids one of integers of rank 2 will do."""
-    found = hdf5.entries(file)
+    found = hdf5.entries(file, hdf5.NAMES_LOOKED_AT)
+    if len(found) == hdf5.NAMES_LOOKED_AT:
+        raise DataError(f"{shown(file.filename)}: has {len(found)} datasets or more; name the one to read: FILE::/dataset")
     ranks = {"f": 3, "i": 2, "u": 2} if token_ids else {"f": 3}
     fitting = [e for e in found if e.dtype is not None and e.shape and len(e.shape) == ranks.get(e.dtype.kind)]
     fitting = [e for e in fitting if e.name.rpartition("/")[2] not in MASKS]

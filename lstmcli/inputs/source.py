@@ -64,6 +64,7 @@ class Source:
     lengths_origin: str | None = None  # the file or dataset that says them
     ids: Sequence[str] | None = None  # of the sequences, all different; None: nothing says any
     ids_origin: str | None = None  # what says them
+    notes: tuple[str, ...] = ()  # what the user should know of the input
     side_by_side: int = 1  # sequences that are best read together, rather than many steps of fewer of them
 
     def __init__(self, array: StoredArray, files: ExitStack | None, stored: int, chunk: int = 0) -> None:

@@ -55,7 +55,7 @@ def read_valid_steps(spec: str | None, padding: str | None, source: Source, foll
     if source.lengths is not None:
         if padding is not None:
             raise UsageError(f"--padding {padding}: {source.name} is ragged and has no padding; leave it out")
-        return ValidSteps(Valid(np.zeros_like(source.lengths), source.lengths), source.lengths_origin)
+        return ValidSteps(Valid(np.zeros_like(source.lengths), source.lengths), source.lengths_origin, notes=source.notes)
     if spec == "none":
         return _full(source)
     try:

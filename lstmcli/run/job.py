@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from lstmcli.errors import UsageError
-from lstmcli.files.file_kind import split_spec
+from lstmcli.files.file_kind import is_several, split_spec
 from lstmcli.model.new_weights import PLAIN, CellOptions
 from lstmcli.model.tree import Model, as_chain
 from lstmcli.results.formats.fields import FLAT, PADDED, PER_SEQUENCE, Arrays
@@ -28,6 +28,7 @@ class Inputs(NamedTuple):
     """The files that sequences come from, and how they are read."""
 
     input: str
+    also: tuple[str, ...] = ()  # further files that --input names
     axes: str = "NTE"  # N sequences, T steps, E features
     lens: str | None = None
     offsets: str | None = None  # of a flat input
@@ -153,14 +154,15 @@ class Job(NamedTuple):
 
     def files(self) -> tuple[str | None, ...]:
         """Returns the names of the files that are read."""
-        weights = self.model.weights if isinstance(self.model, Weights) else None
-        return self.inputs.input, self.inputs.lens, self.inputs.initial_state, weights, self.inputs.offsets
+        inputs, weights = self.inputs, self.model.weights if isinstance(self.model, Weights) else None
+        return inputs.lens, inputs.initial_state, weights, inputs.offsets, inputs.input, *inputs.also
 
     def with_absolute_names(self) -> "Job":
         """Returns the same job with absolute names of the files that are read, so that it can be run from any folder."""
-        source, lens, initial_state, weights, offsets = map(absolute, self.files())
+        lens, initial_state, weights, offsets, source, *also = map(absolute, self.files())
         assert source
         inputs = self.inputs._replace(input=source, lens=lens, offsets=offsets, initial_state=initial_state)
+        inputs = inputs._replace(also=tuple(filter(None, also)))
         model = self.model._replace(weights=weights) if weights and isinstance(self.model, Weights) else self.model
         return self._replace(inputs=inputs, model=model)
 
@@ -200,6 +202,8 @@ def job_of_options(options: dict[str, Any]) -> Job:
     if (options.get("units") is None) == (options.get("weights") is None):
         raise UsageError("expected either --units, for new weights, or --weights FILE")
     said = {name: value for name, value in options.items() if value is not None}
+    if isinstance(several := said["input"], tuple):
+        said |= {"input": several[0], "also": several[1:]}
     if said.pop("time_major", False) and said.setdefault("axes", "TNE") != "TNE":
         raise UsageError(f"--time-major is --axes TNE, not {said['axes']}; leave one of them out")
 
@@ -237,5 +241,7 @@ def absolute(spec: str | None) -> str | None:
     if spec in (None, "-", "none"):
         return spec
     path, name = split_spec(spec)
+    if path.startswith("@") and is_several(path):
+        return f"@{absolute(path[1:])}" + (f"::{name}" if name else "")
     # Not Path.resolve(): where links lead may differ between machines.
     return str(Path(path).absolute()) + (f"::{name}" if name else "")

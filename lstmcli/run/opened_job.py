@@ -167,7 +167,9 @@ def open_job(job: Job) -> Iterator[OpenedJob]:
     """Opens and checks all that a job reads. Raises MissingInputError, DataError, UsageError or StorageError."""
     inputs = job.inputs
     with ExitStack() as opened:
-        found = open_sequences(inputs.input, inputs.lens, inputs.offsets, inputs.axes, inputs.follow_links, is_whole(job.model))
+        found = open_sequences(
+            inputs.input, inputs.lens, inputs.offsets, inputs.axes, inputs.follow_links, is_whole(job.model), inputs.also
+        )
         source = opened.enter_context(closing(found))
         valid_steps = read_valid_steps(inputs.lens, inputs.padding, source, inputs.follow_links)
         model, about_weights = read_model(job, source)

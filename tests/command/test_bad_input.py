@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers import files
-from helpers.command import assert_one_line, lstmcli, refuse
+from helpers.command import assert_one_line, lstmcli, refuse, succeed
 
 SHAPE = (5, 10, 20)
 
@@ -138,7 +138,21 @@ def test_npy_of_another_version_or_with_a_huge_header(start: bytes, folder: Path
     refuse_input(folder, 65)
 
 
-@pytest.mark.parametrize("shape", [(10, 20), (5,), (), (2, 5, 10, 20)])
+@pytest.mark.parametrize("axes", [(), ("--axes", "ETN")])
+@pytest.mark.parametrize("source", ["in.npy", "in.h5", "in.h5::/x"])
+def test_one_sequence(source: str, axes: tuple[str, ...], folder: Path) -> None:
+    """An array (steps, features) is one, which a note says; with other axes it is none."""
+    files.write_npy(folder / "in.npy", np.ones((10, 20), np.float32))
+    files.write_h5(folder / "in.h5", x=np.ones((10, 20), np.float32))
+    if axes:
+        refuse(folder, 65, (10, 20), args=["--input", source, "--units", "7", *axes])
+    else:
+        ran = succeed("run", "--input", source, "--units", 7, "--save", "states", "--json", cwd=folder)
+        assert ran.json["input"]["shape"] == [1, 10, 20]
+        assert "(10, 20) is taken as one sequence; --lens or --offsets divides it" in ran.json["notes"][0]
+
+
+@pytest.mark.parametrize("shape", [(5,), (), (2, 5, 10, 20)])
 def test_wrong_rank(shape: tuple[int, ...], folder: Path) -> None:
     files.write_npy(folder / "in.npy", np.ones(shape, np.float32))
     files.write_h5(folder / "in.h5", x=np.ones(shape, np.float32))

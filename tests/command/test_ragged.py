@@ -17,7 +17,7 @@ PADDED = ("--layout", "padded")
 
 
 @pytest.fixture
-def forms(case: Case, tmp_path: Path) -> dict[str, list[str]]:
+def forms(case: Case, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The input of the case in every ragged form: what to say, by its name."""
     sequences = [row[:length] for row, length in zip(case.x, case.lengths, strict=True)]
     files.write_npy(tmp_path / "flat.npy", np.concatenate(sequences))
@@ -28,12 +28,21 @@ def forms(case: Case, tmp_path: Path) -> dict[str, list[str]]:
     with h5py.File(tmp_path / "gzip.h5", "w") as file:
         for k, sequence in enumerate(sequences):
             file.create_dataset(f"{k}/emb", data=sequence, compression="gzip" if len(sequence) else None)
+    folder = tmp_path_factory.mktemp("folder")
+    named = {f"{k:03}": sequence for k, sequence in enumerate(sequences)}
+    for name, sequence in named.items():
+        files.write_npy(folder / f"{name}.npy", sequence)
+    np.savez_compressed(tmp_path / "many.npz", **named)
     return {
         "offsets": ["-i", "flat.npy", "--offsets", "offsets.npy"],
         "lengths": ["-i", "flat.npy", "--lens", "lens.npy"],
         "flat in HDF5": ["-i", "flat.h5"],
         "a dataset for each": ["-i", "many.h5::/all"],
         "a compressed dataset for each": ["-i", "gzip.h5"],
+        "a folder": ["-i", str(folder)],
+        "several files": [word for name in named for word in ("-i", f"{folder}/{name}.npy")],
+        "an NPZ": ["-i", "many.npz"],
+        "with lengths to check": ["-i", f"{folder}/*.npy", "--lens", "lens.npy"],
     }
 
 
@@ -47,19 +56,20 @@ def test_every_form_gives_the_bits_of_the_padded_one(forms: dict[str, list[str]]
     succeed("verify", "out.h5", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("form", ["offsets", "a dataset for each"])
+@pytest.mark.parametrize("form", ["offsets", "a dataset for each", "several files"])
 def test_parts(form: str, forms: dict[str, list[str]], case: Case, tmp_path: Path) -> None:
     said = ("-w", case.weights, *forms[form], *PADDED)
     succeed("plan", *said, "--shards", 3, "--output", "plan.json", cwd=tmp_path)
+    (tmp_path / "elsewhere").mkdir()
     for number in (1, 2, 3):
-        succeed("run", "--plan", "plan.json", "--shard", number, cwd=tmp_path)
+        succeed("run", "--plan", "../plan.json", "--shard", number, cwd=tmp_path / "elsewhere")
     succeed("merge", "plan.json", "--output", "merged.h5", cwd=tmp_path)
     files.assert_same_bits(files.read_result(tmp_path / "merged.h5"), case.result)
     succeed("run", *said, "--output", "whole.h5", cwd=tmp_path)
     assert (tmp_path / "merged.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
 
-@pytest.mark.parametrize("form", ["offsets", "a compressed dataset for each"])
+@pytest.mark.parametrize("form", ["offsets", "a compressed dataset for each", "a folder"])
 def test_a_killed_run_is_resumed(form: str, forms: dict[str, list[str]], case: Case, tmp_path: Path) -> None:
     argv = ["run", *forms[form], *PADDED, "-w", str(case.weights), "--threads", "1", "--max-memory", "50KB", "-q", "-o"]
     succeed(*argv, "want.h5", cwd=tmp_path)

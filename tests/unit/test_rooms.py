@@ -17,8 +17,8 @@ ROOMS = (
     *("__main__", "cli/commands", "cli", "cli/report", "cluster", "tools/compare", "tools", "__init__", "api", "run"),
     *("results", "results/formats", "engine/chains", "engine"),
     *("weights/chains", "weights/chains/graphs", "weights", "weights/keras_format"),
-    *("weights/onnx_graph", "weights/torch_format"),
-    *("weights/containers", "inputs/ragged", "inputs", "inputs/beside", "model", "files"),
+    *("weights/onnx_graph", "inputs/ragged", "weights/torch_format"),
+    *("weights/containers", "inputs", "inputs/beside", "model", "files"),
     *("kernel/heads", "kernel", "kernel/native", "blocks", "errors", "version"),
 )
 FILES_OF_A_ROOM = 10

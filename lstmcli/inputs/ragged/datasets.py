@@ -1,88 +1,55 @@
-"""Sequences as one HDF5 dataset (L, E) each."""
+"""Sequences as one HDF5 dataset each: (L, E), or (E,) for a single step; of token ids (L,)."""
 
-import hashlib
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lstmcli.blocks import Lengths, is_float
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.positioned_file import FileBytes
-from lstmcli.inputs.beside.ids import as_id, check_ids
-from lstmcli.inputs.source import STAGING, Rows, Source, StoredArray
+from lstmcli.inputs.beside.ids import as_id
+from lstmcli.inputs.ragged.placed import DECODED, Sequences
+from lstmcli.inputs.valid_steps import LENGTHS, MASKS
 
-DECODED = -1  # in the place of an offset: libhdf5 must decode it
+OTHERS = {*LENGTHS, *MASKS, "offsets", "idptr", "ids", "keys", "names", "texts"}  # integers that are no token ids
 
 
-class SequenceDatasets(Source):
-    """The float datasets of an HDF5 group, each a sequence: (L, E), or (E,) for a single step.
+def in_datasets(group: Any, names: list[str], token_ids: bool) -> Sequences:
+    """Returns the sequences that are datasets of an HDF5 group, with these names in their order.
 
-    Groups in it are gone through as well. Where all names of a group are numbers, their order is that of the numbers, else
-    that of the file.
+    Raises DataError, also for widths and dtypes that differ.
     """
+    where = hdf5.label(group)
+    items = [hdf5_safety.dataset(group, name) for name in names]
+    dtype = hdf5.dtype_of(items[0])
+    takes_ids = token_ids and dtype.kind in "iu"
+    width = 1 if takes_ids else items[0].shape[-1]
+    data = FileBytes(group.file.id.get_vfd_handle(), where)
+    lengths, offsets = np.empty(len(items), np.int64), np.empty(len(items), np.int64)
+    for k, item in enumerate(items):
+        fits = item.ndim == 1 if takes_ids else item.ndim in (1, 2) and item.shape[-1] == width
+        if not fits or hdf5.dtype_of(item) != dtype:
+            raise DataError(
+                f"{hdf5.label(item)}: expected a sequence {'(steps,)' if takes_ids else f'(steps, {width})'} of {dtype}, as "
+                f"{shown(names[0])} is, got {item.shape} {item.dtype}; all sequences have one width and one dtype"
+            )
+        lengths[k] = item.shape[0] if item.ndim == 2 or takes_ids else 1
+        offset = hdf5.raw_offset(item)
+        offsets[k] = DECODED if offset is None else offset
+        if offset is not None and offset + item.nbytes > data.opened.st_size:
+            raise DataError(f"{hdf5.label(item)}: ends at byte {offset + item.nbytes}, past the end of the file; it was cut")
+    ids = [original_id(item) or as_id(name.encode("utf-8", "surrogateescape")) for item, name in zip(items, names, strict=True)]
 
-    def __init__(self, group: Any, names: list[str], files: ExitStack) -> None:
-        """names: of the datasets in the group, in their order. Raises DataError, also for widths and dtypes that differ."""
-        where = hdf5.label(group)
-        self.group, self.names = group, names
-        items = [hdf5_safety.dataset(group, name) for name in names]
-        width, dtype = items[0].shape[-1], hdf5.dtype_of(items[0])
-        data = FileBytes(group.file.id.get_vfd_handle(), where)
-        lengths, offsets = np.empty(len(items), np.int64), np.empty(len(items), np.int64)
-        for k, item in enumerate(items):
-            if item.ndim not in (1, 2) or item.shape[-1] != width or hdf5.dtype_of(item) != dtype:
-                raise DataError(
-                    f"{hdf5.label(item)}: expected a sequence (steps, {width}) of {dtype}, as {shown(names[0])} is, "
-                    f"got {item.shape} {item.dtype}; all sequences have one width and one dtype"
-                )
-            lengths[k] = item.shape[0] if item.ndim == 2 else 1
-            offset = hdf5.raw_offset(item)
-            offsets[k] = DECODED if offset is None else offset
-            if offset is not None and offset + item.nbytes > data.opened.st_size:
-                raise DataError(
-                    f"{hdf5.label(item)}: ends at byte {offset + item.nbytes}, past the end of the file; it was cut"
-                )
-        array = StoredArray(data, where, (len(items), int(lengths.max()), width), dtype)
-        super().__init__(array, files, data.opened.st_size)
-        self.offsets, self.lengths, self.lengths_origin = offsets, lengths, where
-        ids = [original_id(item) or as_id(name) for item, name in zip(items, names, strict=True)]
-        check_ids(ids, where)
-        self.ids, self.ids_origin = ids, where
-        self.piece = max(1, STAGING // (width * dtype.itemsize))  # rows converted or decoded at a time
+    def decode(number: int, first: int, count: int) -> NDArray[Any]:
+        item = hdf5_safety.dataset(group, names[number])
+        if item.ndim == 2 or takes_ids:
+            return hdf5.DatasetRows(item).rows(first, count).reshape(count, -1)
+        return hdf5.DatasetRows(item).rows(0, width)[None]
 
-    def identity(self) -> dict[str, Any]:
-        names = "\0".join(self.names).encode("utf-8", "surrogateescape")
-        return super().identity() | {"sequences": hashlib.sha256(names + self.offsets.tobytes()).hexdigest()[:16]}
-
-    def _read(self, first: int, starts: Lengths, lengths: Lengths, rows: Rows) -> None:
-        at = 0
-        for sequence, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True), first):
-            if length:
-                self._read_one(sequence, start, rows[at : at + length])
-                at += length
-
-    def _read_one(self, sequence: int, start: int, target: Rows) -> None:
-        """Reads the steps of one sequence from `start` on into target (steps, E)."""
-        row, offset = self.shape[2] * self.dtype.itemsize, int(self.offsets[sequence])
-        if offset == DECODED:
-            item = hdf5_safety.dataset(self.group, self.names[sequence])
-            stored = hdf5.DatasetRows(item)
-            if item.ndim == 1:
-                target[0] = stored.rows(0, self.shape[2])
-                return
-            for at in range(0, len(target), self.piece):
-                part = target[at : at + self.piece]
-                part[:] = stored.rows(start + at, len(part))
-        elif self.dtype == target.dtype:
-            self.data.fetch(target.reshape(-1).view(np.uint8).data, offset + start * row)
-        else:
-            for at in range(0, len(target), self.piece):
-                part = target[at : at + self.piece]
-                values = np.empty(part.shape, self.dtype)
-                self.data.fetch(values.reshape(-1).view(np.uint8).data, offset + (start + at) * row)
-                part[:] = values
+    chunk = max((int(np.prod(item.chunks)) for item in items if item.chunks), default=0) * dtype.itemsize
+    stored = data.opened.st_size
+    return Sequences(data, where, ids, lengths, width, dtype, offsets, stored, decode, chunk, takes_ids)
 
 
 def original_id(item: Any) -> str | None:
@@ -94,8 +61,13 @@ def original_id(item: Any) -> str | None:
     return as_id(value if isinstance(value, bytes) else str(value))
 
 
-def sequence_names(group: Any) -> list[str]:
-    """Lists the float datasets in a group, in their order. Raises DataError for links, which would be left out."""
+def sequence_names(group: Any, named: bool, token_ids: bool) -> list[str]:
+    """Lists the datasets of a group that are sequences, in their order: floats, or where there are none of rank 2 token ids.
+
+    None: floats of rank 2 are not what it holds. named: somebody says that it holds sequences, so that others among them are an
+    error. Groups in it are gone through as well. Where all names of a group are numbers, their order is that of the numbers,
+    else that of the file. Raises DataError for links, which would be left out.
+    """
     import h5py
 
     links: list[bytes] = []
@@ -106,19 +78,29 @@ def sequence_names(group: Any) -> list[str]:
 
     where = hdf5.label(group)
     with hdf5.reading(where):
-        if (soft := group.id.links.visit(visit, info=True)) is not None:
-            raise DataError(
-                f"{where.rstrip('/')}/{shown(soft.decode('utf-8', 'backslashreplace'))}: is a soft or external link, which are "
-                "not followed in a ragged input; copy into the file what it points to"
-            )
-        found = [(name.decode("utf-8", "surrogateescape"), group[name]) for name in links]
-        names = [name for name, item in found if isinstance(item, h5py.Dataset) and is_float_dataset(item)]
-    return in_order(names)
+        soft = group.id.links.visit(visit, info=True)
+        names = [name.decode("utf-8", "surrogateescape") for name in links if name != soft]
+        found = [(name, group[name]) for name in names]
+        forms = {name: hdf5.entry_of(name, item) for name, item in found if isinstance(item, h5py.Dataset)}
+    floats = {name: entry.shape for name, entry in forms.items() if entry.dtype is not None and entry.dtype.kind == "f"}
+    shapes = [shape for shape in floats.values() if shape]
+    ranks = {len(shape) for shape in shapes}
+    names = []
+    if 2 in ranks and max(ranks) == 2 and (named or ranks == {2} or len({shape[-1] for shape in shapes}) == 1):
+        names = in_order([name for name, shape in floats.items() if shape])
+    elif token_ids and not ranks & {2, 3}:
+        names = in_order([name for name, entry in forms.items() if are_token_ids(entry)])
+    if names and soft is not None:
+        raise DataError(
+            f"{where.rstrip('/')}/{shown(soft.decode('utf-8', 'backslashreplace'))}: is a soft or external link, which are "
+            "not followed in a ragged input; copy into the file what it points to"
+        )
+    return names
 
 
-def is_float_dataset(item: Any) -> bool:
-    entry = hdf5.entry_of("", item)
-    return bool(entry.shape) and entry.dtype is not None and is_float(entry.dtype)
+def are_token_ids(entry: hdf5.Entry) -> bool:
+    is_other = entry.name.rpartition("/")[2] in OTHERS
+    return not is_other and entry.dtype is not None and entry.dtype.kind in "iu" and len(entry.shape or ()) == 1
 
 
 def in_order(names: list[str]) -> list[str]:

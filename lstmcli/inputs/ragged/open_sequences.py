@@ -10,7 +10,7 @@ import numpy as np
 from lstmcli.blocks import Lengths
 from lstmcli.errors import DataError, UsageError
 from lstmcli.files import hdf5, hdf5_safety
-from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
+from lstmcli.files.file_kind import FileKind, is_several, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.open_input import open_source, source_of
@@ -29,30 +29,59 @@ def open_sequences(
     axes: str = "NTE",
     follow_links: bool = False,
     token_ids: bool = False,
+    also: tuple[str, ...] = (),
 ) -> Source:
     """Opens the input that `spec` names, as open_source() does, or a ragged one, which has its `lengths`.
 
-    Ragged are: a float array (R, E) in NPY, NPZ or HDF5, with `offsets`, or `lens` that add up to R, or one of them beside it
-    in an HDF5 file; and an HDF5 group whose float datasets are (L, E) each.
+    Ragged are: an array (R, E) in NPY, NPZ or HDF5, with `offsets`, or `lens` that add up to R, or one of them beside it in an
+    HDF5 file, or nothing, which makes one sequence of it; an array (L, E) for each sequence in HDF5, NPZ, safetensors or what
+    torch.save() wrote; and several such files: a folder, a pattern, @ and a list, or `also`. token_ids: integers, (L,) each.
     """
     path, name = split_spec(spec)
-    may_be_ragged = path != "-" and Path(path).is_file()  # a pipe may be opened only once
     found = None
-    if offsets is None:
+    if also or is_several(path):
+        found = _open_several((path, *also), name, token_ids)
+    elif offsets is None:
         try:
             return with_ids(open_source(spec, axes, follow_links, token_ids), follow_links)
         except DataError:  # most inputs are padded, so that is looked for first
-            found = _open_ragged(path, name, lens, offsets) if may_be_ragged else None
+            found = _open_ragged(path, name, lens, offsets, token_ids) if _is_file(path) and axes == "NTE" else None
             if not found:
                 raise
-    elif may_be_ragged:
-        found = _open_ragged(path, name, lens, offsets)
-    if not found:
-        raise UsageError(f"--offsets {offsets}: expected a flat input, floats (rows, features); {spec} is another one")
-    if axes != "NTE":
-        found.close()
-        raise UsageError(f"--axes {axes}: {found.name} is ragged, (steps, features) for each sequence; leave it out")
+    elif _is_file(path):
+        found = _open_ragged(path, name, lens, offsets, token_ids)
+    with ExitStack() as failed:
+        if found:
+            failed.callback(found.close)
+        if offsets is not None and not isinstance(getattr(found, "flat", None), Source):
+            raise UsageError(f"--offsets {offsets}: expected a flat input, floats (rows, features); {spec} is another one")
+        assert found
+        if axes != "NTE":
+            raise UsageError(f"--axes {axes}: {found.name} is ragged, (steps, features) for each sequence; leave it out")
+        if lens not in (None, "none"):
+            _check_lengths(found, str(lens))
+        failed.pop_all()
     return with_ids(found, follow_links)
+
+
+def _is_file(path: str) -> bool:
+    return path != "-" and Path(path).is_file()  # a pipe may be opened only once
+
+
+def _check_lengths(source: Source, lens: str) -> None:
+    """Raises DataError unless --lens says the lengths that a ragged input has anyway."""
+    from lstmcli.inputs.ragged.flat import read_numbers
+
+    lengths, origin = read_numbers(lens, "--lens")
+    assert source.lengths is not None
+    if len(lengths) != len(source.lengths):
+        raise DataError(f"{origin}: expected {len(source.lengths)} lengths, those of {source.name}, got {len(lengths)}")
+    if (wrong := np.flatnonzero(lengths != source.lengths)).size:
+        row = int(wrong[0])
+        raise DataError(
+            f"{origin}, row {row}: expected {source.lengths[row]}, the steps of {source.sequence(row)} in {source.name}, got "
+            f"{lengths[row]}"
+        )
 
 
 def with_ids(source: Source, follow_links: bool = False) -> Source:
@@ -69,26 +98,43 @@ def with_ids(source: Source, follow_links: bool = False) -> Source:
     return source
 
 
-def _open_ragged(path: str, name: str | None, lens: str | None, offsets: str | None) -> Source | None:
+def _open_several(paths: tuple[str, ...], name: str | None, token_ids: bool) -> Source:
+    from lstmcli.inputs.ragged.placed import PlacedSequences
+    from lstmcli.inputs.ragged.several_files import in_several_files
+
+    with ExitStack() as failed:
+        files = failed.enter_context(ExitStack())
+        source = PlacedSequences(in_several_files(paths, name, token_ids, files), files)
+        failed.pop_all()
+    return source
+
+
+def _open_ragged(path: str, name: str | None, lens: str | None, offsets: str | None, token_ids: bool) -> Source | None:
     """Opens a file as a ragged input; None: it is none."""
     with ExitStack() as failed:
         files = failed.enter_context(ExitStack())
         data, kind = files.enter_context(open_by_kind(path))
+        divided = lens not in (None, "none") or offsets is not None
         source = None
         if kind is FileKind.HDF5:
-            source = _in_hdf5(files.enter_context(hdf5.open_file(path)), name, lens, offsets, files)
-        elif kind is FileKind.NPY or (kind is FileKind.ZIP and name):
-            source = _in_npy(data, kind, name, lens, offsets, files)
+            file = files.enter_context(hdf5.open_file(path))
+            source = _in_hdf5(file, name, lens, offsets, token_ids, files)
+        elif divided and (kind is FileKind.NPY or (kind is FileKind.ZIP and name)):
+            source = _in_npy(data, kind, name, lens, offsets, token_ids, files)
+        if source is None and kind is not FileKind.HDF5:
+            from lstmcli.inputs.ragged.placed import PlacedSequences
+            from lstmcli.inputs.ragged.several_files import in_one_file
+
+            found = in_one_file(data, path, kind, name, token_ids, files)
+            source = PlacedSequences(found, files) if found else None
         if source:
             failed.pop_all()
     return source
 
 
 def _in_npy(
-    file: FileBytes, kind: FileKind, name: str | None, lens: str | None, offsets: str | None, files: ExitStack
+    file: FileBytes, kind: FileKind, name: str | None, lens: str | None, offsets: str | None, token_ids: bool, files: ExitStack
 ) -> Source | None:
-    if lens in (None, "none") and offsets is None:
-        return None
     size, data = file.opened.st_size, file
     if kind is FileKind.ZIP:
         from lstmcli.files.zip_reader import NpzMember, npz_names  # loading zipfile takes 10 ms
@@ -98,15 +144,25 @@ def _in_npy(
     elif name is not None:
         return None
     array = NpyArray(data.fetch, data.name)
-    if len(array.shape) != 2 or array.dtype.kind != "f":
+    if not _are_rows(array.shape, array.dtype, token_ids):
         return None
     array.check_size(size)
     stored = StoredArray(data, data.name, array.shape, array.dtype, array.offset, fortran=array.fortran)
     return _flat(stored, lens, offsets, None, files)
 
 
-def _in_hdf5(file: Any, name: str | None, lens: str | None, offsets: str | None, files: ExitStack) -> Source | None:
+def _are_rows(shape: tuple[int, ...] | None, dtype: Any, token_ids: bool) -> bool:
+    """Says whether an array can be the rows of sequences: floats (R, E), or token ids (R,)."""
+    return dtype is not None and len(shape or ()) == {"f": 2, "i": token_ids, "u": token_ids}.get(dtype.kind, 0) > 0
+
+
+def _in_hdf5(
+    file: Any, name: str | None, lens: str | None, offsets: str | None, token_ids: bool, files: ExitStack
+) -> Source | None:
     import h5py
+
+    from lstmcli.inputs.ragged.datasets import in_datasets, sequence_names
+    from lstmcli.inputs.ragged.placed import PlacedSequences
 
     item = file
     if name:
@@ -115,18 +171,18 @@ def _in_hdf5(file: Any, name: str | None, lens: str | None, offsets: str | None,
         except DataError:
             return None  # a link, which open_source may follow
     if isinstance(item, h5py.Dataset):
-        dtype = hdf5.entry_of(name or "", item).dtype
-        if item.ndim != 2 or dtype is None or dtype.kind != "f":
+        entry = hdf5.entry_of(name or "", item)
+        if not _are_rows(entry.shape, entry.dtype, token_ids):
             return None
         group, names = item.parent, [posixpath.basename(item.name)]
-    elif item is None or not _may_be_ragged(item, bool(name)):
+    elif item is None:
         return None
     else:
-        from lstmcli.inputs.ragged.datasets import sequence_names
-
-        group, names = item, sequence_names(item)
+        group, names = item, sequence_names(item, bool(name), token_ids)
+        if not names:
+            return None
     only = hdf5_safety.dataset(group, names[0])
-    if len(names) == 1 and only.ndim == 2:
+    if len(names) == 1 and _are_rows(only.shape, hdf5.dtype_of(only), token_ids):
         beside = _beside(only)
         if lens not in (None, "none") or offsets is not None or beside:
             stored = StoredArray(
@@ -138,24 +194,11 @@ def _in_hdf5(file: Any, name: str | None, lens: str | None, offsets: str | None,
                 dataset=only,
             )
             return _flat(stored, lens, offsets, beside, files)
-        if item is file or item == only:
-            return None  # a lone array (N, E) that nothing divides is more likely a mistake than a single sequence
-    if lens not in (None, "none") or offsets is not None:
-        option = "--offsets" if offsets is not None else "--lens"
-        raise UsageError(f"{option}: {hdf5.label(group)} has a dataset for each sequence, which says its length; leave it out")
-    from lstmcli.inputs.ragged.datasets import SequenceDatasets
-
-    return SequenceDatasets(group, names, files)
-
-
-def _may_be_ragged(group: Any, named: bool) -> bool:
-    """Says whether float datasets of rank 2 are what a group holds: no other ones, or in a file that no name was given for no
-    others than rows of the same width."""
-    shapes = [e.shape for e in hdf5.entries(group) if e.dtype is not None and e.dtype.kind == "f" and e.shape]
-    ranks = {len(shape) for shape in shapes}
-    if 2 not in ranks or max(ranks) > 2:
-        return False
-    return named or ranks == {2} or len({shape[-1] for shape in shapes}) == 1
+    found = in_datasets(group, names, token_ids)
+    if len(names) == 1 and (item is file or item == only):
+        label = f"{hdf5.label(only)}: {only.shape}"
+        found = found._replace(notes=(f"{label} is taken as one sequence; --lens or --offsets divides it into several",))
+    return PlacedSequences(found, files)
 
 
 def _beside(item: Any) -> Any:
@@ -167,10 +210,16 @@ def _beside(item: Any) -> Any:
 
 
 def _flat(array: StoredArray, lens: str | None, offsets: str | None, beside: Any, files: ExitStack) -> Source:
-    from lstmcli.inputs.ragged.flat import FlatSequences, from_lengths, from_offsets, from_starts
-    from lstmcli.inputs.ragged.numbers import numbers_of, read_numbers
+    from lstmcli.inputs.ragged.flat import (
+        FlatSequences,
+        from_lengths,
+        from_offsets,
+        from_starts,
+        numbers_of,
+        read_numbers,
+    )
 
-    rows, width = array.shape
+    rows, width = (*array.shape, 1)[:2]  # token ids are a single number a step
     where = array.name
     if not width:
         raise DataError(f"{where}: expected at least one feature, got shape {array.shape}")
@@ -197,7 +246,8 @@ def _flat(array: StoredArray, lens: str | None, offsets: str | None, beside: Any
         begins = from_starts(values, lengths, rows, told, where)
     else:
         begins = from_lengths(lengths, array.shape, origin, where)
-    inner = source_of(array._replace(shape=(rows, width, 1)), ExitStack())
+    token_ids = array.dtype.kind != "f"
+    inner = source_of(array._replace(shape=(rows, width, 1), token_ids=token_ids), ExitStack())
     return FlatSequences(inner, begins, lengths, origin, files)
 
 
@@ -206,7 +256,7 @@ def _lengths_of(offsets: Any, count: int) -> tuple[Lengths, str] | None:
     for name in LENGTHS:
         found = hdf5_safety.find(offsets.parent, name)
         if found is not None and found.shape == (count,):
-            from lstmcli.inputs.ragged.numbers import numbers_of
+            from lstmcli.inputs.ragged.flat import numbers_of
 
             return numbers_of(hdf5.DatasetRows(hdf5_safety.dataset(offsets.parent, name)))
     return None

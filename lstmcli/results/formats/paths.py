@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lstmcli.errors import OutputError, UsageError, shown
-from lstmcli.files.file_kind import split_spec
+from lstmcli.files.file_kind import is_several, split_spec
 from lstmcli.files.partial_file import check_target, partial_name
 
 HDF5 = ".h5", ".hdf5"
@@ -36,7 +36,7 @@ def result_paths(output: str | None, states: str | None, save: tuple[str, ...], 
         raise UsageError("expected a name after --output and --states, got an empty one")
     predicts = save == ("predictions",)
     kind = "predictions" if predicts else "lstm"
-    output = output or f"{'stdin' if source == '-' else Path(split_spec(source)[0]).stem}.{kind}.h5"
+    output = output or f"{default_stem(source)}.{kind}.h5"
     suffix = "-" if output == "-" else Path(output).suffix
     if suffix in HDF5:
         if states:
@@ -64,12 +64,29 @@ def result_paths(output: str | None, states: str | None, save: tuple[str, ...], 
     return paths
 
 
+def default_stem(source: str) -> str:
+    """Returns the name of a result after that of its input."""
+    if source == "-":
+        return "stdin"
+    stem = Path(split_spec(source)[0]).stem.removeprefix("@")
+    return "sequences" if any(mark in stem for mark in "*?[") else stem
+
+
 def check_paths(paths: Paths, inputs: Iterable[str | None], overwrite: bool, resume: bool, follow_links: bool = False) -> None:
     """Raises OutputError before any work where a file is in the way, or is one of the inputs, or of those they lead to."""
     if not (resume and paths.main and journal_name(paths.main).exists()):  # else some of them may have their names already
         for path in paths.all():
             check_target(path, overwrite)
     refuse_inputs(paths, inputs, follow_links)
+
+
+def each_file(path: str) -> list[str]:
+    """Returns the files that one name of an input stands for."""
+    if not is_several(path):
+        return [path]
+    from lstmcli.inputs.ragged.several_files import files_of
+
+    return files_of(path)
 
 
 def values_of(table: Path) -> Path:
@@ -90,7 +107,7 @@ def refuse_inputs(paths: Paths, inputs: Iterable[str | None], follow_links: bool
     targets = [path for path in temporary_names(paths) if path.exists()]
     if not targets:
         return
-    read = {Path(split_spec(spec)[0]) for spec in inputs if spec}
+    read = {Path(path) for spec in inputs if spec for path in each_file(split_spec(spec)[0])}
     if follow_links:
         from lstmcli.files.hdf5_safety import files_behind
 

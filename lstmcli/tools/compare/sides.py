@@ -12,7 +12,7 @@ from lstmcli.errors import DataError, LstmcliError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
-from lstmcli.inputs.ragged.numbers import read_numbers
+from lstmcli.inputs.ragged.flat import read_numbers
 from lstmcli.inputs.ragged.open_sequences import open_sequences
 from lstmcli.inputs.source import Source
 from lstmcli.inputs.valid_steps import read_valid_steps

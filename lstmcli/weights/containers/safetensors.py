@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,14 +23,31 @@ BITS = {
 }  # fmt: skip
 
 
+class Entry(NamedTuple):
+    """A tensor where it lies."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int  # of its values in the file
+
+
 def read_tensors(file: FileBytes) -> list[Tensor]:
     """All tensors; their values are read when they are asked for. DataError for a header that does not fit the file."""
+    return [
+        Tensor(entry.name, entry.shape, entry.dtype, partial(values, file, entry.dtype, entry.shape, entry.offset))
+        for entry in read_entries(file)
+    ]
+
+
+def read_entries(file: FileBytes) -> list[Entry]:
+    """All tensors, where they lie. DataError for a header that does not fit the file."""
     size = file.opened.st_size
     length = int.from_bytes(file.take(0, 8), "little")
     if length > min(HEADER_LIMIT, size - 8):
         raise DataError(f"{file.name}: damaged: a header of {length} bytes in a file of {size}")
     begin = 8 + length
-    spans, tensors = [], []
+    spans, entries = [], []
     for name, entry in parse(file.take(8, length), file.name).items():
         if name == "__metadata__":
             continue
@@ -44,7 +61,7 @@ def read_tensors(file: FileBytes) -> list[Tensor]:
         if end - start != math.prod(shape) * BITS[dtype] // 8:
             raise DataError(f"{file.name}: tensor {shown(name)}: {dtype} {tuple(shape)} does not take {end - start} bytes")
         spans.append((start, end))
-        tensors.append(Tensor(name, tuple(shape), dtype, partial(values, file, dtype, tuple(shape), begin + start)))
+        entries.append(Entry(name, tuple(shape), dtype, begin + start))
     # The library demands the same: no byte without a tensor, no byte with two.
     at = 0
     for start, end in sorted(spans):
@@ -53,7 +70,7 @@ def read_tensors(file: FileBytes) -> list[Tensor]:
         at = end
     if begin + at != size:
         raise DataError(f"{file.name}: expected {begin + at} bytes for its tensors, got {size}")
-    return tensors
+    return entries
 
 
 def parse(header: bytes, where: str) -> dict[str, Any]:

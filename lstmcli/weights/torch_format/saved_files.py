@@ -66,15 +66,7 @@ def read_archive(archive: Archive) -> Contents:
     """All tensors below the dicts, lists, objects and modules of a file, by what leads to them, with dots. DataError."""
     if folders := export_folders(archive):
         return read_export(archive, folders[0])
-    pickles = [name for name in archive.members if is_pickle(name)]
-    if not pickles and any(name.endswith(EXPORTS) for name in archive.members):
-        raise DataError(f"{archive.where}: a .pt2 archive without plain weights; save torch.export.load(...).state_dict()")
-    if not pickles:
-        raise DataError(f"{archive.where}: a TorchScript archive of PyTorch before 1.4; {TORCHSCRIPT}")
-    folder = pickles[0].removesuffix("data.pkl")
-    check_order(archive, folder)
-    machine = Machine(f"{archive.where}, {shown(pickles[0])}")
-    root = machine.run(io.BytesIO(archive.read(pickles[0])))
+    root, machine, folder = read_tree(archive)
 
     def fetch(storage: Storage) -> tuple[bytes, int]:
         data = archive.read(f"{folder}data/{storage.key}")
@@ -86,6 +78,22 @@ def read_archive(archive: Archive) -> Contents:
     if not found.tensors and not found.quantized:
         raise DataError(f"{archive.where}: a TorchScript archive without named weights: frozen, or it has none; {TORCHSCRIPT}")
     return replace(found, kind="PyTorch (TorchScript)")
+
+
+def read_tree(archive: Archive) -> tuple[Any, Machine, str]:
+    """What torch.save() was given, with a Strided for each tensor; the machine that made it; the folder in the archive.
+
+    The values of a storage are the member FOLDERdata/KEY. DataError.
+    """
+    pickles = [name for name in archive.members if is_pickle(name)]
+    if not pickles and any(name.endswith(EXPORTS) for name in archive.members):
+        raise DataError(f"{archive.where}: a .pt2 archive without plain weights; save torch.export.load(...).state_dict()")
+    if not pickles:
+        raise DataError(f"{archive.where}: a TorchScript archive of PyTorch before 1.4; {TORCHSCRIPT}")
+    folder = pickles[0].removesuffix("data.pkl")
+    check_order(archive, folder)
+    machine = Machine(f"{archive.where}, {shown(pickles[0])}")
+    return machine.run(io.BytesIO(archive.read(pickles[0]))), machine, folder
 
 
 def read_stream(data: bytes, where: str) -> Contents:

@@ -9,7 +9,7 @@ import pytest
 from helpers.sources import as_npy, header, npy_bytes, save_h5, save_npy, stream
 
 from lstmcli.errors import DataError, MissingInputError, UsageError
-from lstmcli.inputs import masks
+from lstmcli.inputs.beside import masks
 from lstmcli.inputs.open_input import open_source
 from lstmcli.inputs.valid_steps import read_valid_steps
 

@@ -208,19 +208,25 @@ def test_options_that_do_not_go_with_it(tmp_path):
     many = datasets(tmp_path / "s.h5", [FLAT, FLAT])
     with pytest.raises(UsageError, match=r"expected a flat input"):
         open_sequences(f"{tmp_path}/x.npy", offsets=offsets)
-    with pytest.raises(UsageError, match=r"--offsets: .* has a dataset for each sequence"):
+    with pytest.raises(UsageError, match=r"expected a flat input"):
         open_sequences(many, offsets=offsets)
-    with pytest.raises(UsageError, match=r"--lens: .* has a dataset for each sequence"):
+    with pytest.raises(DataError, match=r"o.npy: expected 2 lengths, those of .*s.h5::/, got 13"):
         open_sequences(many, lens=offsets)
+    with pytest.raises(DataError, match=r"l.npy, row 1: expected 27, the steps of sequence 1 \(1\) in .*, got 26"):
+        open_sequences(many, lens=saved(tmp_path, "l.npy", [27, 26]))
+    assert open_sequences(many, lens=saved(tmp_path, "l.npy", [27, 27])).shape == (2, 27, 4)
     with pytest.raises(UsageError, match=r"--axes TNE: .* is ragged"):
         open_sequences(flat, offsets=offsets, axes="TNE")
     with pytest.raises(UsageError, match=r"--padding pre: .* is ragged"):
         read_valid_steps(None, "pre", open_sequences(flat, offsets=offsets))
 
 
-def test_a_lone_array_of_rank_2_is_refused(tmp_path):
-    """Nothing divides it into sequences; in a group that is named it is one."""
+def test_a_lone_array_of_rank_2_is_one_sequence(tmp_path):
+    """A note says so, as nothing divides it; in a group that is named it is meant so."""
     for spec in (npy(tmp_path, FLAT), h5(tmp_path, FLAT), f"{h5(tmp_path, FLAT)}::/flat"):
-        with pytest.raises(DataError, match=r"\(27, 4\)"):
-            open_sequences(spec)
-    assert open_sequences(f"{datasets(tmp_path / 's.h5', [FLAT], 'g/{}')}::/g").shape == (1, 27, 4)
+        source = open_sequences(spec)
+        assert source.shape == (1, 27, 4)
+        assert "(27, 4) is taken as one sequence" in source.notes[0]
+        np.testing.assert_array_equal(read(source, 0, 3, [20]), FLAT[3:23].astype(np.float32))
+    source = open_sequences(f"{datasets(tmp_path / 's.h5', [FLAT], 'g/{}')}::/g")
+    assert (source.shape, source.notes) == ((1, 27, 4), ())
