@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).parents[2] / "lstmcli"
 ROOMS = (
     *("__main__", "cli/commands", "cli", "cli/report", "cluster", "tools/compare", "tools", "__init__", "api", "run"),
     *("results", "results/formats", "engine/chains", "engine"),
-    *("weights/chains", "weights/chains/graphs", "weights", "weights/keras_format"),
-    *("weights/onnx_graph", "inputs/ragged", "weights/torch_format"),
+    *("weights/chains", "weights/chains/saved_model", "weights/chains/graphs", "weights", "weights/keras_format"),
+    *("weights/tf_graph", "weights/onnx_graph", "inputs/ragged", "weights/torch_format"),
     *("weights/containers", "inputs", "inputs/beside", "model", "files"),
     *("kernel/heads", "kernel", "kernel/native", "blocks", "errors", "version"),
 )

@@ -5,6 +5,7 @@ import warnings
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lstmcli.errors import DataError, LstmcliError, UsageError, shown
@@ -148,7 +149,14 @@ class ChainReader(NamedTuple):
                     f"{file.name}: a checkpoint of TensorFlow 1, which does not hold what stands around its LSTMs; "
                     "lstmcli run computes these"
                 )
-            return keras.import_objects(*found, self.choices, make_of_keras)
+            objects, where, metadata = found
+            described = Path(path).parent.parent / "saved_model.pb"
+            if not metadata and Path(path).name == "variables.index" and described.is_file():
+                from lstmcli.weights.chains.saved_model.chain import build
+
+                draft, chain = build(described, where, tensors, self.choices)
+                return WholeModel(chain, draft.kind, tuple(draft.notes), tuple(draft.assumed), draft.masked)
+            return keras.import_objects(objects, where, metadata, self.choices, make_of_keras)
 
     def onnx(self, file: FileBytes, path: str) -> WholeModel:
         from lstmcli.weights.chains.graphs import onnx_chain

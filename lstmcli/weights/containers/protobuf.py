@@ -122,3 +122,10 @@ class Message:
 
     def message(self, number: int) -> "Message":
         return Message(self.data(number), self.where)
+
+    def plain(self) -> list[tuple[int, list[tuple[int, int | bytes]]]]:
+        """All fields as they stand, to compare messages."""
+        return [
+            (number, [(wire, value if isinstance(value, int) else bytes(value)) for wire, value in values])
+            for number, values in sorted(self.values.items())
+        ]

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -198,8 +199,8 @@ def joined(draft: Draft, made: tuple[Named, ...]) -> list[Named]:
     return found
 
 
-def with_bias(below: Layer | Model, above: Layer | Model) -> Dense | None:
-    """Return a dense layer and a shift of what it puts out as one layer, if they are these."""
-    if isinstance(below, Dense) and below.bias is None and isinstance(above, Affine) and (above.scale == 1).all():
-        return Dense(below.kernel, above.shift.astype(below.kernel.dtype))
+def with_bias(below: Layer | Model, above: Layer | Model) -> Layer | None:
+    """Return a dense layer or a convolution, and a shift of what it puts out, as one layer, if they are these."""
+    if isinstance(below, Dense | Conv1D) and below.bias is None and isinstance(above, Affine) and (above.scale == 1).all():
+        return replace(below, bias=above.shift.astype(below.kernel.dtype))
     return None

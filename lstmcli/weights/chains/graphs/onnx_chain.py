@@ -32,7 +32,7 @@ def build(file: FileBytes, path: str, choices: Choices) -> tuple[Draft, Chain]:
     try:
         with draft.building("graph"):
             given = input_of(graph, nodes)
-            walk = walked(given, lambda sizes: Operators(draft, Constants(sizes=sizes), graph.opset), graph.outputs, draft)
+            walk = walked(given, graph.outputs, draft, lambda sizes: Operators(draft, Constants(sizes=sizes), graph.opset))
     except DataError as error:
         if any(node.operator == "LSTM" for node in nodes):
             raise

@@ -16,11 +16,12 @@ from lstmcli.weights.onnx_graph.graph import Node, Value
 
 Layers = tuple[Named, ...]
 
-ELEMENT = np.dtype([("element", np.int64)])  # a type that nothing can be computed with
 # What the axes of an input may be, by their number, the most likely ones first: n sequences, t steps, e features.
-AXES = {1: ("t",), 2: ("nt", "tn", "te"), 3: ("nte", "tne", "net")}
+ORDERS = {1: ("t",), 2: ("nt", "tn", "te"), 3: ("nte", "tne", "net")}
+ELEMENT = np.dtype([("element", np.int64)])  # a type that nothing can be computed with
 # Sizes that a graph leaves open are tried with these: what holds for both holds for any number of sequences and steps.
-SIZES = (19, 23, 5, 7, 11, 13), (29, 31, 37, 41, 43, 47)
+Sizes = tuple[int, ...]
+SIZES: tuple[Sizes, Sizes] = (19, 23, 5, 7, 11, 13), (29, 31, 37, 41, 43, 47)
 MAX_ELEMENTS = 1 << 24  # of what is traced
 
 
@@ -61,8 +62,6 @@ class TracedGraph:
         ids = "e" not in sizes
         if not ids and not isinstance((given.shape or ())[axes.index("e")], int):
             raise DataError(f"input {shown(given.name)!r} does not say how many features it has")
-        if sizes["t"] == 1:
-            raise DataError(f"input {shown(given.name)!r} takes one step; export the model with more, or with dynamic axes")
         whole = tuple(sizes.get(axis, 1) for axis in "nte")
         if not 0 < np.prod(whole, dtype=float) <= MAX_ELEMENTS:
             raise DataError(f"input {shown(given.name)!r} of shape {shape} is too large to follow")
@@ -154,24 +153,33 @@ class TracedGraph:
         raise DataError("takes sequences, steps and features in another order than they come")
 
 
-def walked(given: Value, make: Callable[[tuple[int, ...]], TracedGraph], outputs: Sequence[Value], draft: Draft) -> Layers:
+def walked(
+    given: Value,
+    outputs: Sequence[Value],
+    draft: Draft,
+    make: Callable[[Sizes], TracedGraph],
+    orders: dict[int, tuple[str, ...]] = ORDERS,
+    sizes: tuple[Sizes, Sizes] = SIZES,
+) -> Layers:
     """Return the layers from the input to the first output, for the first order of the input's axes with which they fit.
 
     make(sizes): a graph that nothing was followed in, with these for the sizes that are left open.
     """
     rank = len(given.shape or ())
-    if rank not in AXES:
+    if rank not in orders:
         raise DataError(f"input {shown(given.name)!r} has {rank} axes; expected token ids or features of sequences")
     failed = None
-    for axes in AXES[rank]:
-        walk = make(SIZES[0])
+    for axes in orders[rank]:
+        if given.shape and given.shape[axes.index("t")] == 1 and len(orders[rank]) > 1:
+            raise DataError(f"input {shown(given.name)!r} takes one step; export the model with more, or with dynamic axes")
+        walk = make(sizes[0])
         try:
             made = walk.layers(given, axes, outputs)
         except DataError as error:
             if failed is None or walk.done > failed[0]:
                 failed = walk.done, error
             continue
-        for other, again in itertools.zip_longest(made, make(SIZES[1]).layers(given, axes, outputs)):
+        for other, again in itertools.zip_longest(made, make(sizes[1]).layers(given, axes, outputs)):
             if other is None or again is None or not alike(other, again):
                 name = (other or again).name
                 raise DataError(f"node {shown(name)!r} depends on how many sequences or steps there are; not known")
