@@ -145,12 +145,19 @@ class TracedGraph:
         """The source of an array (N, T, E): sequences as they are, or from the last step, or a vector at each step."""
         numbers, source = self.sources.layered(self.sources.settled(numbers, whole=False)[0])
         if source.kind == "vectors" and numbers.shape[::2] == source.shape and (numbers == source.numbers[:, None]).all():
-            return self.layer(node, "sequences", numbers.shape, source, Repeat(numbers.shape[1]))
+            return self.once(node, numbers.shape, source, Repeat(numbers.shape[1]))
         if source.kind == "sequences" and np.array_equal(numbers, source.numbers):
             return source
         if source.kind == "sequences" and np.array_equal(numbers[:, ::-1], source.numbers):
-            return self.layer(node, "sequences", source.shape, source, Flip())
+            return self.once(node, source.shape, source, Flip())
         raise DataError("takes sequences, steps and features in another order than they come")
+
+    def once(self, node: Node, shape: tuple[int, ...], source: Source, layer: Layer) -> Source:
+        """What comes out of a layer that puts rows elsewhere: one for all who take them so."""
+        key = (source, f"{layer.kind} {layer.options()}")
+        if key not in self.sources.upon:
+            self.sources.upon[key] = self.layer(node, "sequences", shape, source, layer)
+        return self.sources.upon[key]
 
 
 def walked(

@@ -28,17 +28,15 @@ def build(path: Path, where: str, tensors: list[Tensor], choices: Choices) -> tu
     """Return what there is to say about a model, and its chain. Raises DataError for one that is none, and names the node that
     makes it so. path: of a saved_model.pb; tensors: of the checkpoint beside it."""
     choices.allow(where)
-    saved = read_saved_graph(path)
     stored = {tensor.name: tensor for tensor in tensors}
-    variables = {name: replace(stored[key], name=name) for name, key in saved.variables.items() if key in stored}
-    draft = Draft("a SavedModel", where, variables.values(), choices)
-
-    def follow(sizes: tuple[int, ...]) -> TensorflowOperators:
-        return TensorflowOperators(draft, Constants(sizes=sizes), saved.library, variables)
-
     try:
+        saved = read_saved_graph(path)
+        variables = {name: replace(stored[key], name=name) for name, key in saved.variables.items() if key in stored}
+        draft = Draft("a SavedModel", where, variables.values(), choices)
         with draft.building("graph"):
-            made = walked_as_told(saved.graph, draft, follow)
+            made = walked_as_told(
+                saved.graph, draft, lambda sizes: TensorflowOperators(draft, Constants(sizes=sizes), saved.library, variables)
+            )
     except DataError as error:
         raise DataError(f"{error}; give the model as Keras saves it: model.save('m.keras')") from error
     named = joined(draft, made)

@@ -160,10 +160,8 @@ class TensorflowOperators(Masks):
         roles = loop.roles()
         x, mask = (None if k is None else loop.inputs[k]["element"].swapaxes(0, 1) for k in (roles.x, roles.mask))
         assert x is not None
-        numbers, source = self.sources.layered(self.sources.settled(x, whole=False)[0])
-        backward = np.array_equal(numbers[:, ::-1], source.numbers) and source.kind == "sequences"
-        if not backward:
-            source = self.sequences(node, numbers)
+        backward = is_backward(node.input(roles.x))
+        source = self.sequences(node, x[:, ::-1] if backward else x)
         cell = self.cell(loop, roles)
         if cell.input_size != source.width:
             raise DataError(f"takes {cell.input_size} features, got {source.width}")
@@ -339,6 +337,12 @@ class TensorflowOperators(Masks):
 
     def make_Max(self, node: Node) -> None:  # noqa: N802
         self.reduce(node, "max", np.max)
+
+
+def is_backward(steps: Value | None) -> bool:
+    """Whether the list of steps that a loop takes was reversed for it, as go_backwards does."""
+    unpacked = steps.maker.input(0) if steps and steps.maker and steps.maker.operator == "TensorListFromTensor" else None
+    return bool(unpacked and unpacked.maker and unpacked.maker.operator == "ReverseV2")
 
 
 def lstm_name(node: Node) -> str:
