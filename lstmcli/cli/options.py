@@ -224,10 +224,18 @@ result_options = option_group(
     option(
         "Output",
         "--save",
-        type=Names("outputs", "states", "cells", "layers"),
-        default="outputs,states",
+        type=Names("outputs", "states", "cells", "layers", "pooled"),
+        show_default="outputs,states",
         help="What an HDF5 result holds, separated by commas: outputs, states, cells (c of the top layer at every step), "
-        "layers (the outputs of every layer).",
+        "layers (the outputs of every layer), pooled (with --pool). A table holds pooled, or states.",
+    ),
+    option(
+        "Output",
+        "--pool",
+        type=click.Choice(["mean", "max", "sum", "last", "final"]),
+        show_default="none",
+        help="Store one vector for each sequence as well, or alone with --save pooled: the mean, maximum or sum of its outputs,"
+        " the last of them, or the final h of the top layer, both directions side by side.",
     ),
     layout,
 )

@@ -20,8 +20,6 @@ from itertools import pairwise
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lstmcli.blocks import steps_until
 from lstmcli.cluster.dask_connect import connect
 from lstmcli.cluster.dask_worker import Place, ask_to_stop, run_rows
@@ -166,7 +164,7 @@ class Tasks:
         result, lengths, seen, start = unpublished.result, self.opened.lengths, Nonfinite(), 0
         source = self.opened.source
         check_input = partial(self.opened.check_input, limit=max(1, READ // (8 * source.shape[2])))
-        if before := unpublished.restored({}, np.dtype(self.opened.job.compute.dtype), check_input):
+        if before := unpublished.restored({}, check_input):
             seen, start = before.nonfinite, before.span.first + before.span.count
             self.ready = self.resumed = steps_until(before.span, lengths)
         self.on_progress(self.ready, self.total)

@@ -109,7 +109,7 @@ def merge(
         publishing(paths, whole.arrays(), whole.metadata(), fingerprint, overwrite, resume) as result,
     ):
         if result:
-            before = result.restored({}, np.dtype(plan.job.compute.dtype))
+            before = result.restored({})
             copy(whole, result, before.span if before else None, stop, on_progress)
             result.seal(whole.nonfinite())
     return describe(whole, paths)

@@ -30,6 +30,7 @@ SECONDS = 2.0  # between two syncs: so much work may be lost when the process is
 FORMAT = {"format": "lstmcli-journal", "format_version": 2}
 
 Fingerprint = dict[str, Any]  # JSON
+StateForms = Mapping[str, tuple[np.dtype[Any], int]]  # dtype and width of the arrays (n, width) of a state
 
 
 class Synced(Protocol):
@@ -57,11 +58,10 @@ class StoredSpan(NamedTuple):
         about = [span.first, span.count, span.start, span.stop, span.last]
         return [*about, self.checksum, self.read, list(self.nonfinite), texts]
 
-    def fits(self, widths: Mapping[str, int], dtype: np.dtype[Any]) -> bool:
-        """Says whether the state, if there is one, can be that of a model with these widths."""
-        shapes = {name: (rows.dtype, rows.shape) for name, rows in (self.state or {}).items()}
-        expected = {name: (dtype, (self.span.count, width)) for name, width in widths.items()}
-        return self.span.last or not shapes or shapes == expected
+    def fits(self, forms: StateForms) -> bool:
+        """Says whether the state, if there is one, has these forms."""
+        found = {name: (rows.dtype, rows.shape[1]) for name, rows in (self.state or {}).items()}
+        return self.span.last or not found or found == forms
 
     @classmethod
     def decode(cls, value: Any) -> "StoredSpan":

@@ -1,10 +1,9 @@
 """How a result gets its name: only when it is complete and on disk. Until then it is OUT.partial, which a run can resume."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.blocks import Span, State
@@ -14,7 +13,7 @@ from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.formats.fields import Arrays
 from lstmcli.results.formats.paths import TABLES, Paths
 from lstmcli.results.formats.result import Metadata, Result, TableForm
-from lstmcli.results.journal import Fingerprint, Journal, StoredSpan
+from lstmcli.results.journal import Fingerprint, Journal, StateForms, StoredSpan
 
 
 class UnpublishedResult:
@@ -23,23 +22,18 @@ class UnpublishedResult:
     def __init__(self, result: Result, journal: Journal | None) -> None:
         self.result, self.journal = result, journal
 
-    def restored(
-        self,
-        widths: Mapping[str, int],
-        dtype: np.dtype[Any],
-        check_input: Callable[[StoredSpan], None] = lambda stored: None,
-    ) -> StoredSpan | None:
+    def restored(self, forms: StateForms, check_input: Callable[[StoredSpan], None] = lambda stored: None) -> StoredSpan | None:
         """Returns the last span that an earlier run has stored, as far as the data are still what was stored.
 
-        widths, dtype: of the state that is kept between spans of the same sequences. check_input: raises ChangedDataError
-        where what was read for a span is not what is there now.
+        forms: of the state that is kept between spans of the same sequences. check_input: raises ChangedDataError where what
+        was read for a span is not what is there now.
         """
         journal = self.journal
         if not journal:
             return None
         for count, stored in enumerate(journal.done):
             span = stored.span
-            fits = span.first + span.count <= len(self.result.valid.lengths) and stored.fits(widths, dtype)
+            fits = span.first + span.count <= len(self.result.valid.lengths) and stored.fits(forms)
             if not fits or self.result.check(span) != stored.checksum:
                 journal.keep(count)
                 break

@@ -8,10 +8,14 @@ from numpy.typing import NDArray
 from lstmcli.blocks import Block, State
 from lstmcli.engine.prepared_model import PreparedModel, kernels_are_cached
 from lstmcli.model.tree import Model, as_chain
+from lstmcli.results.journal import StateForms
 from lstmcli.run.job import Compute
 
 if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
+
+
+POOLED, POOLED_STEPS = "pooled", "pooled steps"  # in a state: what was pooled of the steps so far, and their number
 
 
 class Computation(Protocol):
@@ -23,14 +27,14 @@ class Computation(Protocol):
     input_width: int  # of the rows that are read
     input_dtype: np.dtype[Any]  # of these: that of the computation, or int64 for token ids
     step_widths: dict[str, int]  # of the arrays (R, width) with a row for each step
-    state_widths: dict[str, int]  # of the arrays (n, width) of the state
+    state_forms: StateForms  # of the arrays (n, width) that are carried from one span of sequences to the next
     scratch_width: int  # of the rows that are needed for a while
     weight_bytes: int
     step_flops: int
     full: int  # sequences that keep all lanes of all threads busy
 
-    def initial_state(self, count: int) -> State:
-        """Makes the state in which `count` sequences begin if nothing else is given."""
+    def initial_state(self, count: int, given: State | None) -> State:
+        """Makes the state in which `count` sequences begin. given: that of the model, where something else says it."""
 
     def run(self, block: Block, arrays: dict[str, Block], state: State) -> None:
         """Computes a block.
@@ -52,19 +56,46 @@ class LstmComputation:
         self.dtype, self.threads, self.causal = self.forward.dtype, threads, model.causal
         self.input_width, self.input_dtype = model.input_size, self.dtype
         self.step_widths = compute.step_widths(model) | {"outputs": model.output_size}  # computed in any case
-        self.state_widths = self.forward.widths
+        forms = {name: (self.dtype, width) for name, width in self.forward.widths.items()}
+        self.pool = compute.pool
+        if self.pool not in (None, "final"):
+            kept = self.dtype if self.pool in ("max", "last") else np.dtype(np.float64)
+            forms |= {POOLED: (kept, model.output_size), POOLED_STEPS: (np.dtype(np.float64), 1)}
+        self.state_forms: StateForms = forms
         self.scratch_width = sum(self.forward.scratch_widths.values())
         self.weight_bytes, self.step_flops = self.forward.weight_bytes, self.forward.flops
         self.full = 2 * self.forward.tile_rows * threads
 
-    def initial_state(self, count: int) -> State:
-        return self.forward.initial_state(count)
+    def initial_state(self, count: int, given: State | None) -> State:
+        state = given or self.forward.initial_state(count)
+        if POOLED in self.state_forms:
+            from lstmcli.engine.pooling import pool_start
+
+            assert self.pool
+            state[POOLED] = pool_start(self.pool, count, self.forward.output_size, self.dtype)
+            state[POOLED_STEPS] = np.zeros((count, 1))
+        return state
 
     def run(self, block: Block, arrays: dict[str, Block], state: State) -> None:
-        self.forward(block, arrays["outputs"], state, arrays)
+        outputs = arrays["outputs"]
+        self.forward(block, outputs, state, arrays)
+        if POOLED in self.state_forms:
+            from lstmcli.engine.pooling import pool_steps
+
+            assert self.pool
+            pool_steps(self.pool, outputs.rows, outputs.starts, outputs.lengths, state[POOLED])
+            state[POOLED_STEPS] += outputs.lengths[:, None]
 
     def of_sequences(self, state: State) -> dict[str, NDArray[Any]]:
-        return {f"state/{name}": rows for name, rows in state.items()}
+        rows: dict[str, NDArray[Any]] = {f"state/{name}": state[name] for name in self.forward.widths}
+        if self.pool:
+            from lstmcli.engine.pooling import final_outputs, pool_end
+
+            if self.pool == "final":
+                rows["pooled"] = final_outputs(self.forward.model, state, "")
+            else:
+                rows["pooled"] = pool_end(self.pool, state[POOLED], state[POOLED_STEPS][:, 0], self.dtype)
+        return rows
 
 
 class ChainComputation:
@@ -72,7 +103,7 @@ class ChainComputation:
 
     causal = False
     step_widths: dict[str, int] = {}  # noqa: RUF012 (no one writes into it)
-    state_widths: dict[str, int] = {}  # noqa: RUF012
+    state_forms: StateForms = {}  # noqa: RUF012
 
     def __init__(self, chain: "Chain", compute: Compute, threads: int) -> None:
         from lstmcli.engine.chains.prepared_chain import PreparedChain
@@ -84,7 +115,7 @@ class ChainComputation:
         self.scratch_width = self.prepared.scratch_width
         self.weight_bytes, self.step_flops, self.full = self.prepared.weight_bytes, self.prepared.step_flops, 1
 
-    def initial_state(self, count: int) -> State:
+    def initial_state(self, count: int, given: State | None) -> State:
         return {}
 
     def run(self, block: Block, arrays: dict[str, Block], state: State) -> None:

@@ -14,7 +14,7 @@ from lstmcli.files.file_kind import is_several, split_spec
 from lstmcli.model.new_weights import PLAIN, CellOptions
 from lstmcli.model.tree import Model, as_chain
 from lstmcli.results.formats.fields import FLAT, PADDED, PER_SEQUENCE, Arrays
-from lstmcli.results.formats.paths import Paths, result_paths
+from lstmcli.results.formats.paths import HDF5, Paths, result_paths
 from lstmcli.results.journal import Fingerprint
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Compute(NamedTuple):
     dtype: str = "float32"
     save: tuple[str, ...] = ("outputs", "states")
     nonfinite: str = "warn"  # error | warn | pass
+    pool: str | None = None  # mean | max | sum | last | final
     layout: str | None = None  # padded | flat | per-sequence; None: padded for a padded input, flat for a ragged one
 
     def in_layout(self, ragged: bool, model: "Model | Chain") -> "Compute":
@@ -99,6 +100,8 @@ class Compute(NamedTuple):
             return {"predictions": (chain.prediction_shape(batch, time), dtype)}
         assert isinstance(model, Model)
         arrays: Arrays = {name: ((batch, time, width), dtype) for name, width in self.step_widths(model).items()}
+        if "pooled" in self.save:
+            arrays["pooled"] = (batch, model.output_size), dtype
         if "states" in self.save:
             arrays |= {f"state/{name}": ((batch, width), dtype) for name, width in model.state_widths().items()}
         return arrays
@@ -211,6 +214,7 @@ def job_of_options(options: dict[str, Any]) -> Job:
         """Takes the fields of a record out of what was said."""
         return {name: said.pop(name) for name in kind.__annotations__ if name in said}
 
+    said["save"] = saved(said.get("save"), said.get("pool"), said.get("output"))
     inputs, compute = Inputs(**fields(Inputs)), Compute(**fields(Compute))
     output, resources = Output(**fields(Output)), Resources(**fields(Resources))
     model: NewModel | Weights
@@ -229,6 +233,16 @@ def job_of_options(options: dict[str, Any]) -> Job:
         if value:
             raise UsageError(f"--{name.replace('_', '-')} is for {meant}, not for {other}")
     return Job(inputs, model, compute, output, resources)
+
+
+def saved(save: tuple[str, ...] | None, pool: str | None, output: str | None) -> tuple[str, ...]:
+    """Returns what is stored. --pool adds the pooled array, or is all where nothing is said and the output holds one array."""
+    if save is None:
+        alone = pool and output and (output == "-" or Path(output).suffix not in HDF5)
+        save = ("pooled",) if alone else Compute().save
+    if "pooled" in save and not pool:
+        raise UsageError("--save pooled: expected --pool as well, which says how: mean, max, sum, last or final")
+    return tuple(sorted({*save, "pooled"})) if pool else save
 
 
 def record(kind: type[Record], values: dict[str, Any]) -> Record:

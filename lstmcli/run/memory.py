@@ -60,7 +60,7 @@ def block_limits(computation: Computation, source: Source, lengths: Lengths, max
     budget = max(max_memory - program, max_memory // LEAST)
     row_bytes = size * (2 * computation.input_width + 2 * sum(computation.step_widths.values()) + computation.scratch_width)
     # The state is computed on, copied for the writer, and one may still be waiting to be stored.
-    sequence_bytes = 3 * size * sum(computation.state_widths.values()) + SEQUENCE_BYTES
+    sequence_bytes = 3 * sum(dtype.itemsize * width for dtype, width in computation.state_forms.values()) + SEQUENCE_BYTES
     fitting_rows = budget * TENTHS_FOR_ROWS // 10 // row_bytes
     fitting_sequences = budget * TENTHS_FOR_SEQUENCES // 10 // sequence_bytes
 

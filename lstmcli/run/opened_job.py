@@ -98,7 +98,7 @@ class OpenedJob(NamedTuple):
         output = self.job.output
         if output.output is None or Path(output.output).suffix not in TABLES:
             if output.top is not None or output.labels is not None:
-                raise UsageError("--top and --labels are for a table; give --output NAME.csv or NAME.tsv")
+                raise UsageError("--top and --labels are for a table; give --output NAME.csv, NAME.tsv or NAME.parquet")
             return TableForm()
         from lstmcli.run.labels import read_labels
 

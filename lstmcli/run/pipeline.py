@@ -172,7 +172,7 @@ class Pipeline:
             given = self.opened.initial_state(span)
             for rows in (given or {}).values():
                 read.checksum.add(rows)
-            state = given or self.computation.initial_state(span.count)
+            state = self.computation.initial_state(span.count, given)
         arrays = {name: block.like(rows[: len(block.rows)]) for name, rows in current.buffer.arrays.items()}
         try:
             self.computation.run(block, arrays, state)

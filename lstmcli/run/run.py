@@ -58,7 +58,7 @@ def run(
                 streams = opened.source.sequential or paths.main is None
                 limits = block_limits(computation, opened.source, opened.lengths, resources.max_memory, streams)
                 check_input = partial(opened.check_input, limit=limits.rows)
-                before = result.restored(computation.state_widths, computation.dtype, check_input)
+                before = result.restored(computation.state_forms, check_input)
                 resumed = steps_until(before.span, opened.lengths) if before else 0
                 nonfinite = Pipeline(opened, computation, limits, result, stop, on_progress).run(before)
                 opened.finish()

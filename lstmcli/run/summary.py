@@ -40,6 +40,7 @@ def metadata(
     """Returns what a result says besides its arrays. assumed: of the weights, in sentences."""
     layout = compute.layout or PADDED
     options = {"dtype": compute.dtype, "save": sorted(compute.save)} | ({"layout": layout} if layout != PADDED else {})
+    options |= {"pool": compute.pool} if compute.pool else {}
     attributes: dict[str, Any] = {"model_config": model.config(), "options": options, "versions": {"lstmcli": __version__}}
     if assumed:
         attributes["assumed"] = list(assumed)
@@ -130,6 +131,7 @@ def about_arrays(model: "Model | Chain", compute: Compute, batch: int, time: int
             "dtype": compute.dtype,
             "stored": "outputs" in compute.save,
         },
+        "pooled": {"shape": [batch, model.output_size], "dtype": compute.dtype} if compute.pool else None,
         "state": [{"path": path, "shape": shape, "dtype": compute.dtype} for path, shape in shapes.items()],
     }
 

@@ -81,6 +81,22 @@ def test_the_order_of_sequences_and_padding_in_front(batch: Path, tmp_path: Path
     assert files.bits(predictions(tmp_path / "p.h5")) == files.bits(predictions(batch / "vectors.h5")[order])
 
 
+@pytest.mark.parametrize("more", [(), ("--top", 1)])
+@pytest.mark.parametrize("model", [SENTIMENT, TAGGER])
+def test_parquet_has_the_columns_of_a_text(
+    model: tuple[object, ...], more: tuple[object, ...], batch: Path, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install 'pyarrow'")
+    for output in ("p.csv", "p.parquet"):
+        succeed("predict", "-i", batch / "x.npy", "-l", batch / "lens.npy", *model, *more, "-o", output, cwd=tmp_path)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        head, *lines = csv.reader(file)
+    table = parquet.read_table(tmp_path / "p.parquet")
+    assert table.column_names == head
+    columns = [column.to_numpy() if column.type != "string" else column.to_pylist() for column in table.columns]
+    assert [[str(value) for value in line] for line in zip(*columns, strict=True)] == lines
+
+
 @pytest.mark.parametrize(("model", "result"), [(SENTIMENT, "vectors.h5"), (TAGGER, "steps.h5")])
 def test_parts_and_a_merge(model: tuple[object, ...], result: str, batch: Path, tmp_path: Path) -> None:
     options = ("-i", batch / "x.npy", "-l", batch / "lens.npy", *model)
@@ -168,7 +184,7 @@ def test_what_is_refused(batch: Path, tmp_path: Path) -> None:
         (2, ["--top 4", "3 classes"], (*right, "--top", 4, "-o", "p.csv")),
         (2, ["expected 3 names", "got 2"], (*right, "--labels", "names.txt", "-o", "p.csv")),
         (66, ["none.txt"], (*right, "--labels", "none.txt", "-o", "p.csv")),
-        (2, [".csv or .tsv"], (*right, "-o", "p.xlsx")),
+        (2, [".csv, .tsv or .parquet"], (*right, "-o", "p.xlsx")),
     ]:
         before = files.snapshot(tmp_path)
         assert_one_line(lstmcli("predict", *args, cwd=tmp_path), code, *words)

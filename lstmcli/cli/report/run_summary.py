@@ -23,6 +23,8 @@ def run_rows(facts: dict[str, Any], verbose: bool) -> Rows:
     else:
         stored = "" if facts["outputs"]["stored"] else "  not stored"
         yield "outputs", f"{shape(facts['outputs']['shape'])} {facts['outputs']['dtype']}{stored}"
+    if pooled := facts.get("pooled"):
+        yield "pooled", f"{shape(pooled['shape'])} {pooled['dtype']}"
     yield from state_rows(facts.get("state", []), verbose)
     threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
     if facts["dry_run"]:

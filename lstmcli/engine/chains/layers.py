@@ -4,17 +4,16 @@ What is summed has its order: over classes that of the classes, over the steps o
 NumPy does here is what IEEE 754 rounds exactly.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lstmcli.blocks import Floats, Lengths, State, packed_starts
+from lstmcli.engine.pooling import final_outputs, going, pool_end, pool_start, pool_steps
 from lstmcli.errors import SequenceError
 from lstmcli.kernel.heads import call as heads
 from lstmcli.model.layers import ALPHAS, Window
-from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack
 
 
 @dataclass
@@ -159,36 +158,11 @@ def pool_windows(layer: Any, passing: Passing) -> None:
     passing.lengths = lengths
 
 
-def going(passing: Passing) -> Iterator[tuple[Any, Any]]:
-    """Yield, step by step, the sequences that have this step and the rows where it lies."""
-    starts, lengths = passing.starts, passing.lengths
-    order = np.argsort(-lengths, kind="stable")
-    sorted_lengths = -lengths[order]
-    for step in range(int(lengths.max(initial=0))):
-        some = order[: np.searchsorted(sorted_lengths, -step)]
-        yield some, starts[some] + step
-
-
 def pool(layer: Any, passing: Passing) -> None:
     rows, lengths = passing.rows, passing.lengths
-    shape = (len(lengths), rows.shape[1])
-    if layer.function == "last":
-        pooled = np.zeros(shape, rows.dtype)
-        some = lengths > 0
-        pooled[some] = rows[(passing.starts + lengths - 1)[some]]
-    elif layer.function == "max":
-        pooled = np.full(shape, -np.inf, rows.dtype)
-        for some, places in going(passing):
-            pooled[some] = np.maximum(pooled[some], rows[places])
-        pooled[lengths == 0] = 0
-    else:
-        total = np.zeros(shape)
-        for some, places in going(passing):
-            total[some] += rows[places]
-        if layer.function == "mean":
-            total /= np.maximum(lengths, 1)[:, None]
-        pooled = total.astype(rows.dtype)
-    to_vectors(passing, pooled)
+    pooled = pool_start(layer.function, len(lengths), rows.shape[1], rows.dtype)
+    pool_steps(layer.function, rows, passing.starts, lengths, pooled)
+    to_vectors(passing, pool_end(layer.function, pooled, lengths, rows.dtype))
 
 
 def attend(layer: Any, passing: Passing) -> None:
@@ -201,12 +175,12 @@ def attend(layer: Any, passing: Passing) -> None:
     scores = np.empty((len(rows), 1), rows.dtype)
     heads.Dense(layer.score[:, None], np.array([layer.bias]), rows.itemsize * 8).run(seen, scores)
     best = np.full(len(lengths), -np.inf, rows.dtype)
-    for some, places in going(passing):
+    for some, places in going(passing.starts, lengths):
         best[some] = np.maximum(best[some], scores[places, 0])
     powers = scores[:, 0] - np.repeat(best, lengths)
     heads.apply("exponential", powers, powers)
     total, pooled = np.zeros(len(lengths)), np.zeros((len(lengths), rows.shape[1]))
-    for some, places in going(passing):
+    for some, places in going(passing.starts, lengths):
         total[some] += powers[places]
         pooled[some] += powers[places, None].astype(np.float64) * rows[places]
     pooled /= np.where(lengths > 0, total, 1)[:, None]
@@ -216,30 +190,6 @@ def attend(layer: Any, passing: Passing) -> None:
 def final_state(model: Any, passing: Passing, dtype: np.dtype[Any]) -> None:
     assert passing.state is not None
     to_vectors(passing, final_outputs(model, passing.state, ""))
-
-
-def final_outputs(model: Model, state: State, path: str) -> Floats:
-    """Return the final h of the top layer, both directions merged as their outputs are."""
-    below = f"{path}/" if path else ""
-    match model:
-        case Cell():
-            return state[f"{below}h"]
-        case Stack():
-            top = len(model.layers) - 1
-            return final_outputs(model.layers[top], state, f"{below}{top}")
-        case Bidirectional():
-            both = [final_outputs(tree, state, f"{below}{side}") for side, tree in model.children().items()]
-            match model.merge:
-                case "concat":
-                    return np.concatenate(both, axis=1)
-                case "mul":
-                    return both[0] * both[1]
-                case "sum":
-                    return both[0] + both[1]
-            return (both[0] + both[1]) * both[0].dtype.type(0.5)
-        case Reverse() | Residual():
-            return final_outputs(model.inner, state, path)
-    raise AssertionError(model)
 
 
 def to_vectors(passing: Passing, vectors: Floats) -> None:

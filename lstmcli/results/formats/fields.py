@@ -26,7 +26,7 @@ LAYOUTS = PADDED, FLAT, PER_SEQUENCE = "padded", "flat", "per-sequence"  # how t
 
 def has_steps(name: str) -> bool:
     """Says whether an array of a result, called so, has a row for each step in the layouts without padding."""
-    return not name.startswith("state/")
+    return name != "pooled" and not name.startswith("state/")
 
 
 class Store(Protocol):

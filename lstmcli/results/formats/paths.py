@@ -9,7 +9,7 @@ from lstmcli.files.file_kind import is_several, split_spec
 from lstmcli.files.partial_file import check_target, partial_name
 
 HDF5 = ".h5", ".hdf5"
-TABLES = {".csv": ",", ".tsv": "\t"}  # what stands between the columns
+TABLES = {".csv": ",", ".tsv": "\t", ".parquet": None}  # what stands between the columns of a text
 
 
 class Paths(NamedTuple):
@@ -44,13 +44,15 @@ def result_paths(output: str | None, states: str | None, save: tuple[str, ...], 
                 f"--states {states}: an HDF5 result holds the states itself; leave it out, or use --output NAME.npy"
             )
         return Paths(Path(output))
-    if predicts:
-        if suffix not in (".npy", "-", *TABLES):
-            raise UsageError(f"--output {output}: expected a name that ends in .h5, .hdf5, .npy, .csv or .tsv, or -")
+    if suffix not in (".npy", "-", *TABLES):
+        raise UsageError(f"--output {output}: expected a name that ends in .h5, .hdf5, .npy, .csv, .tsv or .parquet, or -")
+    if suffix in TABLES and states:
+        raise UsageError(f"--states {states}: a table holds the states itself with --save states; leave it out")
+    if suffix in TABLES and not (predicts or set(save) <= {"pooled", "states"}):
+        raise UsageError(f"--output {output}: a table has a row for each sequence; say --pool mean, or --save states")
+    if predicts or suffix in TABLES:
         return Paths(None if suffix == "-" else Path(output))
-    if suffix not in (".npy", "-"):
-        raise UsageError(f"--output {output}: expected a name that ends in .h5, .hdf5 or .npy, or -")
-    if "outputs" not in save or not set(save) <= {"outputs", "states"}:
+    if set(save) - {"states"} not in ({"outputs"}, {"pooled"}):
         raise UsageError(f"--save {','.join(save)}: {output} holds the outputs alone; use --output NAME.h5")
     if states and "states" not in save:
         raise UsageError(f"--states {states}: --save leaves the states out")

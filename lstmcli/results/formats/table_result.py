@@ -1,14 +1,16 @@
-"""Predictions as a table: a line for each sequence, or for each of its steps, with its id first.
+"""A table with a line for each sequence, its id first: predictions, or pooled arrays and final states. Where predictions have
+steps, a line for each of these.
 
 The values are stored as they come, in a file of their own beside the table, so that a run can be resumed; the table is written
-from them when they are all there. A number in it is the shortest that gives the same float when it is read again.
+from them when they are all there. A number in a text is the shortest that gives the same float when it is read again.
 """
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,15 @@ from lstmcli.results.formats.fields import Arrays, Field
 from lstmcli.results.formats.paths import TABLES, Paths, values_of
 from lstmcli.results.formats.result import Metadata, Result, TableForm
 
-LINES = 4096  # sequences whose lines are made at a time
+SEQUENCES, STEPS = 4096, 1 << 16  # whose lines are made at a time, at most
+
+
+class Lines(NamedTuple):
+    """Some lines of a table."""
+
+    ids: list[str]
+    steps: list[int] | None  # the number of each step in the input, where there is a line for each
+    arrays: dict[str, NDArray[Any]]  # rows (lines, width) by name
 
 
 class TableResult(Result):
@@ -29,53 +39,92 @@ class TableResult(Result):
     def __init__(self, paths: Paths, arrays: Arrays, metadata: Metadata, overwrite: bool, resume: bool) -> None:
         """resume: keeps what an earlier run has stored. Raises OutputError, StorageError, and UsageError for other labels."""
         assert paths.main
-        self.form, self.ids, self.separator = metadata.table, metadata.ids, TABLES[paths.main.suffix]
-        shape, dtype = arrays["predictions"]
-        check_form(self.form, shape[-1])
+        self.form, self.ids, self.suffix = metadata.table, metadata.ids, paths.main.suffix
+        if "predictions" in arrays:
+            check_form(self.form, arrays["predictions"][0][-1])
+        if not TABLES[self.suffix]:
+            from lstmcli.results.formats.parquet import check_installed
+
+            check_installed(str(paths.main))
         self.table = Partial(paths.main, overwrite, resume)
         self.values = Values(values_of(paths.main), True, resume)
+        sizes = [math.prod(metadata.stored_shape(shape)) * dtype.itemsize for shape, dtype in arrays.values()]
+        offsets = [0, *itertools.accumulate(sizes)]
         try:
-            self.values.reserve(math.prod(metadata.stored_shape(shape)) * dtype.itemsize)
+            self.values.reserve(offsets.pop())
         except BaseException:
             for store in (self.table, self.values):
                 store.close() if resume else store.discard()
             raise
         self.starts = metadata.valid.starts
-        fields = {"predictions": Field(self.values, 0, shape, dtype, metadata.flat_begins(0, shape, dtype))}
+        fields = {
+            name: Field(self.values, offset, shape, dtype, metadata.flat_begins(offset, shape, dtype))
+            for offset, (name, (shape, dtype)) in zip(offsets, arrays.items(), strict=True)
+        }
         super().__init__([self.table, self.values], fields, {}, metadata.placed)
 
     def seal(self, nonfinite: Nonfinite | None) -> None:
         self.table.reserve(0)
-        at = 0
-        for piece in self.pieces():
-            self.table.write(data := piece.encode(), at)
-            at += len(data)
+        if separator := TABLES[self.suffix]:
+            at = 0
+            for piece in self.text(separator):
+                self.table.write(data := piece.encode(), at)
+                at += len(data)
+        else:
+            from lstmcli.results.formats.parquet import write_parquet
+
+            names = self.columns() if "predictions" in self.fields else []
+            write_parquet(self.table, self.form, self.fields, names, self.lines())
         super().seal(nonfinite)
 
-    def pieces(self) -> Iterator[str]:
-        """Yields the text of the table."""
-        field, valid = self.fields["predictions"], self.valid
-        head = ["id", *(["step"] if field.has_steps else []), *column_names(self.form, field.shape[-1])]
-        yield self.text([head])
-        for first in range(0, len(valid.lengths), LINES):
-            part = valid.part(first, first + LINES)
-            rows = field.get(first, part)
-            names = [self.name(first + k) for k in range(len(part.lengths))]
-            if field.has_steps:
-                starts = self.starts[first : first + LINES].tolist()
-                steps = zip(names, starts, part.lengths.tolist(), strict=True)
-                heads = [[name, step] for name, start, length in steps for step in range(start, start + length)]
-            else:
-                heads = [[name] for name in names]
-            yield self.text([*head, *cells(self.form, row)] for head, row in zip(heads, rows, strict=True))
+    def lines(self) -> Iterator[Lines]:
+        """Yields all lines of the table, some at a time."""
+        lengths = self.valid.lengths
+        has_steps = any(field.has_steps for field in self.fields.values())
+        ends, first = np.cumsum(lengths), 0
+        while first < len(lengths):
+            count = SEQUENCES
+            if has_steps:
+                fitting = int(np.searchsorted(ends, ends[first] - lengths[first] + STEPS, side="right")) - first
+                count = max(1, min(count, fitting))
+            part = self.valid.part(first, first + count)
+            ids, steps = [self.name(first + k) for k in range(len(part.lengths))], None
+            if has_steps:
+                starts = self.starts[first : first + count]
+                ids = np.repeat(np.array(ids, object), part.lengths).tolist()
+                begins = np.cumsum(part.lengths) - part.lengths
+                steps = (np.arange(len(ids)) - np.repeat(begins - starts, part.lengths)).tolist()
+            yield Lines(ids, steps, {name: field.get(first, part) for name, field in self.fields.items()})
+            first += count
+
+    def columns(self) -> list[str]:
+        """Returns the names of the columns of a text after the id and the step."""
+        return [column for name, field in self.fields.items() for column in column_names(self.form, name, field.shape[-1])]
 
     def name(self, sequence: int) -> str:
         return str(self.form.first + sequence) if self.ids is None else self.ids[sequence]
 
-    def text(self, lines: Any) -> str:
-        written = io.StringIO()
-        csv.writer(written, delimiter=self.separator, lineterminator="\n").writerows(lines)
-        return written.getvalue()
+    def text(self, separator: str) -> Iterator[str]:
+        """Yields the text of the table."""
+
+        def written(lines: Any) -> str:
+            text = io.StringIO()
+            csv.writer(text, delimiter=separator, lineterminator="\n").writerows(lines)
+            return text.getvalue()
+
+        has_steps = any(field.has_steps for field in self.fields.values())
+        yield written([["id", *(["step"] if has_steps else []), *self.columns()]])
+        for ids, steps, arrays in self.lines():
+            heads = (
+                [[name] for name in ids]
+                if steps is None
+                else [[name, str(step)] for name, step in zip(ids, steps, strict=True)]
+            )
+            rows = zip(*arrays.values(), strict=True)
+            yield written(
+                [*head, *(cell for row in each for cell in cells(self.form, row))]
+                for head, each in zip(heads, rows, strict=True)
+            )
 
 
 class Values(Partial):
@@ -93,12 +142,15 @@ def check_form(form: TableForm, classes: int) -> None:
         raise UsageError(f"--top {form.top}: the model has {classes} classes")
 
 
-def column_names(form: TableForm, classes: int) -> list[str]:
+def column_names(form: TableForm, name: str, width: int) -> list[str]:
+    """Returns the columns of an array."""
+    if name != "predictions":
+        return [f"{name}/{k}" for k in range(width)]
     if form.top is not None:
         return [f"{what}{place}" for place in range(1, form.top + 1) for what in ("class", "value")]
     if form.labels is not None:
         return list(form.labels)
-    return ["prediction"] if classes == 1 else [f"p{k}" for k in range(classes)]
+    return ["prediction"] if width == 1 else [f"p{k}" for k in range(width)]
 
 
 def cells(form: TableForm, row: NDArray[np.floating]) -> list[str]:

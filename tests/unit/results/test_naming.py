@@ -63,7 +63,7 @@ def test_filled_in_two_runs(tmp_path: Path) -> None:
         fill_and_fail(Paths(tmp_path / "resumed.h5"), SPANS[:1], StorageError)
     assert left(tmp_path) == ["resumed.h5.journal", "resumed.h5.partial", "whole.h5"]
     with opened(Paths(tmp_path / "resumed.h5"), resume=True) as result:
-        assert result.restored({}, ROWS.dtype).span == SPANS[0]
+        assert result.restored({}).span == SPANS[0]
         fill(result, SPANS[1:])
         result.seal(Nonfinite())
     assert left(tmp_path) == ["resumed.h5", "whole.h5"]

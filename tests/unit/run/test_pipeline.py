@@ -27,10 +27,10 @@ class RunningSum:
     """Sums of the features up to each step; the state is the last one."""
 
     dtype, threads, causal, input_width, input_dtype = np.dtype(np.float64), 1, True, 2, np.dtype(np.float64)
-    step_widths, state_widths = {"sums": 2}, {"last": 2}
+    step_widths, state_forms = {"sums": 2}, {"last": (np.dtype(np.float64), 2)}
     scratch_width, weight_bytes, step_flops, full = 0, 0, 2, 1
 
-    def initial_state(self, count: int) -> State:
+    def initial_state(self, count: int, given: State | None) -> State:
         return {"last": np.zeros((count, 2))}
 
     def run(self, block: Block, arrays: dict[str, Block], state: State) -> None:

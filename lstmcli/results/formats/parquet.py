@@ -1,0 +1,92 @@
+"""Tables as Parquet, through pyarrow, a row group for some lines at a time.
+
+Pooled arrays and states are a column of lists each, as data sets of embeddings have them; of predictions each class is one.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstmcli.errors import UsageError
+from lstmcli.files.partial_file import Partial
+from lstmcli.results.formats.fields import Field
+from lstmcli.results.formats.result import TableForm
+
+if TYPE_CHECKING:
+    from lstmcli.results.formats.table_result import Lines
+
+
+def check_installed(path: str) -> None:
+    """Raises UsageError where pyarrow is not installed."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"{path}: Parquet needs pyarrow, which is not installed ({error}); pip install 'lstmcli[parquet]', or use "
+            "--output NAME.csv"
+        ) from error
+
+
+class Appended:
+    """A Partial as a file that is written from its start to its end."""
+
+    def __init__(self, partial: Partial) -> None:
+        self.partial, self.at, self.closed = partial, 0, False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self.partial.write(view, self.at)
+        self.at += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        return self.at
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def write_parquet(
+    table: Partial, form: TableForm, fields: Mapping[str, Field], names: Sequence[str], lines: "Iterator[Lines]"
+) -> None:
+    """Writes all lines of a table. names: of the columns of predictions."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    has_steps = any(field.has_steps for field in fields.values())
+    columns = [pa.field("id", pa.string()), *([pa.field("step", pa.int64())] if has_steps else [])]
+    for name, field in fields.items():
+        number = pa.from_numpy_dtype(field.dtype)
+        if name == "predictions":
+            numbers = [form.top is None or k % 2 == 1 for k in range(len(names))]  # else each has the name of a class before it
+            columns += [pa.field(n, number if one else pa.string()) for n, one in zip(names, numbers, strict=True)]
+        else:
+            columns.append(pa.field(name, pa.list_(number, field.shape[-1])))
+    schema = pa.schema(columns)
+    with parquet.ParquetWriter(Appended(table), schema, use_dictionary=False) as writer:
+        for ids, steps, arrays in lines:
+            values = [pa.array(ids, pa.string())] + ([] if steps is None else [pa.array(steps, pa.int64())])
+            for name, rows in arrays.items():
+                values += values_of(form, name, rows)
+            writer.write_batch(pa.record_batch(values, schema=schema))
+
+
+def values_of(form: TableForm, name: str, rows: NDArray[Any]) -> list[Any]:
+    """Returns the columns of an array."""
+    import pyarrow as pa
+
+    if name != "predictions":
+        return [pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])]
+    if form.top is None:
+        return [pa.array(np.ascontiguousarray(column)) for column in rows.T]
+    order = np.argsort(-rows, axis=1, kind="stable")[:, : form.top]  # as in a text
+    found = []
+    for places in order.T:
+        names = [form.labels[k] if form.labels else str(k) for k in places.tolist()]
+        found += [pa.array(names, pa.string()), pa.array(rows[np.arange(len(rows)), places])]
+    return found
