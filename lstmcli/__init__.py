@@ -6,11 +6,12 @@ facts = lstmcli.run("x.h5", lens="lens.npy", units=7)             # as the comma
 predictions = lstmcli.load_model("model.keras").predict(tokens)   # with the layers before and after the LSTMs
 """
 
-from typing import TYPE_CHECKING, Any
-
 from lstmcli.version import __version__
 
+TYPE_CHECKING = False  # as type checkers take it: to import typing would delay the handling of Ctrl-C by half of the start
 if TYPE_CHECKING:
+    from typing import Any
+
     from lstmcli.api import (
         Bidirectional,
         Cell,
@@ -37,7 +38,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     # NumPy and h5py are loaded when something is used, so that `lstmcli --help` does not wait for them.
     if name in __all__:
         import lstmcli.run  # noqa: F401

@@ -3,8 +3,12 @@
 The text of an error says in one line where it is (file, dataset, row), what was expected, what came, and what to do.
 """
 
+import os
 import signal
 from collections.abc import Sequence
+from types import FrameType
+
+FOREIGN = ("importlib", "numba", "llvmlite")  # whose code catches whatever is raised in it
 
 
 class LstmcliError(Exception):
@@ -87,6 +91,23 @@ class SignalError(LstmcliError):
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
         self.exit_code = 130 if number == signal.SIGINT else 143
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises SignalError: a handler of signals where nothing is kept.
+
+    Ends the process at once while modules are loaded or functions compiled, where an exception would be swallowed, or become
+    another one. No file is written there.
+    """
+    error = SignalError(number)
+    while frame:
+        if frame.f_globals.get("__name__", "").lstrip("_").startswith(FOREIGN):
+            try:
+                os.write(2, f"lstmcli: {error}\n".encode())
+            finally:
+                os._exit(error.exit_code)
+        frame = frame.f_back
+    raise error
 
 
 def shown(name: str) -> str:

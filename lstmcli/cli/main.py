@@ -8,6 +8,7 @@ import click
 
 from lstmcli.cli import process
 from lstmcli.cli.command import Group
+from lstmcli.errors import SignalError
 from lstmcli.version import __version__
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "auto_envvar_prefix": "LSTMCLI"}
@@ -98,13 +99,16 @@ def main() -> None:
     process.prepare()
     stdout = sys.stdout
     try:
-        code = lstmcli.main(standalone_mode=False) or 0
-        if sys.stdout:
-            sys.stdout.flush()
-    except SystemExit:
-        if sys.stdout is not stdout:  # click met a broken pipe while it printed help, and wrapped it
-            sys.exit(process.IO_ERROR)
-        raise
-    except BaseException as error:
+        try:
+            code = lstmcli.main(standalone_mode=False) or 0
+            if sys.stdout:
+                sys.stdout.flush()
+        except SystemExit:
+            if sys.stdout is not stdout:  # click met a broken pipe while it printed help, and wrapped it
+                sys.exit(process.IO_ERROR)
+            raise
+        except BaseException as error:
+            process.fail(error)
+        process.end(code)
+    except SignalError as error:  # of a signal while the process ends
         process.fail(error)
-    process.end(code)

@@ -1,7 +1,9 @@
 """The process around a command: its descriptors, its environment, and how it ends."""
 
+import io
 import os
 import shlex
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from typing import NamedTuple, NoReturn
 import click
 
 from lstmcli.cli.report.terminal import labelled, on_terminal
-from lstmcli.errors import LstmcliError, StoppedError, StorageError
+from lstmcli.errors import LstmcliError, StoppedError, StorageError, interrupt
 
 IO_ERROR = StorageError.exit_code
 NO_ERRORS = (StoppedError.exit_code, 130, 143)  # exit codes of what the user asked for
@@ -40,13 +42,18 @@ NO_THREAD = Ending(1, "{error}: out of memory, or a limit is too low (ulimit -a)
 
 
 def prepare() -> None:
-    """Opens standard descriptors that were closed, and sets what libraries read from the environment when they are loaded."""
+    """Readies signals, standard streams, also those that were closed, and the variables that libraries read when they load."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:  # closed: no file of ours may take its number, and with it what is printed
             os.open(os.devnull, os.O_RDWR)
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for a shell's background jobs
+        signal.signal(signal.SIGINT, interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the encoding has not must not end a command that is done
+            stream.reconfigure(errors="backslashreplace")
     # libhdf5 must not search for filter plugins, which are libraries that it would run.
     os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy starts a thread for every CPU; only `bench` uses its products

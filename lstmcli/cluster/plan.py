@@ -17,7 +17,7 @@ import numpy as np
 from lstmcli.blocks import Lengths
 from lstmcli.errors import DataError, OutputError, UsageError, shown
 from lstmcli.files.file_kind import open_by_kind
-from lstmcli.files.partial_file import write_whole
+from lstmcli.files.partial_file import absolute_path, write_whole
 from lstmcli.results.formats.paths import Paths
 from lstmcli.results.journal import Fingerprint
 from lstmcli.run.job import Job, Output, Part, Resources
@@ -87,7 +87,7 @@ def make_plan(job: Job, shards: int, path: Path) -> tuple[Plan, dict[str, Any]]:
             raise UsageError(f"{opened.source.name}: every part opens the input, so it cannot be a pipe; give a file")
         cuts = split(opened.lengths, shards, opened.source.chunk[0])
         job, made = opened.job, metadata_of(opened)
-        plan = Plan(path.absolute(), job, opened.fingerprint(), cuts)
+        plan = Plan(absolute_path(path), job, opened.fingerprint(), cuts)
         step_bytes = opened.source.shape[2] * opened.source.dtype.itemsize
         parts = []
         for number in plan.numbers:
@@ -161,7 +161,7 @@ def read_plan(path: str) -> Plan:
     if content.pop("checksum", None) != checksum(content):
         raise DataError(f"{where}: is not what `lstmcli plan` wrote: it was edited or damaged; plan anew")
     try:
-        return Plan(Path(path).absolute(), Job.from_content(content["job"]), content["run"], tuple(content["cuts"]))
+        return Plan(absolute_path(Path(path)), Job.from_content(content["job"]), content["run"], tuple(content["cuts"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: is not a plan of this version of lstmcli; plan anew") from error
 

@@ -5,10 +5,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from pathlib import Path
 
 from lstmcli.errors import shown
-from lstmcli.files.positioned_file import FileBytes, open_readable
+from lstmcli.files.positioned_file import FileBytes, is_file, mode_of, open_readable
 
 HDF5_MAGIC, NPY_MAGIC, ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"\x93NUMPY", b"PK"
 
@@ -62,7 +61,7 @@ def is_hdf5(file: FileBytes) -> bool:
 def is_several(path: str) -> bool:
     """Says whether an --input names several files: a folder, a pattern, or @ and a file with their names."""
     if os.path.lexists(path):
-        return Path(path).is_dir()
+        return stat.S_ISDIR(mode_of(path))
     return path.startswith("@") or any(mark in path for mark in "*?[")
 
 
@@ -73,6 +72,6 @@ def split_spec(spec: str) -> tuple[str, str | None]:
         if mark:
             return path, "/" + name.lstrip("/")
         path, mark, name = spec.rpartition(":/")
-        if mark and Path(path).is_file():
+        if mark and is_file(path):
             return path, "/" + name.lstrip("/")
     return spec, None

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from lstmcli.errors import DataError, LstmcliError, shown
 from lstmcli.files.hdf5 import NAMES_LOOKED_AT, entries, label, listed, open_file, raw_offset, reading, written_chunks
+from lstmcli.files.positioned_file import is_file
 
 # h5py is imported inside functions because it takes a tenth of a second.
 
@@ -130,7 +131,7 @@ def external_files(item: Any, properties: Any) -> list[Path]:
     for name, offset, size in map(properties.get_external, range(properties.get_external_count())):
         path = external_place(os.fsdecode(name), item.file)
         taken = min(size, left)
-        if not path.is_file():
+        if not is_file(path):
             raise DataError(
                 f"{where}: {shown(str(path))} holds part of it, but is missing; it is looked for from the working folder, as "
                 "libhdf5 does, or from the file's with HDF5_EXTFILE_PREFIX='${ORIGIN}'"
@@ -172,7 +173,7 @@ def virtual_sources(item: Any, above: tuple[str, ...]) -> list[Path]:
         path = Path(file.filename)
         if file_name != ".":
             path = place_of(file_name.replace("%%", "%"), file, "HDF5_VDS_PREFIX")
-            if not path.is_file():
+            if not is_file(path):
                 raise DataError(f"{where}: {shown(str(path))} holds part of it, but is missing")
             found.append(path)
         with open_file(str(path)) as source:
@@ -244,7 +245,7 @@ def place_of(name: str, file: Any, variable: str) -> Path:
     tail = Path(name).name if Path(name).is_absolute() else name
     places = [*map(Path, prefixes), folder, Path(), Path(os.path.realpath(file.filename)).parent]
     found = [Path(name)] * Path(name).is_absolute() + [place / tail for place in places]
-    return next((path for path in found if path.is_file()), found[0] if Path(name).is_absolute() else folder / name)
+    return next((path for path in found if is_file(path)), found[0] if Path(name).is_absolute() else folder / name)
 
 
 def files_behind(path: str) -> set[Path]:

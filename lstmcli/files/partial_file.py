@@ -178,7 +178,7 @@ def is_named(name: Path, status: os.stat_result) -> bool:
 def check_left_over(path: Path) -> None:
     """Raises OutputError where OUT.partial holds what a run that was stopped has left."""
     name = partial_name(path)
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # a name that is too long is refused where it is made
         if name.lstat().st_size:
             raise OutputError(
                 f"{shown(str(name))}: is left from a run that was stopped; --resume goes on with it, --overwrite starts again"
@@ -192,6 +192,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def absolute_path(path: Path) -> Path:
+    """Returns the path from the root on. Raises OutputError in a folder that was deleted, where no file can be named."""
+    try:
+        return path.absolute()
+    except FileNotFoundError as error:
+        raise OutputError(f"{shown(str(path))}: the working folder was deleted; go to another one") from error
 
 
 def partial_name(path: Path) -> Path:

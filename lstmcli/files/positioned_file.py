@@ -20,6 +20,19 @@ STOP_CHECK = 200  # milliseconds
 SAMPLES, SAMPLE = 16, 64 << 10  # pieces of a file, and bytes of each, that stand for the whole
 
 
+def mode_of(path: str | Path) -> int:
+    """Returns the kind and the permissions of a file; 0 where there is none. For a name that is too long, Path raises."""
+    try:
+        return Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return 0
+
+
+def is_file(path: str | Path) -> bool:
+    """Says whether a regular file is there."""
+    return stat.S_ISREG(mode_of(path))
+
+
 def open_readable(path: str, pipes: bool = False) -> int:
     """Returns a new file descriptor. Raises MissingInputError for no such file, a directory, or no permission.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from lstmcli.errors import UsageError
+from lstmcli.errors import MissingInputError, UsageError, shown
 from lstmcli.files.file_kind import is_several, split_spec
 from lstmcli.model.new_weights import PLAIN, CellOptions
 from lstmcli.model.tree import Model, as_chain
@@ -258,4 +258,7 @@ def absolute(spec: str | None) -> str | None:
     if path.startswith("@") and is_several(path):
         return f"@{absolute(path[1:])}" + (f"::{name}" if name else "")
     # Not Path.resolve(): where links lead may differ between machines.
-    return str(Path(path).absolute()) + (f"::{name}" if name else "")
+    try:
+        return str(Path(path).absolute()) + (f"::{name}" if name else "")
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{shown(path)}: the working folder was deleted; go to another one") from error

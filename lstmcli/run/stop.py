@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from lstmcli.errors import SignalError
+from lstmcli.errors import SignalError, interrupt
 
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)
@@ -69,7 +69,7 @@ class Stop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         if not self.waits:
-            raise SignalError(number)
+            interrupt(number, frame)
 
     def _watch(self, receive: int) -> None:
         asked = False

@@ -6,6 +6,7 @@ read that the user did not name (but for the parts of a checkpoint, and ONNX's d
 
 import os
 import re
+import stat
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from lstmcli.errors import DataError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind
-from lstmcli.files.positioned_file import FileBytes
+from lstmcli.files.positioned_file import FileBytes, is_file, mode_of
 from lstmcli.model.model_file import is_chain, model_in, undamaged
 from lstmcli.model.tree import Model, Stack
 from lstmcli.weights.draft import Choices, Imported
@@ -161,7 +162,7 @@ def refuse_stand_in(file: FileBytes, path: str) -> None:
     text = file.take(0, file.opened.st_size).decode("latin-1").strip()
     if text.startswith("version https://git-lfs"):
         raise DataError(f"{file.name}: is a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`")
-    if text.isascii() and text.isprintable() and (target := Path(path).parent / text).is_file():
+    if text.isascii() and text.isprintable() and is_file(target := Path(path).parent / text):
         raise DataError(f"{file.name}: is a link that was copied as text; give what it leads to, {shown(str(target))}")
 
 
@@ -182,9 +183,9 @@ def index_path(path: str) -> str:
     """The X.index of a checkpoint that is named as X, as TensorFlow does, by its other files or by its folder; else `path`."""
     prefix = re.sub(r"\.(data-\d{5}-of-\d{5}|meta)$", "", path)
     index = f"{prefix}.index"
-    if Path(index).is_file() and (prefix != path or not os.path.lexists(path)):
+    if is_file(index) and (prefix != path or not os.path.lexists(path)):
         return index
-    if Path(path).is_dir() or Path(path).name in FOLDER_FILES:
+    if stat.S_ISDIR(mode_of(path)) or Path(path).name in FOLDER_FILES:
         from lstmcli.weights.containers.tf_folder import index_of
 
         return index_of(path)

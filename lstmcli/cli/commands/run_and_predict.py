@@ -101,7 +101,7 @@ def run(
     if scheduler is not None and options["dry_run"]:
         raise click.UsageError("--dry-run: nothing would be computed; leave --scheduler out")
     stop = Stop(stop_after)
-    with stop.heed_signals(), terminal.progress(plan or options["input"] or "", options["threads"]) as on_progress:
+    with stop.heed_signals(), terminal.progress(plan or ", ".join(options["input"] or ()), options["threads"]) as on_progress:
         how: dict[str, Any] = {"on_progress": on_progress, "stop": stop, "on_compile": on_compile}
         if plan is not None and shard is not None:
             facts = run_shard(ctx, terminal, plan, shard, options, how)
@@ -177,7 +177,7 @@ def predict(terminal: "Terminal", stop_after: float | None, scheduler: str | Non
         raise click.UsageError("--output -: expected a pipe or a file to write binary data to, got a terminal")
     job = job_of(options | {"units": None, "whole": True})
     stop = Stop(stop_after)
-    with stop.heed_signals(), terminal.progress(options["input"] or "", options["threads"]) as on_progress:
+    with stop.heed_signals(), terminal.progress(", ".join(options["input"] or ()), options["threads"]) as on_progress:
         if scheduler is not None:
             from lstmcli.cluster.dask_client import run_on
 

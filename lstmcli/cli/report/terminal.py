@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from lstmcli.errors import StorageError, shown
@@ -101,7 +101,8 @@ class Terminal:
         if kind == "auto":
             kind = "bar" if self.err and self.err.isatty() else "log"
         if kind == "bar":
-            with progress.bar(console(self.err), shown(name.partition("::")[0].rpartition("/")[2])) as advance:
+            title = shown(name.partition("::")[0].rpartition("/")[2])
+            with progress.bar(console(Lossy(self.err)), title) as advance:
                 yield advance
         elif kind == "log":
             yield progress.Log(self.print_error, lambda: running(name, threads))
@@ -169,7 +170,27 @@ def labelled(kind: str, text: str, stream: TextIO | None) -> str:
     return f"lstmcli: {label}{text}"
 
 
-def console(stream: TextIO | None) -> Any:
+class Lossy:
+    """A stream for what may be lost: a terminal that is closed during a run must not fail it."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return self.stream.write(text) if self.stream else 0
+        return 0
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            if self.stream:
+                self.stream.flush()
+
+
+def console(stream: Any) -> Any:
     """Makes rich's console for a stream."""
     from rich.console import Console
     from rich.theme import Theme

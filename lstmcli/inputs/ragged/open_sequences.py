@@ -2,7 +2,6 @@
 
 import posixpath
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from lstmcli.errors import DataError, UsageError
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, is_several, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
-from lstmcli.files.positioned_file import FileBytes
+from lstmcli.files.positioned_file import FileBytes, is_file
 from lstmcli.inputs.open_input import open_source, source_of
 from lstmcli.inputs.source import Source, StoredArray
 from lstmcli.inputs.valid_steps import LENGTHS
@@ -65,7 +64,7 @@ def open_sequences(
 
 
 def _is_file(path: str) -> bool:
-    return path != "-" and Path(path).is_file()  # a pipe may be opened only once
+    return path != "-" and is_file(path)  # a pipe may be opened only once
 
 
 def _check_lengths(source: Source, lens: str) -> None:

@@ -4,14 +4,15 @@ To import Numba takes 0.5 s, most of a short run. `LSTMCLI_NO_CACHE=1` compiles 
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from lstmcli.kernel.native import cache
 from lstmcli.kernel.native.cache import Compiled
 from lstmcli.kernel.native.linker import link, shared_library
-from lstmcli.kernel.native.target import Target, target
+from lstmcli.kernel.native.target import CPU_VARIABLES, Target, target
 
 SIGNATURE = "void(CPointer(int64), int64)"  # function(table of numbers and addresses, number of the thread)
 PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
@@ -47,12 +48,27 @@ def load(recipe: Recipe) -> Loaded:
     if path is not None:
         with suppress(OSError, ValueError, RuntimeError):
             return loaded(cache.read(path))
-    made = recipe.compile(target())
+    here = target()
+    with settings_of_numba(here):
+        made = recipe.compile(here)
     if path is not None:
         made = made._replace(library=shared_library(made.code))
         with suppress(OSError):
             cache.write(path, made)
     return loaded(made)
+
+
+@contextmanager
+def settings_of_numba(here: Target) -> Iterator[None]:
+    """Hides Numba's variables but those of the CPU: they change the code or end the compilation, unknown to the cache."""
+    found = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith("NUMBA_")}
+    os.environ.update(
+        (name, value) for name, value in zip(CPU_VARIABLES, (here.cpu, here.features), strict=True) if name in found
+    )
+    try:
+        yield
+    finally:
+        os.environ.update(found)
 
 
 def loaded(made: Compiled) -> Loaded:

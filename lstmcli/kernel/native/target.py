@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+CPU_VARIABLES = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")
 CPU_FACTS = {"vendor_id", "cpu family", "model", "model name", "stepping", "flags"}  # of x86, in /proc/cpuinfo
 CPU_FACTS |= {"CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"}  # of Arm
 
@@ -45,16 +46,18 @@ def target() -> Target:
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    cpu, features = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
+    cpu, features = map(os.environ.get, CPU_VARIABLES)
     if features is None:
         features = llvm.get_host_cpu_features().flatten()
+    else:  # LLVM leaves out features that it does not know, and aborts for a word that is none
+        features = ",".join(word for word in features.split(",") if word.startswith(("+", "-")))
     return Target(llvm.get_process_triple(), cpu or llvm.get_host_cpu_name(), features)
 
 
 @functools.cache
 def cpu_facts() -> str:
     """Tell apart all CPUs for which LLVM may write different code, without loading LLVM, which takes most of a short run."""
-    said = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
+    said = [os.environ.get(name, "") for name in CPU_VARIABLES]
     with suppress(OSError), Path("/proc/cpuinfo").open() as file:
         facts = (line.partition(":") for line in itertools.takewhile(str.strip, file))
         return str(

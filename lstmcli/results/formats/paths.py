@@ -7,6 +7,7 @@ from typing import NamedTuple
 from lstmcli.errors import OutputError, UsageError, shown
 from lstmcli.files.file_kind import is_several, split_spec
 from lstmcli.files.partial_file import check_target, partial_name
+from lstmcli.files.positioned_file import is_file, mode_of
 
 HDF5 = ".h5", ".hdf5"
 TABLES = {".csv": ",", ".tsv": "\t", ".parquet": None}  # what stands between the columns of a text
@@ -76,7 +77,7 @@ def default_stem(source: str) -> str:
 
 def check_paths(paths: Paths, inputs: Iterable[str | None], overwrite: bool, resume: bool, follow_links: bool = False) -> None:
     """Raises OutputError before any work where a file is in the way, or is one of the inputs, or of those they lead to."""
-    if not (resume and paths.main and journal_name(paths.main).exists()):  # else some of them may have their names already
+    if not (resume and paths.main and mode_of(journal_name(paths.main))):  # else some of them may have their names already
         for path in paths.all():
             check_target(path, overwrite)
     refuse_inputs(paths, inputs, follow_links)
@@ -106,16 +107,16 @@ def temporary_names(paths: Paths) -> list[Path]:
 
 def refuse_inputs(paths: Paths, inputs: Iterable[str | None], follow_links: bool) -> None:
     """Raises OutputError where a file that would be replaced is also read, under whatever name."""
-    targets = [path for path in temporary_names(paths) if path.exists()]
+    targets = [path for path in temporary_names(paths) if mode_of(path)]
     if not targets:
         return
     read = {Path(path) for spec in inputs if spec for path in each_file(split_spec(spec)[0])}
     if follow_links:
         from lstmcli.files.hdf5_safety import files_behind
 
-        read = read.union(*(files_behind(str(path)) for path in read if path.is_file()))
+        read = read.union(*(files_behind(str(path)) for path in read if is_file(path)))
     for target in targets:
-        if any(path.exists() and path.samefile(target) for path in read):
+        if any(mode_of(path) and path.samefile(target) for path in read):
             raise OutputError(f"{shown(str(target))}: is also an input of this run; choose another --output")
 
 
