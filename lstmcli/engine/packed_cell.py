@@ -78,7 +78,7 @@ class PackedCell:
         else:
             from lstmcli.engine.worker_threads import worker_threads
 
-            worker_threads().run(self.kernel.call, table_at, split.threads)
+            worker_threads().run(self.kernel.call, table_at, split.threads, work)
 
 
 def kernel_options(cell: Cell) -> Options:

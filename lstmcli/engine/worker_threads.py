@@ -1,49 +1,60 @@
 """Threads that run a kernel together.
 
-A kernel's thread 0 ends only when all of its threads have done their part, so nothing has to be passed back: a call is one item
-put into a queue. That costs 20 us, where concurrent.futures.ThreadPoolExecutor, whose futures nobody needs, takes 50. Threads
-that look out for the next call in native code take 5, for 120 lines more; only batches of less than half a millisecond that
-follow each other would gain from it, 2 to 4 %. (Best of 2000 calls each, in turn, of 0.43 and 0.32 ms, on two cores.)
+A kernel's thread 0 ends when all is computed, and does what the others do not come for, so nothing has to be passed back: a
+call is one item put into a queue. That costs 20 us, where concurrent.futures.ThreadPoolExecutor, whose futures nobody needs,
+takes 50. Threads that look out for the next call in native code take 5, for 120 lines more; only batches of less than half a
+millisecond that follow each other would gain from it, 2 to 4 %. (Best of 2000 calls each, in turn, of 0.43 and 0.32 ms, on
+two cores.)
 """
 
 import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import Any
 
 KernelCall = Callable[[int, int], None]  # (address of its table, number of the thread), without the GIL
-Item = tuple[KernelCall, int, int]
+Item = tuple[KernelCall, int, int, Any]
 
 
 class WorkerThreads:
     """The threads of this process, started when they are first needed."""
 
     def __init__(self) -> None:
-        # The threads of a call wait for each other, so two calls must not each hold half of them.
+        # The threads of a call work together, so two calls must not each hold half of them.
         self.one_call = threading.Lock()
         self.queues: list[SimpleQueue[Item]] = []
 
-    def run(self, kernel: KernelCall, table: int, threads: int) -> None:
-        """Run kernel(table, 0) here and kernel(table, 1), ..., kernel(table, threads - 1) elsewhere, until all have ended."""
+    def run(self, kernel: KernelCall, table: int, threads: int, memory: Any) -> None:
+        """Run kernel(table, 0) here and kernel(table, 1), ..., kernel(table, threads - 1) elsewhere, until the first has ended.
+
+        memory  owns the table, and what the kernel shares among its threads: a thread that comes too late still looks there
+        """
         with self.one_call:
             while len(self.queues) < threads - 1:
                 self.queues.append(SimpleQueue())
                 number = len(self.queues)
                 threading.Thread(target=self.serve, args=(number,), name=f"lstmcli-{number}", daemon=True).start()
-            post, item = self.queues[0].put, (kernel, table, threads)
             # An interrupt must not come in between: the others would wait for thread 0, or write into memory that is gone.
             try:
-                post(item)
+                self.post(1, (kernel, table, threads, memory))
             finally:
                 kernel(table, 0)
+
+    def post(self, number: int, item: Item) -> None:
+        """Hand a call to thread `number`, unless that has not even begun with the one before: then it would come too late."""
+        queue = self.queues[number - 1]
+        if queue.empty():
+            queue.put(item)
 
     def serve(self, number: int) -> None:
         """Take calls as thread `number`, and pass each on to the next thread, which signals do not interrupt."""
         while True:
-            kernel, table, threads = item = self.queues[number - 1].get()
+            kernel, table, threads, _ = item = self.queues[number - 1].get()
             if number < threads - 1:
-                self.queues[number].put(item)
+                self.post(number + 1, item)
             kernel(table, number)
+            del item, _  # or they would keep the memory until the next call
 
 
 _workers: list[WorkerThreads] = []

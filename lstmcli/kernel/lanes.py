@@ -15,13 +15,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from lstmcli.kernel import tile
-from lstmcli.kernel.layout import GATES, Argument, Column, Options, Shape
+from lstmcli.kernel.layout import GATES, Argument, Column, Options, Shape, Sync
 from lstmcli.kernel.simd import I64, POINTER
-
-ADDRESSES = types.CPointer(types.int64)
-SPINS = 2000  # some microseconds: a thread that waits longer lets others run, perhaps the one that it waits for
+from lstmcli.kernel.waiting import ADDRESSES, add, now, publish, read, sleep, wait_for
 
 COLUMNS = len(Column)
+LONGEST_LEAVE = 100_000_000  # ns, for which a thread that was late is left out
 
 
 @intrinsic
@@ -53,52 +52,6 @@ def at(context: Any, address: types.Type) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(ADDRESSES))
 
     return ADDRESSES(types.int64), emit
-
-
-@intrinsic
-def take_next(context: Any, counter: types.Type) -> Any:
-    """Return counter[0] and count it up, in one operation: no two threads take the same sequence."""
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return builder.atomic_rmw("add", args[0], ir.Constant(I64, 1), "monotonic")
-
-    return types.int64(ADDRESSES), emit
-
-
-@intrinsic
-def meet(context: Any, arrived: types.Type, expected: types.Type) -> Any:
-    """Count arrived[0] up, and wait until it is `expected` or more. All that the others wrote before is then visible.
-
-    A thread that does not have to wait never reads the counter again: the others may have ended, and freed its memory.
-    """
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        arrived, expected = args
-        others = builder.atomic_rmw("add", arrived, ir.Constant(I64, 1), "acq_rel")
-        before = builder.block
-        wait, spin, rest, after = (builder.append_basic_block() for _ in range(4))
-        builder.cbranch(builder.icmp_signed(">=", builder.add(others, ir.Constant(I64, 1)), expected), after, wait)
-        builder.position_at_end(wait)
-        spins = builder.phi(I64)
-        value = builder.load_atomic(arrived, "acquire", 8, typ=I64)
-        builder.cbranch(builder.icmp_signed(">=", value, expected), after, spin)
-        builder.position_at_end(spin)
-        if "x86" in builder.module.triple:
-            builder.call(
-                cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"), []
-            )
-        more = builder.add(spins, ir.Constant(I64, 1))
-        builder.cbranch(builder.icmp_signed("<", more, ir.Constant(I64, SPINS)), wait, rest)
-        builder.position_at_end(rest)
-        kind = ir.FunctionType(ir.IntType(32), [])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
-        builder.branch(wait)
-        for value, block in [(ir.Constant(I64, 0), before), (more, spin), (more, rest)]:
-            spins.add_incoming(value, block)
-        builder.position_at_end(after)
-        return context.get_dummy_value()
-
-    return types.none(ADDRESSES, types.int64), emit
 
 
 @intrinsic
@@ -234,110 +187,167 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
     def lstm(call, thread):  # type: ignore[no-untyped-def]
         """Run one cell over the sequences that the table `call` names (see layout.Argument), as thread number `thread`.
 
-        Threads take whole sequences. Where SHARERS > 1, they run all sequences together, each a part of the units.
+        Threads take whole sequences, in THREADS hands that are dealt out; a thread that comes late finds none left. Where
+        SHARERS > 1, they run all sequences together, each a part of the units. Thread 0 then begins alone. The others join it
+        between two steps, and when it has had to wait for long, it sends them away for a while.
         """
         inputs, units, outputs = get(call, Argument.INPUTS), get(call, Argument.UNITS), get(call, Argument.OUTPUTS)
         lanes, ahead, count = get(call, Argument.LANES), get(call, Argument.AHEAD), get(call, Argument.COUNT)
         threads, sharers = get(call, Argument.THREADS), get(call, Argument.SHARERS)
-        order = at(get(call, Argument.ORDER_AT))
+        order, sync = at(get(call, Argument.ORDER_AT)), get(call, Argument.SYNC_AT)
         x_step, cells_step = get(call, Argument.X_STEP), get(call, Argument.CELLS_STEP)
         biases = get(call, Argument.BIASES_AT)
-        scratch = get(call, Argument.SCRATCH_AT) + thread * get(call, Argument.SCRATCH_STEP)
-        table = at(scratch)
+        scratches, scratch_step = get(call, Argument.SCRATCH_AT), get(call, Argument.SCRATCH_STEP)
+        arrived = at(sync + Sync.ARRIVED)
         slots = lanes * ahead
-        coming = at(scratch + 8 * COLUMNS * lanes)  # a second table, for the steps whose input products are computed now
-        sums = scratch + 8 * COLUMNS * (lanes + slots)
         panels, columns = (units + width - 1) // width, (outputs + GATES * width - 1) // (GATES * width)
         half_unit = (panels - 1) * width if 0 < units % width <= half else -1
         panel_bytes, projection_bytes = (inputs + outputs) * row_bytes, units * row_bytes
-        first_panel, end_panel, first_column, end_column = 0, panels, 0, columns
-        if sharers > 1:
-            first_panel, end_panel = panels * thread // sharers, panels * (thread + 1) // sharers
-            first_column, end_column = columns * thread // sharers, columns * (thread + 1) // sharers
-        own_c, end_c = first_panel * width * size, min_of(end_panel * width, units) * size
-        own_h, end_h = own_c, end_c
-        if projected:
-            own_h, end_h = first_column * row_bytes, min_of(end_column * GATES * width, outputs) * size
         sums_step = panels * row_bytes
-        hidden = get(call, Argument.HIDDEN_AT) + thread * get(call, Argument.HIDDEN_STEP)
-        for lane in range(lanes):
-            put(table, Column.HOME * lanes + lane, sums + lane * ahead * sums_step)
-            put(table, Column.HIDDEN * lanes + lane, hidden + lane * units * size)
 
-        active, room, taken, steps, met = 0, lanes, 0, 0, 0
-        while True:
-            # Empty lanes take the next sequences.
-            while active < room:
-                turn = taken
-                if sharers == 1:  # dealt out at first, or the thread that comes first would take all the longest ones
-                    turn = taken * threads + thread
-                    if taken >= lanes:
-                        turn = lanes * threads + take_next(at(get(call, Argument.SYNC_AT)))
-                taken += 1
-                if turn >= count:
-                    room = 0
-                    break
-                start_lane(call, table, lanes, active, get(order, turn), size)
-                active += 1
-            if active == 0:
-                break
+        hand = thread if sharers > 1 else add(at(sync + Sync.HANDS), 1)
+        while hand < threads:
+            scratch = scratches + hand * scratch_step
+            table = at(scratch)
+            coming = at(scratch + 8 * COLUMNS * lanes)  # a second table, for the steps whose input products are computed now
+            sums = (scratch if sharers == 1 else scratches) + 8 * COLUMNS * (lanes + slots)  # of all that share
+            hidden = get(call, Argument.HIDDEN_AT) + hand * get(call, Argument.HIDDEN_STEP)
+            for lane in range(lanes):
+                put(table, Column.HOME * lanes + lane, sums + lane * ahead * sums_step)
+                put(table, Column.HIDDEN * lanes + lane, hidden + lane * units * size)
 
-            # The input products of some steps at once: the rows of a tile are then steps as well as lanes.
-            coming_rows = 0
-            for lane in range(active if ahead > 0 else 0):
-                if get(table, Column.READY * lanes + lane) > 0:
-                    continue
-                # Up to the next multiple of `ahead`, so that all lanes need new products at the same step.
-                home, ready = get(table, Column.HOME * lanes + lane), get(table, Column.LEFT * lanes + lane)
-                ready = min_of(ready, ahead - steps % ahead)
-                for k in range(ready):
-                    put(coming, Column.X * slots + coming_rows, get(table, Column.X * lanes + lane) + k * x_step)
-                    put(coming, Column.BIAS * slots + coming_rows, biases)
-                    put(coming, Column.SUMS * slots + coming_rows, home + k * sums_step)
-                    coming_rows += 1
-                put(table, Column.SUMS * lanes + lane, home)
-                put(table, Column.READY * lanes + lane, ready)
-            for panel in range(first_panel, end_panel if coming_rows > 0 else 0):
-                weights = get(call, Argument.PANELS_AT) + panel * panel_bytes
-                for first in range(0, coming_rows, rows):
-                    tile_rows = min_of(rows, coming_rows - first)
-                    tile_of(tile_rows, call, weights, coming, slots, first, panel * width, half_unit, 0, 1)
+            active, room, taken, steps = 0, lanes, 0, 0
+            crew, joins, joining, met, began, lost = 1, 0, 0, 0, 0, 0  # crew: threads that compute this step, 1 or SHARERS
+            while True:
+                waited = 0
+                if sharers > 1 and thread > 0 and crew == 1:
+                    # Join thread 0 before its next step.
+                    add(at(sync + Sync.WAITING), 1)
+                    wait_for(at(sync + Sync.JOINS), joins + 1)
+                    joins = get(at(sync + Sync.JOINS), 0)
+                    if joins < 0:
+                        break
+                    active, room = get(at(sync + Sync.ACTIVE), 0), get(at(sync + Sync.ROOM), 0)
+                    taken, steps = get(at(sync + Sync.TAKEN), 0), get(at(sync + Sync.STEPS), 0)
+                    for word in range(COLUMNS * lanes):
+                        put(table, word, get(at(scratches), word))
+                    crew, joining = sharers, 1
+                else:
+                    # Empty lanes take the next sequences.
+                    while active < room:
+                        turn = taken
+                        if sharers == 1:  # dealt out at first, or the thread that comes first would take all the longest ones
+                            turn = taken * threads + hand
+                            if taken >= lanes:
+                                turn = lanes * threads + add(at(sync + Sync.NEXT), 1)
+                        taken += 1
+                        if turn >= count:
+                            room = 0
+                            break
+                        start_lane(call, table, lanes, active, get(order, turn), size)
+                        active += 1
+                    if active == 0:
+                        break
+                    if crew < sharers and read(at(sync + Sync.WAITING)) == (joins + 1) * (sharers - 1):
+                        joins, crew, joining = joins + 1, sharers, 1
+                        publish(arrived, 0)
+                        put(at(sync + Sync.ACTIVE), 0, active)
+                        put(at(sync + Sync.ROOM), 0, room)
+                        put(at(sync + Sync.TAKEN), 0, taken)
+                        put(at(sync + Sync.STEPS), 0, steps)
+                        publish(at(sync + Sync.JOINS), joins)
+                if joining > 0:  # none goes on before all others have taken over the lanes
+                    joining, met = 0, sharers
+                    add(arrived, 1)
+                    wait_for(arrived, met)
+                    began = now()
+                share = thread if crew > 1 else 0
+                first_panel, end_panel = panels * share // crew, panels * (share + 1) // crew
 
-            # One step of all lanes.
-            for panel in range(first_panel, end_panel):
-                weights = get(call, Argument.PANELS_AT) + panel * panel_bytes
-                for first in range(0, active, rows):
-                    tile_rows = min_of(rows, active - first)
-                    tile_of(tile_rows, call, weights, table, lanes, first, panel * width, half_unit, ahead, 0)
-            if projected:
-                if sharers > 1:
-                    met += sharers
-                    meet(at(get(call, Argument.SYNC_AT) + 64), met)
-                for panel in range(first_column, end_column):
-                    weights, column = get(call, Argument.PROJECTION_AT) + panel * projection_bytes, panel * GATES * width
+                # The input products of some steps at once: the rows of a tile are then steps as well as lanes.
+                coming_rows = 0
+                for lane in range(active if ahead > 0 else 0):
+                    if get(table, Column.READY * lanes + lane) > 0:
+                        continue
+                    # Up to the next multiple of `ahead`, so that all lanes need new products at the same step.
+                    home, ready = get(table, Column.HOME * lanes + lane), get(table, Column.LEFT * lanes + lane)
+                    ready = min_of(ready, ahead - steps % ahead)
+                    for k in range(ready):
+                        put(coming, Column.X * slots + coming_rows, get(table, Column.X * lanes + lane) + k * x_step)
+                        put(coming, Column.BIAS * slots + coming_rows, biases)
+                        put(coming, Column.SUMS * slots + coming_rows, home + k * sums_step)
+                        coming_rows += 1
+                    put(table, Column.SUMS * lanes + lane, home)
+                    put(table, Column.READY * lanes + lane, ready)
+                for panel in range(first_panel, end_panel if coming_rows > 0 else 0):
+                    weights = get(call, Argument.PANELS_AT) + panel * panel_bytes
+                    for first in range(0, coming_rows, rows):
+                        tile_rows = min_of(rows, coming_rows - first)
+                        tile_of(tile_rows, call, weights, coming, slots, first, panel * width, half_unit, 0, 1)
+
+                # One step of all lanes.
+                for panel in range(first_panel, end_panel):
+                    weights = get(call, Argument.PANELS_AT) + panel * panel_bytes
                     for first in range(0, active, rows):
-                        projection_of(min_of(rows, active - first), call, weights, table, lanes, first, column)
+                        tile_rows = min_of(rows, active - first)
+                        tile_of(tile_rows, call, weights, table, lanes, first, panel * width, half_unit, ahead, 0)
+                if projected:
+                    if crew > 1:
+                        met += crew
+                        add(arrived, 1)
+                        since = wait_for(arrived, met)
+                        waited = now() - since if since > 0 else 0
+                    for panel in range(columns * share // crew, columns * (share + 1) // crew):
+                        weights, column = get(call, Argument.PROJECTION_AT) + panel * projection_bytes, panel * GATES * width
+                        for first in range(0, active, rows):
+                            projection_of(min_of(rows, active - first), call, weights, table, lanes, first, column)
 
-            # The step is over.
-            steps += 1
-            if sharers > 1:
-                met += sharers
-                meet(at(get(call, Argument.SYNC_AT) + 64), met)
-            lane = 0
-            while lane < active:
-                if get(table, Column.LEFT * lanes + lane) > 1:
-                    advance_lane(call, table, lanes, lane, sums_step)
-                    lane += 1
-                    continue
-                y, c = get(table, Column.Y * lanes + lane), get(table, Column.NEW_C * lanes + lane)
-                copy(get(table, Column.FINAL_H * lanes + lane) + own_h, y + own_h, end_h - own_h)
-                if cells_step != 0:
-                    copy(get(table, Column.FINAL_C * lanes + lane) + own_c, c + own_c, end_c - own_c)
-                active -= 1
-                retire_lane(table, lanes, lane, active)
+                # The step is over.
+                steps += 1
+                if crew > 1:
+                    met += crew
+                    if thread > 0:
+                        add(arrived, 1)
+                        wait_for(arrived, met)
+                    else:
+                        # Thread 0 says at which meeting the others leave: none of them gets past that before it is there.
+                        add(arrived, (met << 32) + 1 if lost > 0 else 1)
+                        since = wait_for(arrived, met)
+                        ended = now()
+                        waited += ended - since if since > 0 else 0
+                        if 2 * waited > ended - began:  # its own part took less
+                            lost = waited
+                            put(at(sync + Sync.LOST), 0, lost)
+                        began = ended
+                    if read(arrived) >> 32 == met:
+                        crew, lost = 1, 0
+                        if thread > 0:
+                            # So that what is lost to waiting stays a small part of the time.
+                            sleep(min_of(8 * joins * get(at(sync + Sync.LOST), 0), LONGEST_LEAVE))
+                            continue
+                lane = 0
+                while lane < active:
+                    if get(table, Column.LEFT * lanes + lane) > 1:
+                        advance_lane(call, table, lanes, lane, sums_step)
+                        lane += 1
+                        continue
+                    if hand == 0 or sharers == 1:
+                        y, c = get(table, Column.Y * lanes + lane), get(table, Column.NEW_C * lanes + lane)
+                        copy(get(table, Column.FINAL_H * lanes + lane), y, outputs * size)
+                        if cells_step != 0:
+                            copy(get(table, Column.FINAL_C * lanes + lane), c, units * size)
+                    active -= 1
+                    retire_lane(table, lanes, lane, active)
 
-        # Thread 0, whose caller owns all the memory, is the last to end.
-        if get(call, Argument.THREADS) > 1:
-            meet(at(get(call, Argument.SYNC_AT) + 128), get(call, Argument.THREADS) if thread == 0 else 0)
+            hand = threads
+            if sharers == 1:
+                add(at(sync + Sync.DONE), 1)
+                hand = add(at(sync + Sync.HANDS), 1)
+
+        # The caller of thread 0 owns the sequences: it ends when no other thread works on them.
+        if thread == 0 and sharers > 1:
+            publish(at(sync + Sync.JOINS), -1)
+        elif thread == 0 and threads > 1:
+            wait_for(at(sync + Sync.DONE), threads)
 
     return lstm

@@ -92,7 +92,7 @@ class Argument(FromZero):
     AHEAD = auto()  # steps whose input products are computed in advance; 0: none, input and recurrent products are one pass
     THREADS = auto()  # that make this call; the call of thread 0 ends when all are done
     SHARERS = auto()  # threads that share each step, each with a part of the units; 1: each takes whole sequences
-    SYNC_AT = auto()  # (SYNC_WORDS,) int64, zeros: counters of sequences that were taken, of steps ended, of threads done
+    SYNC_AT = auto()  # (SYNC_WORDS,) int64, zeros: what the threads share, see Sync
     SCRATCH_AT = auto()  # (threads, SCRATCH_STEP) bytes
     SCRATCH_STEP = auto()
     HIDDEN_AT = auto()  # (LANES, units) of each thread, or of all that share: h before the projection
@@ -100,7 +100,22 @@ class Argument(FromZero):
 
 
 ARGUMENTS = len(Argument)
-SYNC_WORDS = 24  # three counters that share no cache line
+SYNC_WORDS = 48
+
+
+class Sync(IntEnum):
+    """What the threads of a call share, by its place in bytes. What different threads write lies in different cache lines."""
+
+    NEXT = 0  # how many sequences were taken after those that were dealt out
+    HANDS = 64  # how many of the hands that were dealt out have been taken
+    DONE = 128  # how many of them are done
+    WAITING = 192  # how often a thread has come to join thread 0
+    ARRIVED = 256  # arrivals at the meetings of all threads since they joined; upper half: the meeting at which they leave
+    JOINS = 320  # how often they joined; -1: no more
+    ACTIVE, ROOM, TAKEN, STEPS = 328, 336, 344, 352  # where thread 0 was then
+    LOST = 360  # ns, for which it has waited before it sent them away
+
+
 # The arguments that all calls of a cell have in common, from PANELS_AT to GATE_CLIP, are one piece, packed once.
 CELL = struct.Struct(f"{Argument.CELL_CLIP - Argument.PANELS_AT}q{Argument.LANES - Argument.CELL_CLIP}d")
 CALL = struct.Struct(f"{Argument.PANELS_AT}q{CELL.size}s{ARGUMENTS - Argument.LANES}q{8 * SYNC_WORDS}x")

@@ -1,14 +1,21 @@
 """The Python call from several threads at once, and in a forked process."""
 
 import os
+import subprocess
+import sys
+import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
 import lstmcli
+from lstmcli.engine import packed_cell
+from lstmcli.engine.lanes_and_threads import WorkSplit
+from lstmcli.engine.worker_threads import WorkerThreads
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +54,69 @@ def test_a_forked_process_goes_on(batch):
     if not child:
         os._exit(0 if same(want, model(x, lengths, threads=2)) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.fixture
+def few():
+    """A few long sequences, which threads compute together, step by step."""
+    x = np.random.default_rng(2).normal(size=(3, 700, 40)).astype(np.float32)
+    return lstmcli.init_model(40, [70], 1, lstmcli.CellOptions(projection=80)), x, np.array([700, 30, 500])
+
+
+@pytest.fixture
+def busy():
+    """Two programs that never rest."""
+    with ExitStack() as stack:
+        for _ in range(2):
+            program = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(program.kill)
+        yield
+
+
+def test_two_threads_beside_busy_neighbours_are_not_much_slower_than_one(busy):
+    """Where they meet at each step, all may wait for one whose CPU is taken: that took 30 to 900 times as long as one."""
+    model = lstmcli.init_model(128, [128])
+    x = np.random.default_rng(0).normal(size=(1, 200, 128)).astype(np.float32)
+    want, seconds = model(x, threads=1), {1: [], 2: []}
+    for _ in range(15):
+        for threads, taken in seconds.items():
+            begin = time.perf_counter()
+            assert same(want, model(x, threads=threads))
+            taken.append(time.perf_counter() - begin)
+    assert np.median(seconds[2]) < 5 * np.median(seconds[1])
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("ahead", [0, 24])
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_threads_that_come_and_go(few, share, ahead, threads, busy, monkeypatch):
+    model, x, lengths = few
+    want = model(x, lengths, threads=1)
+    monkeypatch.setattr(packed_cell, "split_work", lambda *_: WorkSplit(threads, share, 2, ahead))
+    for _ in range(3):
+        assert same(want, model(x, lengths, threads=threads))
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("delay", [None, 0.0, 0.001, 0.003])
+def test_a_thread_that_comes_late_or_never(few, share, delay, monkeypatch):
+    model, x, lengths = few
+    want = model(x, lengths, threads=1)
+    late = []
+
+    def post(self, number, item):
+        def run():
+            time.sleep(delay)
+            kernel, table, _, _ = item
+            kernel(table, number)
+
+        if delay is not None:
+            late.append(threading.Thread(target=run))
+            late[-1].start()
+
+    monkeypatch.setattr(packed_cell, "split_work", lambda *_: WorkSplit(2, share, 2, 0))
+    monkeypatch.setattr(WorkerThreads, "post", post)
+    for _ in range(20):
+        assert same(want, model(x, lengths, threads=2))
+    for thread in late:
+        thread.join()
