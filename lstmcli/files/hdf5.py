@@ -7,7 +7,8 @@ import errno
 import math
 import os
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
@@ -21,7 +22,17 @@ from lstmcli.files.positioned_file import open_readable
 # h5py is imported inside functions because it takes a tenth of a second.
 
 LARGE = 4 << 30  # bytes that a file may make this program take, however little it holds
+CHECKSUMS = "checksums"  # the group of them in a result
+CONTAINER = f"{CHECKSUMS}/container"  # that of all bytes but the values of the arrays
+PIECE = 4 << 20  # bytes that are copied or summed at a time
 NAMES_LOOKED_AT = 1000  # of a group that may hold a dataset for each of a million sequences
+
+
+class Extent(NamedTuple):
+    """Some bytes of a file."""
+
+    offset: int
+    size: int
 
 
 class Entry(NamedTuple):
@@ -205,3 +216,20 @@ def read_array(item: Any) -> NDArray[Any]:
         raise DataError(f"{label(item)}: only {len(written)} of its chunks were written; was its writer stopped?")
     with reading(label(item)):
         return np.asarray(item[()])
+
+
+def container_checksum(take: Callable[[int, int], bytes], size: int, left_out: Iterable[Extent]) -> int:
+    """Returns the CRC-32 of a file of `size` bytes without the extents. take(offset, count) gives bytes of it."""
+    checksum = 0
+    for offset, count in outside(left_out, size):
+        checksum = zlib.crc32(take(offset, count), checksum)
+    return checksum
+
+
+def outside(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
+    """Yields the rest of a file of `size` bytes, in pieces."""
+    at = 0
+    for extent in sorted([*extents, Extent(size, 0)]):
+        for offset in range(at, extent.offset, PIECE):
+            yield Extent(offset, min(extent.offset - offset, PIECE))
+        at = max(at, extent.offset + extent.size)

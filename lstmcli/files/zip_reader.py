@@ -11,10 +11,11 @@ from typing import IO, Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lstmcli.errors import DataError, LstmcliError, StorageError, shown
 from lstmcli.files.npy import NpyArray, read_header
-from lstmcli.files.positioned_file import FileBytes
+from lstmcli.files.positioned_file import FileBytes, as_bytes
 
 LOCAL_HEADER = 30  # bytes in front of a member, before its name
 ENCRYPTED = 1
@@ -36,13 +37,29 @@ def reading_zip(where: str) -> Iterator[None]:
 
 
 class NpzArray(NpyArray):
-    """An array of an NPZ, stored or deflated. Reading on is cheap, reading back starts again."""
+    """An array of an NPZ, stored or deflated. Reading on is cheap, reading back starts again.
 
-    def __init__(self, stream: IO[bytes], size: int, name: str) -> None:
+    Its checksum is compared when its last rows are read, where all were read one after the other: zipfile gives that up when
+    it seeks.
+    """
+
+    def __init__(self, stream: IO[bytes], size: int, checksum: int, name: str) -> None:
         super().__init__(partial(fetch_from, stream, name), name)
+        header = bytearray(self.offset)
+        self.fetch(memoryview(header), 0)
+        self.expected, self.found, self.summed = checksum, zlib.crc32(header), 0  # rows are in the checksum found
         if self.fortran:
             raise DataError(f"{name}: is in Fortran order; save np.ascontiguousarray(...) of it")
         self.check_size(size)
+
+    def rows(self, first: int, count: int) -> NDArray[Any]:
+        rows = super().rows(first, count)
+        if first == self.summed:
+            self.found = zlib.crc32(as_bytes(rows), self.found)
+            self.summed += count
+            if self.summed == self.shape[0] and self.found != self.expected:
+                raise DataError(f"{self.name}: is not what was written: its checksum differs")
+        return rows
 
 
 def fetch_from(stream: IO[bytes], name: str, view: memoryview, offset: int) -> None:
@@ -67,7 +84,7 @@ def open_npz(file: IO[bytes], path: str, opened: ExitStack) -> dict[str, NpzArra
                 raise DataError(f"{where}: is there twice; save the arrays again with np.savez")
             if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
                 raise DataError(f"{where}: expected what np.savez or np.savez_compressed writes, got another compression")
-            arrays[name] = NpzArray(opened.enter_context(archive.open(info)), info.file_size, where)
+            arrays[name] = NpzArray(opened.enter_context(archive.open(info)), info.file_size, info.CRC, where)
     return arrays
 
 

@@ -9,12 +9,11 @@ import numpy as np
 from lstmcli.blocks import Lengths, Valid, packed_starts
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
+from lstmcli.files.hdf5 import CHECKSUMS
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.beside.ids import strings_of
-from lstmcli.results.formats.fields import FLAT, PADDED, PER_SEQUENCE, Checksums, Extent, Field, has_steps
-from lstmcli.results.formats.hdf5_result import CHECKSUMS, CONTAINER, container_checksum
-
-ONE = ""  # the name of the dataset of an array that is in one
+from lstmcli.model.result_container import ONE, StoredDatasets, check_container
+from lstmcli.results.formats.fields import FLAT, PADDED, PER_SEQUENCE, Checksums, Field, has_steps
 
 
 class CheckedResult(NamedTuple):
@@ -34,14 +33,6 @@ class CheckedResult(NamedTuple):
         return self.valid if self.layout == PADDED else Valid(np.zeros_like(self.valid.lengths), self.valid.lengths)
 
 
-class StoredDataset(NamedTuple):
-    """Where a dataset lies."""
-
-    extent: Extent
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-
 @contextmanager
 def open_result(path: str) -> Iterator[CheckedResult]:
     """Opens a result and checks all but the values of its fields.
@@ -50,19 +41,7 @@ def open_result(path: str) -> Iterator[CheckedResult]:
     """
     with hdf5.open_file(path) as file:
         data = FileBytes(file.id.get_vfd_handle(), shown(path))
-        group = hdf5_safety.find(file, CHECKSUMS)
-        if group is None:
-            raise DataError(f"{data.name}::/{CHECKSUMS}: expected a result with checksums, found none")
-        own = hdf5_safety.dataset(file, CONTAINER)
-        names = [e.name.removeprefix("/") for e in hdf5.entries(group)]
-        stored = {name: datasets_of(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
-        extents = [extent(own), *(one.extent for each in stored.values() for one in each.values())]
-        # This comes before anything else is read, because libhdf5 walks some damaged structures forever.
-        if container_checksum(data.take, data.opened.st_size, extents) != hdf5.read_array(own)[0]:
-            raise DataError(
-                f"{data.name}: its structure, lengths, model or checksums are not what was written; "
-                "it was damaged, changed, or never completed"
-            )
+        stored = check_container(file, data)
         lengths = np.asarray(hdf5.read_array(hdf5_safety.dataset(file, "lengths")))
         starts = np.zeros_like(lengths)
         if hdf5_safety.find(file, "starts") is not None:
@@ -72,33 +51,12 @@ def open_result(path: str) -> Iterator[CheckedResult]:
         if any(ONE not in each for each in stored.values()):
             layout = PER_SEQUENCE
         fields = {name: field_of(data, name, each, lengths, ids, layout) for name, each in stored.items()}
-        sums = {name: hdf5.read_array(hdf5_safety.dataset(group, name)) for name in stored}
+        sums = {name: hdf5.read_array(hdf5_safety.dataset(file, f"{CHECKSUMS}/{name}")) for name in stored}
         yield CheckedResult(file, data, Valid(starts, lengths), ids, layout, fields, sums)
 
 
-def datasets_of(file: Any, name: str) -> dict[str, StoredDataset]:
-    """Returns what an array of a result is stored in: one dataset, under the name ONE, or those in a group by their names."""
-    group = hdf5_safety.find(file, name)
-    if group is None or hasattr(group, "shape"):
-        return {ONE: stored_dataset(hdf5_safety.dataset(file, name))}
-    names = [entry.name.removeprefix("/") for entry in hdf5.entries(group)]
-    return {name: stored_dataset(hdf5_safety.dataset(group, name)) for name in names}
-
-
-def stored_dataset(item: Any) -> StoredDataset:
-    return StoredDataset(extent(item), item.shape, hdf5.dtype_of(item))
-
-
-def extent(item: Any) -> Extent:
-    """Returns where a contiguous dataset lies. Raises DataError if it is not contiguous."""
-    offset = hdf5.raw_offset(item)
-    if offset is None:
-        raise DataError(f"{hdf5.label(item)}: expected it in one piece, as it was written; was the file repacked?")
-    return Extent(offset, item.nbytes)
-
-
 def field_of(
-    data: FileBytes, name: str, stored: dict[str, StoredDataset], lengths: Lengths, ids: Sequence[str] | None, layout: str
+    data: FileBytes, name: str, stored: StoredDatasets, lengths: Lengths, ids: Sequence[str] | None, layout: str
 ) -> Field:
     """Returns an array of a result. Raises DataError where it does not have the steps that the lengths say."""
     where, longest, total = f"{data.name}::/{name}", int(lengths.max(initial=0)), int(lengths.sum())

@@ -10,6 +10,7 @@ from lstmcli.engine.model_check import confirm
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind
+from lstmcli.files.hdf5 import CHECKSUMS
 from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.files.zip_reader import reading_zip
@@ -18,7 +19,6 @@ from lstmcli.model.model_check import read_check
 from lstmcli.model.model_file import FORMAT, load_model
 from lstmcli.results.checked_result import CheckedResult, open_result
 from lstmcli.results.formats.fields import PADDED, Field
-from lstmcli.results.formats.hdf5_result import CHECKSUMS
 from lstmcli.results.formats.result import crc32_rows
 
 BLOCK = 16 << 20  # bytes read at a time

@@ -94,7 +94,7 @@ def open_states(
         places = None
         if kind is FileKind.HDF5:
             file = files.enter_context(hdf5.open_file(path))
-            name, arrays = hdf5_arrays(file, group or "/state")
+            name, arrays = hdf5_arrays(file, data, group or "/state")
             found = find_ids(file, group or "/state", arrays) if ids else None
             if ids and found:
                 places, batch = np.array(rows_by_id(ids, found, name), np.int64), len(found)
@@ -127,7 +127,23 @@ def gather(array: Array, places: Lengths, dtype: np.dtype[Any]) -> NDArray[Any]:
     return rows
 
 
-def hdf5_arrays(file: Any, name: str) -> tuple[str, dict[str, Array]]:
+class ResultRows(hdf5.DatasetRows):
+    """States of a result, whose rows have checksums."""
+
+    def __init__(self, item: Any, sums: NDArray[np.uint32]) -> None:
+        super().__init__(item)
+        self.sums = sums
+
+    def rows(self, first: int, count: int) -> NDArray[Any]:
+        rows = super().rows(first, count)
+        for row, (values, checksum) in enumerate(zip(rows, self.sums[first : first + count].tolist(), strict=True), first):
+            if zlib.crc32(values) != checksum:
+                raise DataError(f"{self.name}, row {row}: its bytes are not what was written: their checksum differs")
+        return rows
+
+
+def hdf5_arrays(file: Any, data: FileBytes, name: str) -> tuple[str, dict[str, Array]]:
+    """Returns where the states in a group of an open h5py.File come from, and its arrays. data: the same file."""
     group = hdf5_safety.find(file, name)
     if group is None or not hasattr(group, "keys"):
         got = "no such group" if group is None else "a dataset"
@@ -136,7 +152,16 @@ def hdf5_arrays(file: Any, name: str) -> tuple[str, dict[str, Array]]:
             f"with --save outputs), got {got}; name another one: FILE::/group"
         )
     names = [entry.name.removeprefix("/") for entry in hdf5.entries(group)]
-    return hdf5.label(group), {name: hdf5.DatasetRows(hdf5_safety.dataset(group, name)) for name in names}
+    items = {name: hdf5_safety.dataset(group, name) for name in names}
+    if hdf5_safety.find(file, hdf5.CONTAINER) is None:
+        return hdf5.label(group), {name: hdf5.DatasetRows(item) for name, item in items.items()}
+    from lstmcli.model.result_container import check_container  # of a result alone
+
+    check_container(file, data)
+    sums = {name: hdf5_safety.find(file, f"{hdf5.CHECKSUMS}{item.name}") for name, item in items.items()}
+    if absent := [name for name, item in sums.items() if item is None]:
+        raise DataError(f"{hdf5.label(group)}: {shown(absent[0])} has no checksum in this result; copy the group to a new file")
+    return hdf5.label(group), {name: ResultRows(item, hdf5.read_array(sums[name])) for name, item in items.items()}
 
 
 def check(name: str, arrays: dict[str, Array], widths: dict[str, int], batch: int) -> None:

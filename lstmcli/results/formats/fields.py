@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.blocks import Lengths, Valid, rows_of_runs, runs_to_move_together
+from lstmcli.files.hdf5 import Extent
 from lstmcli.files.positioned_file import Data, as_bytes
 
 PAGE = 4096  # bytes
@@ -40,13 +41,6 @@ class Store(Protocol):
     def publish(self) -> None: ...
     def close(self) -> None: ...
     def discard(self) -> None: ...
-
-
-class Extent(NamedTuple):
-    """Some bytes of a file."""
-
-    offset: int
-    size: int
 
 
 class Field(NamedTuple):

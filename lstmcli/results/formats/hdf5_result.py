@@ -13,8 +13,7 @@ checksums/container (1,) uint32 is the CRC-32 of all other bytes of the file, th
 import io
 import json
 import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,16 @@ from typing import Any
 import numpy as np
 
 from lstmcli.blocks import Lengths
+from lstmcli.files.hdf5 import CHECKSUMS, CONTAINER, Extent, container_checksum, outside
 from lstmcli.files.partial_file import Partial
 from lstmcli.files.positioned_file import storing
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.model_file import RESULT_FORMAT, RESULT_VERSION, write_model
 from lstmcli.model.tree import Model, as_chain
-from lstmcli.results.formats.fields import FLAT, PER_SEQUENCE, Arrays, Extent, Field
+from lstmcli.results.formats.fields import FLAT, PER_SEQUENCE, Arrays, Field
 from lstmcli.results.formats.result import Metadata, Result
 
-CHECKSUMS = "checksums"
-CONTAINER = f"{CHECKSUMS}/container"
 CHECKSUM = np.dtype(np.uint32)
-PIECE = 4 << 20  # bytes that are copied or summed at a time
 Place = tuple[int, Lengths | None]  # of an array in the file: Field.offset and Field.begins
 KEPT = 1 << 20  # bytes of a file whose container is kept till its end: to make it again takes 2 % of a short run
 
@@ -159,23 +156,6 @@ def write_ids(file: Any, ids: Sequence[str]) -> None:
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_obj_track_times(False)  # the same run gives the same bytes
     file.create_dataset("ids", data=np.array(ids, object), dtype=h5py.string_dtype(), dcpl=properties)
-
-
-def container_checksum(take: Callable[[int, int], bytes], size: int, left_out: Iterable[Extent]) -> int:
-    """Returns the CRC-32 of a file of `size` bytes without the extents. take(offset, count) gives bytes of it."""
-    checksum = 0
-    for offset, count in outside(left_out, size):
-        checksum = zlib.crc32(take(offset, count), checksum)
-    return checksum
-
-
-def outside(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
-    """Yields the rest of a file of `size` bytes, in pieces."""
-    at = 0
-    for extent in sorted([*extents, Extent(size, 0)]):
-        for offset in range(at, extent.offset, PIECE):
-            yield Extent(offset, min(extent.offset - offset, PIECE))
-        at = max(at, extent.offset + extent.size)
 
 
 def allocate(file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
