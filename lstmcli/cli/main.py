@@ -18,6 +18,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "au
 COMMANDS = {
     "run": "run_and_predict",
     "predict": "run_and_predict",
+    "inspect": "look",
     "compare": "look",
     "verify": "tools",
     "plan": "plan_and_merge",

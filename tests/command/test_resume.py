@@ -129,6 +129,22 @@ def resume(job: SmallRun, left: Path) -> Callable[..., Ran]:
     return lambda *args: lstmcli(*words, "--progress", "none", *args, cwd=left)
 
 
+def test_inspect_says_what_is_done(left: Path) -> None:
+    before = files.snapshot(left)
+    for name in ("out.h5", "out.h5.partial", "out.h5.journal"):
+        facts = succeed("inspect", "--json", name, cwd=left).json
+        assert facts["what"] == "result of a run that was stopped: 6 of 14 sequences are on disk"
+        assert facts["stopped"]["partial_bytes"] == (left / "out.h5.partial").stat().st_size
+        assert (facts["stopped"]["being_written"], facts["made_of"]["options"]["dtype"]) == (False, "float32")
+        assert "--resume goes on" in facts["notes"][0]
+    assert files.snapshot(left) == before
+    with (left / "out.h5.journal").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as a run that writes has it
+        assert "that goes on: 6 of 14" in succeed("inspect", "out.h5", cwd=left).text
+    (left / "out.h5.journal").unlink()
+    assert_one_line(lstmcli("inspect", "out.h5", cwd=left), 65, "out.h5.journal is missing")
+
+
 def test_what_was_stopped_is_neither_taken_nor_lost(left: Path, resume: Callable[..., Ran]) -> None:
     before = files.snapshot(left)
     assert_one_line(resume(), 73, "out.h5.partial", "--resume", "--overwrite")

@@ -14,7 +14,19 @@ from helpers import pages
 PACKAGE = Path(__file__).parents[2] / "lstmcli"
 # From the top to the bottom, in the order of docs/architecture.md: a room imports from those after it alone.
 ROOMS = (
-    *("__main__", "cli/commands", "cli", "cli/report", "cluster", "tools/compare", "tools", "__init__", "api", "run"),
+    *(
+        "__main__",
+        "cli/commands",
+        "cli",
+        "cli/report",
+        "tools/inspect",
+        "cluster",
+        "tools/compare",
+        "tools",
+        "__init__",
+        "api",
+        "run",
+    ),
     *("results", "results/formats", "engine/chains", "engine"),
     *("weights/chains", "weights/chains/saved_model", "weights/chains/graphs", "weights", "weights/keras_format"),
     *("weights/tf_graph", "weights/onnx_graph", "inputs/ragged", "weights/torch_format"),

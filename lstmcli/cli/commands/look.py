@@ -1,15 +1,75 @@
-"""Commands that look at what files hold: compare."""
+"""Commands that look at what files hold: inspect and compare."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from lstmcli.cli.command import Command, option
-from lstmcli.cli.options import as_json, quiet
+from lstmcli.cli.options import as_json, overwrite, quiet
 from lstmcli.cli.param_types import FILE_NAME
 
 if TYPE_CHECKING:
     from lstmcli.cli.report.terminal import Terminal
+
+
+@click.command(
+    cls=Command,
+    short_help="Say what a file is and what it holds.",
+    examples=[
+        "lstmcli inspect x.h5",
+        "lstmcli inspect x.npy --lens lens.npy",
+        "lstmcli inspect x.lstm.h5 --plot x.png --rows 0,5",
+    ],
+    topics=["look", "inputs", "results"],
+)
+@click.argument("file", type=FILE_NAME)
+@option(
+    "Input",
+    "-l",
+    "--lens",
+    type=FILE_NAME,
+    metavar="PATH",
+    show_default="what lies beside the sequences",
+    help="The lengths or the mask of an input, as lstmcli run takes them.",
+)
+@option(
+    "Output",
+    "--plot",
+    type=FILE_NAME,
+    metavar="FILE",
+    show_default="no picture",
+    help="Draw a picture as well, .png or .svg: a histogram of the lengths, sequences as heat maps, norms of final states. "
+    "It needs matplotlib: pip install 'lstmcli[plot]'.",
+)
+@option(
+    "Output",
+    "--rows",
+    metavar="LIST",
+    show_default="the first three",
+    help="The sequences to draw, by their numbers or ids, separated by commas.",
+)
+@overwrite
+@as_json
+def inspect(terminal: "Terminal", file: str, lens: str | None, plot: str | None, rows: str | None, overwrite: bool) -> None:
+    """Say what a file is and what it holds: an input, lengths, a mask, a result, a part, a plan, a model, or weights.
+
+    Shapes and how they are stored, lengths and padding, ids, values, NaN and Inf; what a result was made of; what a run costs.
+    """
+    from lstmcli.cli.report.inspect_report import drawing, inspect_rows
+    from lstmcli.tools.inspect.inspect import inspect as inspect_file
+
+    if plot is None and (rows is not None or overwrite):
+        raise click.UsageError(f"{'--overwrite' if rows is None else '--rows'} is for a picture; give --plot FILE")
+    facts = inspect_file(file, lens)
+    if plot is not None:
+        from lstmcli.tools.inspect.plot import plot as draw
+
+        draw(file, facts["kind"], lens, rows.split(",") if rows else (), Path(plot), overwrite)
+    if terminal.is_interactive():
+        terminal.print_drawing(facts, lambda: drawing(facts))
+    else:
+        terminal.print_rows(facts, inspect_rows(facts))
 
 
 @click.command(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lstmcli.blocks import Lengths
 
-PIECE = 8 << 20  # bytes of each array that are read and compared at a time
+PIECE = 4 << 20  # bytes of each array that are read and compared at a time
 Values = NDArray[Any]
 
 

@@ -1,0 +1,107 @@
+"""Facts of what is not done yet: a result that was stopped, out of its journal, and a plan with its parts."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lstmcli.cluster.plan import read_plan
+from lstmcli.errors import DataError, MissingInputError, shown
+from lstmcli.files.partial_file import partial_name
+from lstmcli.results.formats.paths import journal_name
+from lstmcli.results.journal import FORMAT, StoredSpan, decode_line
+from lstmcli.run.job import Weights
+
+Facts = dict[str, Any]
+ORIGINS = ("input", "options", "lstmcli", "assumed", "initial_state", "rows")
+
+
+def about_stopped(spec: str) -> Facts:
+    """Returns what of a result is done. Raises MissingInputError, DataError where the journal tells nothing."""
+    path = Path(spec.removesuffix(".partial").removesuffix(".journal"))
+    journal, partial = journal_name(path), partial_name(path)
+    if not journal.is_file():
+        raise DataError(f"{shown(spec)}: is what a run has left, but {journal.name} is missing, which says what of it is done")
+    try:
+        lines = journal.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise MissingInputError(f"{shown(str(journal))}: cannot be opened: {error.strerror}") from error
+    run, done, sealed = read_journal(lines)
+    if run is None:
+        raise DataError(f"{shown(str(journal))}: is damaged, so nothing tells what is done; --overwrite starts again")
+    shape = run.get("input", {}).get("shape") or [0]
+    rows = run.get("rows")
+    total = rows[1] - rows[0] if rows else shape[0]
+    sequences = done[-1].span.first + done[-1].span.count * done[-1].span.last if done else 0
+    writes = is_locked(journal)
+    state = "complete, but without its name" if sealed else f"{sequences:,} of {total:,} sequences are on disk"
+    advice = "a run is writing it now" if writes else "the same command with --resume goes on, --overwrite starts again"
+    return {
+        "what": f"result of a run that {'goes on' if writes else 'was stopped'}: {state}",
+        "stopped": {
+            "output": str(path),
+            "sequences": total,
+            "sequences_done": total if sealed else sequences,
+            "complete": sealed,
+            "being_written": writes,
+            "partial_bytes": partial.stat().st_size if partial.is_file() else None,
+        },
+        "made_of": {
+            name: run[name] for name in ("input", "options", "lstmcli", "assumed", "initial_state", "rows") if name in run
+        },
+        "notes": [advice],
+    }
+
+
+def read_journal(lines: list[bytes]) -> tuple[Facts | None, list[StoredSpan], bool]:
+    """Returns the fingerprint of the run, the spans that are done, and whether all is."""
+    run: Facts | None = None
+    done: list[StoredSpan] = []
+    try:
+        for number, line in enumerate(lines):
+            value = decode_line(line)
+            if number == 0:
+                if value["format"] != FORMAT["format"]:
+                    return None, [], False
+                run = value["run"]
+            elif value == "sealed":
+                return run, done, True
+            else:
+                done.append(StoredSpan.decode(value))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        pass  # a line that is torn does not count, nor do those after it
+    return run, done, False
+
+
+def is_locked(path: Path) -> bool:
+    """Says whether a process has a lock on a file, without trying to take one: a run that starts just now must get it."""
+    try:
+        locks = Path("/proc/locks").read_text()
+    except OSError:
+        return False
+    status = path.stat()
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    return any(place in line.split() for line in locks.splitlines())
+
+
+def about_plan(spec: str) -> Facts:
+    """Returns the facts of a plan. Raises DataError for a damaged one."""
+    plan = read_plan(spec)
+    there = [number for number in plan.numbers if plan.part_path(number).exists()]
+    job = plan.job
+    return {
+        "what": f"plan of {len(plan):,} parts over {plan.shape[0]:,} sequences, {len(there):,} of them there",
+        "plan": {
+            "parts": len(plan),
+            "parts_there": there,
+            "folder": str(plan.folder()),
+            "cuts": list(plan.cuts),
+            "command": "predict" if isinstance(job.model, Weights) and job.model.whole else "run",
+        },
+        "made_of": {
+            "input": plan.run["input"] | {"path": job.inputs.input, "lens": job.inputs.lens},
+            "weights": job.model.origin(),
+            "options": plan.run.get("options"),
+            "versions": {"lstmcli": plan.run.get("lstmcli")},
+        },
+        "notes": ["lstmcli merge checks the parts"],
+    }
