@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lstmcli.errors import LstmcliError, MissingInputError, shown
 from lstmcli.files import hdf5
-from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
+from lstmcli.files.file_kind import FileKind, is_several, open_by_kind, split_spec
 from lstmcli.files.partial_file import partial_name
 from lstmcli.model.model_file import FORMAT as MODEL_FORMAT
 from lstmcli.model.model_file import RESULT_FORMAT
@@ -33,6 +33,8 @@ def what_is(spec: str) -> What:
     path, name = split_spec(spec)
     if path.endswith((".partial", ".journal")) or (not os.path.lexists(path) and stopped_files(path)):
         return What.STOPPED
+    if is_several(path) and not Path(path).is_dir():
+        return What.DATA
     if Path(path).is_dir():
         return What.WEIGHTS if is_weights_folder(path) else What.DATA
     with open_by_kind(path) as (file, kind):

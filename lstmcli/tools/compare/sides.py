@@ -10,19 +10,22 @@ from numpy.typing import NDArray
 from lstmcli.blocks import Valid
 from lstmcli.errors import DataError, LstmcliError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
-from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
+from lstmcli.files.file_kind import FileKind, is_several, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
 from lstmcli.inputs.ragged.flat import read_numbers
-from lstmcli.inputs.ragged.open_sequences import open_sequences
 from lstmcli.inputs.source import Source
 from lstmcli.inputs.valid_steps import read_valid_steps
 from lstmcli.model.tree import Model
 from lstmcli.results.stored_result import RowArray, StepArray, StoredResult
 from lstmcli.tools.compare.differences import Array, Piece, Values
+from lstmcli.tools.sequences import open_floats_or_ids
 from lstmcli.tools.what_is import What, what_is
 
 if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
+
+
+LONE = "array"  # what the array of an NPY file is called
 
 
 class Side(NamedTuple):
@@ -110,8 +113,7 @@ def open_side(spec: str) -> Iterator[Side]:
 
 
 def is_result(path: str) -> bool:
-    with open_by_kind(path) as (_, kind):
-        return kind is FileKind.HDF5 and what_is(path) is What.RESULT
+    return not is_several(path) and is_hdf5_file(path) and what_is(path) is What.RESULT
 
 
 def of_result(spec: str, result: StoredResult, name: str) -> Side:
@@ -172,15 +174,35 @@ def weights_of(model: "Model | Chain") -> dict[str, Array]:
 
 def of_data(spec: str, opened: ExitStack) -> Side:
     """Takes the sequences of an input, or else all arrays of a file."""
+    several = is_several(split_spec(spec)[0])
+    if not several and not is_hdf5_file(spec):
+        arrays = all_arrays(spec, opened)
+        # run would take an array of another rank as one sequence, and the states of an NPZ as a sequence each.
+        if arrays and (
+            [len(arrays[name].shape) for name in arrays if name == LONE] not in ([], [3]) or all(map(is_state, arrays))
+        ):
+            return side_of(spec, arrays)
     try:
-        source = opened.enter_context(closing(open_sequences(spec, token_ids=True)))
+        source = opened.enter_context(closing(open_floats_or_ids(spec)))
         valid = read_valid_steps(None, None, source).valid
-        return Side(spec, "sequences", {"sequences": Steps("sequences", source, valid)}, source.ids)
-    except LstmcliError as error:
-        with suppress(DataError):
-            if arrays := all_arrays(spec, opened):
-                return Side(spec, "arrays", {name: Rows(name, table) for name, table in arrays.items()})
-        raise error
+    except LstmcliError:
+        if several or not (arrays := all_arrays(spec, opened)):
+            raise
+        return side_of(spec, arrays)
+    return Side(spec, "sequences", {"sequences": Steps("sequences", source, valid)}, source.ids)
+
+
+def side_of(spec: str, arrays: dict[str, Table]) -> Side:
+    return Side(spec, "arrays", {name: Rows(name, table) for name, table in arrays.items()})
+
+
+def is_hdf5_file(spec: str) -> bool:
+    with open_by_kind(split_spec(spec)[0]) as (_, kind):
+        return kind is FileKind.HDF5
+
+
+def is_state(name: str) -> bool:
+    return name.rpartition("/")[2] in ("c", "h")
 
 
 def all_arrays(spec: str, opened: ExitStack) -> dict[str, Table]:
@@ -190,7 +212,7 @@ def all_arrays(spec: str, opened: ExitStack) -> dict[str, Table]:
     if kind is FileKind.NPY:
         array = NpyArray(file.fetch, file.name)
         array.check_size(file.opened.st_size)
-        return {"array": array}
+        return {LONE: array}
     if kind is FileKind.ZIP:
         from lstmcli.files.zip_reader import NpzMember, npz_forms, npz_names
 

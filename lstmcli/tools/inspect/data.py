@@ -2,23 +2,22 @@
 
 import csv
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lstmcli.errors import DataError, LstmcliError, UsageError, shown
 from lstmcli.files import hdf5
-from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
+from lstmcli.files.file_kind import FileKind, is_several, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
 from lstmcli.inputs.beside.masks import read_mask
-from lstmcli.inputs.ragged.numbers import read_numbers
-from lstmcli.inputs.ragged.open_sequences import open_sequences
+from lstmcli.inputs.ragged.flat import read_numbers
 from lstmcli.inputs.source import Source
 from lstmcli.inputs.valid_steps import read_valid_steps
 from lstmcli.tools.inspect.lengths import about_lengths, about_padding
 from lstmcli.tools.inspect.stored import Listing, hdf5_arrays, how_stored, stored
 from lstmcli.tools.inspect.values import sample_rows, sample_steps, zeros_at_the_ends
+from lstmcli.tools.sequences import open_floats_or_ids
 
 Facts = dict[str, Any]
 IDS = 5  # shown
@@ -30,24 +29,21 @@ def about_data(spec: str, lens: str | None) -> Facts:
     """Returns the facts of sequences, lengths or a mask, or else of all arrays of a file."""
     if lens is None and (found := about_lone_array(spec)):
         return found
+    listing = arrays_of(spec)
+    if listing and all(array["name"].rpartition("/")[2] in ("c", "h") for array in listing.arrays):
+        return listing.facts() | {"what": "final states, as --initial-state takes them", "notes": []}
     try:
         return about_sequences(spec, lens)
     except (DataError, UsageError) as error:
-        if lens is not None:
+        if lens is not None or listing is None:
             raise
-        listing = arrays_of(spec)
-        if listing is None:
-            raise
-        names = [array["name"] for array in listing.arrays]
-        if all(name.rpartition("/")[2] in ("c", "h") for name in names):
-            return listing.facts() | {"what": "final states, as --initial-state takes them", "notes": []}
         what = f"{listing.total} array{'s' * (listing.total != 1)}, and not sequences that run would take"
         return listing.facts() | {"what": what, "notes": [str(error)]}
 
 
 def about_sequences(spec: str, lens: str | None) -> Facts:
     """Returns the facts of an input. Raises DataError for what is none."""
-    with closing(open_sequences(spec, lens, token_ids=True)) as source:
+    with closing(open_floats_or_ids(spec, lens)) as source:
         steps = read_valid_steps(lens, None, source)
         valid, notes = steps.valid, list(steps.notes)
         batch, longest, width = source.shape
@@ -64,7 +60,7 @@ def about_sequences(spec: str, lens: str | None) -> Facts:
                 "token_ids": source.token_ids,
             },
             "lengths": about_lengths(valid.lengths) | {"from": steps.origin},
-            "padding": about_padding(valid, longest),
+            "padding": None if ragged else about_padding(valid, longest),
             "ids": {"from": source.ids_origin, "first": list(source.ids[:IDS]), "count": batch} if source.ids else None,
             "values": sample_steps(source, valid),
             "cost": cost_of_input(int(valid.lengths.sum()), width, source),
@@ -101,7 +97,7 @@ def cost_of_input(steps: int, width: int, source: Source) -> Facts:
 def arrays_of(spec: str) -> Listing | None:
     """Lists the arrays of an HDF5 file, an NPZ or an NPY file; None for other files."""
     path, name = split_spec(spec)
-    if name is not None:
+    if name is not None or is_several(path):
         return None
     try:
         with open_by_kind(path) as (file, kind):
@@ -128,7 +124,7 @@ def order(array: NpyArray) -> str:
 def about_lone_array(spec: str) -> Facts | None:
     """Returns the facts of an NPY file with lengths, a mask, or an array of a rank that no input has; None for others."""
     path, name = split_spec(spec)
-    if name is not None or Path(path).is_dir():
+    if name is not None or is_several(path):
         return None
     with open_by_kind(path) as (file, file_kind):
         if file_kind is not FileKind.NPY:
@@ -144,7 +140,7 @@ def about_lone_array(spec: str) -> Facts | None:
             return None
         values = sample_rows(array) if kind in "biuf" and rank in (1, 2) else None
     if rank == 2 and kind == "f":
-        note = "with --lens, whose sum is the number of rows, these are sequences one after the other"
+        note = "run takes it as one sequence; with --lens, whose sum is the number of rows, as several one after the other"
         return listing.facts() | {"what": "a flat array of rows", "values": values, "notes": [note]}
     if rank == 1 and kind in "iuf":
         return listing.facts() | {"values": values} | about_numbers(spec)

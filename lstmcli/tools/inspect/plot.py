@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from lstmcli.blocks import Valid
 from lstmcli.errors import DataError, LstmcliError, UsageError, shown
 from lstmcli.files.partial_file import write_whole
-from lstmcli.inputs.ragged.open_sequences import open_sequences
 from lstmcli.inputs.source import Source
 from lstmcli.inputs.valid_steps import read_valid_steps
 from lstmcli.results.stored_result import RowArray, StepArray, StoredResult
+from lstmcli.tools.sequences import open_floats_or_ids
 from lstmcli.tools.what_is import What
 
 ENDINGS = (".png", ".svg")
@@ -81,7 +81,7 @@ def plot(spec: str, kind: str, lens: str | None, rows: Sequence[str], path: Path
 
 def sequences_of(spec: str, lens: str | None, opened: ExitStack) -> Sequences:
     try:
-        source = opened.enter_context(closing(open_sequences(spec, lens, token_ids=True)))
+        source = opened.enter_context(closing(open_floats_or_ids(spec, lens)))
         valid = read_valid_steps(lens, None, source).valid
     except LstmcliError as error:
         raise UsageError(f"--plot: {shown(spec)} has no sequences to draw: {error}") from error

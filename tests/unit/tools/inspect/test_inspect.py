@@ -176,6 +176,26 @@ def test_a_plan_and_its_parts(case: Case, tmp_path: Path) -> None:
     assert part["what"].startswith(f"part of a plan, sequences {first} to {stop - 1}: result of LSTMs over {stop - first}")
 
 
+def test_ragged_forms(tmp_path: Path, case: Case) -> None:
+    sequences = {f"s{k}": case.x[k, :length] for k, length in enumerate(case.lengths)}
+    np.savez(tmp_path / "each.npz", **sequences)
+    (tmp_path / "folder").mkdir()
+    for name, values in sequences.items():
+        np.save(tmp_path / "folder" / name, values)
+    files.write_h5(tmp_path / "each.h5", **sequences)
+    rows = np.concatenate(list(sequences.values()))
+    files.write_h5(tmp_path / "flat.h5", rows=rows, lengths=case.lengths)
+    for name in ("each.npz", "folder", "folder/*.npy", "each.h5", "flat.h5"):
+        facts = inspect(str(tmp_path / name))
+        assert facts["what"] == "sequences without padding, 20 features at a step", name
+        assert (facts["lengths"]["count"], facts["lengths"]["total"]) == (13, case.lengths.sum())
+        assert facts["values"]["max"] == rows.max()
+        assert facts["padding"] is None
+        assert name == "flat.h5" or set(facts["ids"]["first"]) <= set(sequences)
+        json.dumps(facts)
+    assert inspect(str(case.folder / "result.h5"))["kind"] == "result"
+
+
 def test_refusals(tmp_path: Path, case: Case) -> None:
     assert_one_line(lstmcli("inspect", "nothing.h5", cwd=tmp_path), 66, "nothing.h5", "No such file")
     assert_one_line(lstmcli("inspect", "-", cwd=tmp_path), 2, "reads a file more than once")
