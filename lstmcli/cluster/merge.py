@@ -245,12 +245,13 @@ def copy(whole: JoinedParts, unpublished: UnpublishedResult, before: Span | None
 
 def blocks(whole: JoinedParts, before: Span | None) -> Generator[tuple[Span, StoredPart, dict[str, NDArray[Any]]], None, None]:
     """Yields spans of the whole, each from one part, with their packed steps and their rows, in two buffers in turn."""
-    arrays, dtype = whole.arrays(), np.dtype(whole.plan.job.compute.dtype)
-    widths = {name: shape[2] for name, (shape, _) in arrays.items() if len(shape) == 3}
-    others = [shape[1] for shape, _ in arrays.values() if len(shape) == 2]
-    rows, sequences = (max(1, BLOCK_BYTES // dtype.itemsize // max(1, sum(each))) for each in (widths.values(), others))
+    arrays = whole.arrays()
+    steps = {name: (shape[2], dtype) for name, (shape, dtype) in arrays.items() if len(shape) == 3}
+    others = [(shape[1], dtype) for shape, dtype in arrays.values() if len(shape) == 2]
+    sizes = (sum(width * dtype.itemsize for width, dtype in each) for each in (steps.values(), others))
+    rows, sequences = (max(1, BLOCK_BYTES // max(1, size)) for size in sizes)
     limits = Limits(rows, sequences, fill=1)
-    buffers = [{name: np.empty((limits.rows, width), dtype) for name, width in widths.items()} for _ in range(2)]
+    buffers = [{name: np.empty((rows, width), dtype) for name, (width, dtype) in steps.items()} for _ in range(2)]
     start = before.first + before.count if before else 0
     turn = 0
     for part in whole.parts:
@@ -276,7 +277,7 @@ def blocks(whole: JoinedParts, before: Span | None) -> Generator[tuple[Span, Sto
                     else:
                         fields[name].get_into(target, span.first, valid)
                 if span.last:
-                    packed |= {name: fields[name].get(span.first, valid) for name in fields.keys() - widths.keys()}
+                    packed |= {name: fields[name].get(span.first, valid) for name in fields.keys() - steps.keys()}
                 yield replace(span, first=part.first + span.first), part, packed
                 turn = 1 - turn
         finally:

@@ -69,12 +69,14 @@ class Compute(NamedTuple):
     save: tuple[str, ...] = ("outputs", "states")
     nonfinite: str = "warn"  # error | warn | pass
     pool: str | None = None  # mean | max | sum | last | final
+    store: str | None = None  # float16 | float32, of what is stored of steps; None: as `dtype`
     layout: str | None = None  # padded | flat | per-sequence; None: padded for a padded input, flat for a ragged one
 
-    def in_layout(self, ragged: bool, model: "Model | Chain") -> "Compute":
+    def decided(self, ragged: bool, model: "Model | Chain") -> "Compute":
         """Returns the same with its layout decided. Where no array has steps, all layouts are one."""
         layout = self.layout or (FLAT if ragged else PADDED)
-        return self._replace(layout=layout if self.step_widths(model) else PADDED)
+        store = None if self.store == self.dtype else self.store
+        return self._replace(layout=layout if self.step_widths(model) else PADDED, store=store)
 
     def mark(self) -> dict[str, Any]:
         """Returns what tells this computation from others, ready for JSON; what a plain run leaves out is not in it."""
@@ -99,9 +101,10 @@ class Compute(NamedTuple):
         if chain := as_chain(model):
             return {"predictions": (chain.prediction_shape(batch, time), dtype)}
         assert isinstance(model, Model)
-        arrays: Arrays = {name: ((batch, time, width), dtype) for name, width in self.step_widths(model).items()}
+        stored = np.dtype(self.store or self.dtype)
+        arrays: Arrays = {name: ((batch, time, width), stored) for name, width in self.step_widths(model).items()}
         if "pooled" in self.save:
-            arrays["pooled"] = (batch, model.output_size), dtype
+            arrays["pooled"] = (batch, model.output_size), stored
         if "states" in self.save:
             arrays |= {f"state/{name}": ((batch, width), dtype) for name, width in model.state_widths().items()}
         return arrays

@@ -173,7 +173,7 @@ def open_job(job: Job) -> Iterator[OpenedJob]:
         source = opened.enter_context(closing(found))
         valid_steps = read_valid_steps(inputs.lens, inputs.padding, source, inputs.follow_links)
         model, about_weights = read_model(job, source)
-        job = job._replace(compute=job.compute.in_layout(source.lengths is not None, model))
+        job = job._replace(compute=job.compute.decided(source.lengths is not None, model))
         if job.compute.layout == PER_SEQUENCE and source.ids:
             from lstmcli.results.formats.per_sequence import check_names
 

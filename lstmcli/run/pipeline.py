@@ -177,10 +177,7 @@ class Pipeline:
         try:
             self.computation.run(block, arrays, state)
         except SequenceError as error:
-            step = "" if error.step is None else f", step {self.opened.valid.starts[span.first + error.row] + error.step}"
-            source = self.opened.source
-            where = f"{source.name}, {source.sequence(self.opened.first + span.first + error.row)}{step}"
-            raise DataError(f"{where}: {error.text}") from error
+            raise self.located(span, error) from error
         # The next span of these sequences goes on from the state, perhaps while this one is stored.
         kept = state if span.last else {name: rows.copy() for name, rows in state.items()}
         self.storing.append(self.writer.submit(self.store, span, read, arrays, kept))
@@ -190,7 +187,19 @@ class Pipeline:
         """Stores a span."""
         self.nonfinite += read.nonfinite
         rows = {name: array.rows for name, array in arrays.items()} | self.computation.of_sequences(state)
-        self.sink.store(span, rows, self.nonfinite, None if span.last else state, read.checksum.value())
+        passes = self.opened.job.compute.nonfinite == "pass"
+        try:
+            with np.errstate(over="ignore" if passes else "raise"):  # where values are stored in fewer bits
+                self.sink.store(span, rows, self.nonfinite, None if span.last else state, read.checksum.value())
+        except SequenceError as error:
+            raise self.located(span, error) from error
         steps = int(read.block.lengths.sum())
         self.done += steps
         self.on_progress(steps, self.total)
+
+    def located(self, span: Span, error: SequenceError) -> DataError:
+        """Returns the error with the sequence and the step of the input that it is about."""
+        source, step = self.opened.source, ""
+        if error.step is not None:
+            step = f", step {self.opened.valid.starts[span.first + error.row] + error.step}"
+        return DataError(f"{source.name}, {source.sequence(self.opened.first + span.first + error.row)}{step}: {error.text}")

@@ -40,7 +40,7 @@ def metadata(
     """Returns what a result says besides its arrays. assumed: of the weights, in sentences."""
     layout = compute.layout or PADDED
     options = {"dtype": compute.dtype, "save": sorted(compute.save)} | ({"layout": layout} if layout != PADDED else {})
-    options |= {"pool": compute.pool} if compute.pool else {}
+    options |= {name: value for name, value in (("pool", compute.pool), ("store", compute.store)) if value}
     attributes: dict[str, Any] = {"model_config": model.config(), "options": options, "versions": {"lstmcli": __version__}}
     if assumed:
         attributes["assumed"] = list(assumed)
@@ -128,10 +128,10 @@ def about_arrays(model: "Model | Chain", compute: Compute, batch: int, time: int
     return {
         "outputs": {
             "shape": list(stored_shape((batch, time, model.output_size), layout, total)),
-            "dtype": compute.dtype,
+            "dtype": compute.store or compute.dtype,
             "stored": "outputs" in compute.save,
         },
-        "pooled": {"shape": [batch, model.output_size], "dtype": compute.dtype} if compute.pool else None,
+        "pooled": {"shape": [batch, model.output_size], "dtype": compute.store or compute.dtype} if compute.pool else None,
         "state": [{"path": path, "shape": shape, "dtype": compute.dtype} for path, shape in shapes.items()],
     }
 

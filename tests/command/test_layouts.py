@@ -14,7 +14,6 @@ from helpers.command import assert_one_line, lstmcli, shell, succeed
 from helpers.system_tools import run_with_faults
 
 SAVE = ("--save", "outputs,states,cells,layers")
-STEPS = ("outputs", "cells", "layers/0", "layers/1")
 FLAT, EACH = ("--layout", "flat"), ("--layout", "per-sequence")
 UNPADDED = pytest.mark.parametrize("layout", [FLAT, EACH], ids=["flat", "per-sequence"])
 
@@ -23,32 +22,12 @@ def flat(padded: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([row[:length] for row, length in zip(padded, lengths, strict=True)])
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a result but its model; datasets of single sequences are put together, as the flat layout has them."""
-    found: dict[str, np.ndarray] = {}
-
-    def visit(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset) and not name.startswith("model/"):
-            found[name] = item[()]
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
-        if "ids" in file:
-            ids = file["ids"].asstr()[:].tolist()
-            for array in STEPS:
-                each = [found.pop(f"{array}/{name}") for name in ids if f"{array}/{name}" in found]
-                if each:
-                    found[array] = np.concatenate(each)
-                    assert found["lengths"].tolist() == [len(one) for one in each]
-    return found
-
-
 @UNPADDED
 @pytest.mark.parametrize("memory", ["1GB", "50KB"])
 def test_the_bits_of_padded(layout: tuple[str, str], memory: str, case: Case, tmp_path: Path) -> None:
     for name, said in (("padded.h5", ()), ("flat.h5", layout)):
         succeed("run", *case.inputs, *SAVE, *said, "--max-memory", memory, "-o", name, "-q", cwd=tmp_path)
-    padded, got = read(tmp_path / "padded.h5"), read(tmp_path / "flat.h5")
+    padded, got = files.read_all(tmp_path / "padded.h5"), files.read_all(tmp_path / "flat.h5")
     if layout == FLAT:
         assert got.pop("offsets").tolist() == [0, *np.cumsum(case.lengths)]
     else:
@@ -56,7 +35,7 @@ def test_the_bits_of_padded(layout: tuple[str, str], memory: str, case: Case, tm
     assert got.pop("checksums/container") != padded.pop("checksums/container")
     assert got.keys() == padded.keys()
     for name, value in padded.items():
-        assert files.bits(got[name]) == files.bits(flat(value, case.lengths) if name in STEPS else value), name
+        assert files.bits(got[name]) == files.bits(flat(value, case.lengths) if name in files.STEPS else value), name
     assert "8 arrays, all checksums right" in succeed("verify", "flat.h5", cwd=tmp_path).text
 
 
@@ -67,7 +46,7 @@ def test_npy_and_pipes(case: Case, tmp_path: Path) -> None:
     assert ran.out == (tmp_path / "flat.npy").read_bytes()
     words = " ".join(case.inputs[2:])
     shell(f'cat "$1" | lstmcli run -i - {words} --layout flat -o piped.h5 -q', tmp_path, case.x_npy)
-    assert files.bits(read(tmp_path / "piped.h5")["outputs"]) == files.bits(flat(case.outputs, case.lengths))
+    assert files.bits(files.read_all(tmp_path / "piped.h5")["outputs"]) == files.bits(flat(case.outputs, case.lengths))
 
 
 def test_masks(case: Case, tmp_path: Path) -> None:
@@ -79,7 +58,7 @@ def test_masks(case: Case, tmp_path: Path) -> None:
     words = ("-i", "front.npy", *case.inputs[2:], "--padding", "pre", *FLAT, "-q")
     for memory in ("1GB", "50KB"):
         succeed("run", *words, "-o", "out.h5", "--max-memory", memory, "--overwrite", cwd=tmp_path)
-        got = read(tmp_path / "out.h5")
+        got = files.read_all(tmp_path / "out.h5")
         assert files.bits(got["outputs"]) == files.bits(flat(case.outputs, case.lengths))
         assert got["starts"].tolist() == np.where(case.lengths > 0, 17 - case.lengths, 0).tolist()
     succeed("verify", "out.h5", cwd=tmp_path)
@@ -98,8 +77,8 @@ def test_parts(layout: tuple[str, str], case: Case, tmp_path: Path) -> None:
         assert_one_line(lstmcli("merge", "plan.json", "-o", "v.h5", "--virtual", cwd=tmp_path), 2, "per-sequence")
         return
     succeed("merge", "plan.json", "-o", "virtual.h5", "--virtual", "-q", cwd=tmp_path)
-    whole = read(tmp_path / "whole.h5")
-    for name, value in read(tmp_path / "virtual.h5").items():
+    whole = files.read_all(tmp_path / "whole.h5")
+    for name, value in files.read_all(tmp_path / "virtual.h5").items():
         assert files.bits(value) == files.bits(whole[name]), name
 
 

@@ -110,6 +110,28 @@ def read_arrays(path: Path, but: str) -> Arrays:
         return {name: item[:] for name, item in file.items() if name != but}
 
 
+STEPS = ("outputs", "cells", "layers/0", "layers/1")
+
+
+def read_all(path: Path) -> Arrays:
+    """All arrays of a result but its model; datasets of single sequences are put together, as the flat layout has them."""
+    found: Arrays = {}
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and not name.startswith("model/"):
+            found[name] = item[()]
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+        ids = file["ids"].asstr()[:].tolist() if "ids" in file else []
+    for array in STEPS:
+        each = [found.pop(f"{array}/{name}") for name in ids if f"{array}/{name}" in found]
+        if each:
+            found[array] = np.concatenate(each)
+            assert found["lengths"].tolist() == [len(one) for one in each]
+    return found
+
+
 def write_npy(path: Path, value: object) -> Path:
     np.save(path, np.asarray(value))
     return path

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.blocks import Lengths, Span, Valid, packed_starts
+from lstmcli.errors import SequenceError
 from lstmcli.files.positioned_file import as_bytes
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.tree import Model
@@ -91,7 +92,8 @@ class Result:
         """Stores a span and returns its checksum; called in the order of the spans.
 
         arrays: packed steps (R, D) of the fields that have steps; rows (count, D), which are final when the span is the last of
-        its sequences, of the others. Those that the result does not hold are left out.
+        its sequences, of the others. Those that the result does not hold are left out. Raises SequenceError for a value that is
+        too large for the dtype of its field, unless NumPy is told to ignore that.
         """
         valid = span.valid(self.valid)
         packed = np.r_[0, np.cumsum(valid.lengths)]
@@ -101,6 +103,10 @@ class Result:
                 # Summed right before it is written, so that it comes from memory once.
                 rows = arrays[name][packed[group.start] : packed[group.stop]] if field.has_steps else arrays[name][group]
                 places = valid.part(group.start, group.stop)
+                try:
+                    rows = rows.astype(field.dtype, copy=False)
+                except FloatingPointError as error:
+                    raise too_large(name, rows, field, span.start, group.start, places.lengths) from error
                 self._sum(name, field, rows, places.lengths, group)
                 field.put(span.first + group.start, places, rows, whole=span.start == 0 and span.last)
         return self._end(span)
@@ -163,6 +169,22 @@ class Result:
     def discard(self) -> None:
         for store in self.stores:
             store.discard()
+
+
+def too_large(name: str, rows: NDArray[Any], field: Field, start: int, first: int, lengths: Lengths) -> SequenceError:
+    """Returns the error about the first value that is too large for a field.
+
+    rows: of the sequences `first`, `first` + 1, ... of a span whose first step is `start`, with so many steps each.
+    """
+    with np.errstate(over="ignore"):
+        wrong = np.isinf(rows.astype(field.dtype)) & np.isfinite(rows)
+    at = int(wrong.any(axis=1).argmax())
+    value, row, step = rows[at][wrong[at]][0], at, None
+    if field.has_steps:
+        row = int(np.searchsorted(np.cumsum(lengths), at, side="right"))
+        step = start + at - int(lengths[:row].sum())
+    text = f"{value} of /{name} is too large for {field.dtype}; use --store float32, or --nonfinite pass, which stores Inf"
+    return SequenceError(first + row, step, text)
 
 
 def crc32_rows(rows: NDArray[Any], ends: NDArray[np.int64], sums: Checksums) -> None:
