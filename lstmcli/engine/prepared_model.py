@@ -1,18 +1,22 @@
 """A model over blocks of sequences: the walk through its tree, one kernel call per cell and thread."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lstmcli.blocks import Block, Floats, State, one_nan
 from lstmcli.engine.lanes_and_threads import Schedule
 from lstmcli.engine.packed_cell import PackedCell, kernel_options
+from lstmcli.errors import DataError
 from lstmcli.kernel import lstm
 from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack
+
+if TYPE_CHECKING:
+    from lstmcli.model.chain import Chain
 
 NOTHING: Mapping[str, Block] = MappingProxyType({})
 
@@ -21,6 +25,7 @@ class PreparedModel:
     """A model ready to run: kernels loaded, weights packed. It may be called from several threads at once."""
 
     def __init__(self, model: Model, dtype: np.dtype[Any], threads: int) -> None:
+        check_range(model, dtype)
         self.model, self.dtype, self.threads = model, dtype, threads
         self.widths, self.input_size, self.output_size = model.state_widths(), model.input_size, model.output_size
         self.learned = model.learned_state()
@@ -155,6 +160,31 @@ def kernels_are_cached(model: Model, dtype: np.dtype[Any]) -> bool:
 
 def join(path: str, name: str) -> str:
     return f"{path}/{name}" if path else name
+
+
+def check_range(model: "Model | Chain", dtype: np.dtype[Any]) -> None:
+    """Raises DataError where a weight or an option of a model is too large for the dtype of a computation."""
+    wider = [("a weight", weight) for weight in model.arrays() if weight.dtype.itemsize > dtype.itemsize]
+    options = [(name, np.array(value)) for name, value in numbers_in(model.config())] if dtype.itemsize < 8 else []
+    for name, values in (*wider, *options):
+        try:
+            with np.errstate(over="raise", invalid="ignore"):
+                values.astype(dtype)
+        except FloatingPointError as error:
+            largest = np.abs(values, where=np.isfinite(values), out=np.zeros_like(values)).max()
+            raise DataError(
+                f"{name} of the model, {largest:g}, is too large for {dtype}; compute in float64, or rescale the model"
+            ) from error
+
+
+def numbers_in(config: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yields the floats in a model's configuration, each with the name of its option."""
+    if isinstance(config, dict | list | tuple):
+        parts = config.items() if isinstance(config, dict) else ((name, part) for part in config)
+        for key, part in parts:
+            yield from numbers_in(part, key)
+    elif isinstance(config, float):
+        yield name, config
 
 
 def scratch_widths(node: Model, depth: int = 0) -> dict[tuple[int, int], int]:

@@ -25,7 +25,7 @@ from lstmcli.engine.chains.layers import (
     scale,
     windows,
 )
-from lstmcli.engine.prepared_model import PreparedModel
+from lstmcli.engine.prepared_model import PreparedModel, check_range
 from lstmcli.kernel.heads import call as heads
 from lstmcli.model.chain import Chain
 from lstmcli.model.layers import (
@@ -52,6 +52,7 @@ class PreparedChain:
     """A chain ready to run: kernels loaded, weights packed. Called from one thread at a time."""
 
     def __init__(self, chain: Chain, dtype: np.dtype[Any], threads: int) -> None:
+        check_range(chain, dtype)
         self.chain, self.dtype, self.threads = chain, dtype, threads
         self.bits = dtype.itemsize * 8
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
