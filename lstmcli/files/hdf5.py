@@ -143,13 +143,18 @@ def listed(found: list[Entry]) -> list[str]:
 
 def dtype_of(item: Any) -> np.dtype[Any]:
     """Returns the dtype of a dataset that is stored exactly so. Raises DataError for enums, bfloat16 and what h5py widens."""
-    import h5py
-
     with reading(label(item)):
         dtype: np.dtype[Any] = item.dtype
-        if not item.id.get_type().equal(h5py.h5t.py_create(dtype)):
+        if not is_plain(item):
             raise DataError(f"{label(item)}: expected plain numbers of a numpy type, got a special type read as {dtype}")
     return dtype
+
+
+def is_plain(item: Any) -> bool:
+    """Says whether the values of a dataset are stored exactly as its dtype says."""
+    import h5py
+
+    return bool(item.id.get_type().equal(h5py.h5t.py_create(item.dtype)))
 
 
 def raw_offset(item: Any) -> int | None:

@@ -19,7 +19,7 @@ from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.open_input import source_of
-from lstmcli.inputs.ragged.datasets import in_datasets, in_order
+from lstmcli.inputs.ragged.datasets import in_datasets, in_order, named_below
 from lstmcli.inputs.ragged.flat import FlatSequences
 from lstmcli.inputs.ragged.placed import PlacedSequences
 from lstmcli.inputs.source import Source, StoredArray
@@ -187,11 +187,10 @@ class StoredResult:
         if hasattr(item, "keys"):
             self.layout = "per-sequence"
             names = list(self._ids.stored or in_order([e.name.removeprefix("/") for e in hdf5.entries(item)]))
-            return (
-                StepArray(name, self._ids, PlacedSequences(in_datasets(item, names, False), ExitStack()), self._placed())
-                if names
-                else None
-            )
+            if not names:
+                return None
+            sequences = in_datasets(item, named_below(item, names), token_ids=False)
+            return StepArray(name, self._ids, PlacedSequences(sequences, ExitStack()), self._placed())
         item = hdf5_safety.dataset(self.file, name)
         count, label = len(self.lengths), hdf5.label(item)
         offsets = self._offsets() if item.ndim == 2 and name.partition("/")[0] in STEP_ARRAYS else None

@@ -30,7 +30,7 @@ ROOMS = (
     *("results", "results/formats", "engine/chains", "engine"),
     *("weights/chains", "weights/chains/saved_model", "weights/chains/graphs", "weights", "weights/keras_format"),
     *("weights/tf_graph", "weights/onnx_graph", "inputs/ragged", "weights/torch_format"),
-    *("weights/containers", "inputs", "inputs/beside", "model", "files"),
+    *("weights/containers", "inputs", "inputs/beside", "model", "files/hdf5_bytes", "files"),
     *("kernel/heads", "kernel", "kernel/native", "blocks", "errors", "version"),
 )
 FILES_OF_A_ROOM = 10

@@ -1,110 +1,170 @@
 """Sequences as one HDF5 dataset each: (L, E), or (E,) for a single step; of token ids (L,)."""
 
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
+from lstmcli.files.hdf5_bytes.object_headers import addresses_of, attribute_name, read_headers
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.beside.ids import as_id
 from lstmcli.inputs.ragged.placed import DECODED, Sequences
 from lstmcli.inputs.valid_steps import LENGTHS, MASKS
 
 OTHERS = {*LENGTHS, *MASKS, "offsets", "idptr", "ids", "keys", "names", "texts"}  # integers that are no token ids
+UNKNOWN = -2  # in the place of an offset: to be asked of libhdf5
+ID = "original_id"  # the attribute with the id of a dataset, as bio_embeddings writes it
 
 
-def in_datasets(group: Any, names: list[str], token_ids: bool) -> Sequences:
-    """Returns the sequences that are datasets of an HDF5 group, with these names in their order.
+class Listed(NamedTuple):
+    """A dataset below a group, as far as it was looked at."""
+
+    name: str  # from that group on
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any] | None  # None: NumPy has no equivalent
+    offset: int = UNKNOWN
+    has_id: bool = True  # whether it may have the attribute ID
+
+
+def in_datasets(group: Any, listed: list[Listed], token_ids: bool) -> Sequences:
+    """Returns the sequences that are these datasets of an HDF5 group, in their order.
 
     Raises DataError, also for widths and dtypes that differ.
     """
     where = hdf5.label(group)
-    items = [hdf5_safety.dataset(group, name) for name in names]
-    dtype = hdf5.dtype_of(items[0])
+    dtype = hdf5.dtype_of(hdf5_safety.dataset(group, listed[0].name))
     takes_ids = token_ids and dtype.kind in "iu"
-    width = 1 if takes_ids else items[0].shape[-1]
+    width = 1 if takes_ids else listed[0].shape[-1]
     data = FileBytes(group.file.id.get_vfd_handle(), where)
-    lengths, offsets = np.empty(len(items), np.int64), np.empty(len(items), np.int64)
-    for k, item in enumerate(items):
-        fits = item.ndim == 1 if takes_ids else item.ndim in (1, 2) and item.shape[-1] == width
-        if not fits or hdf5.dtype_of(item) != dtype:
+    lengths, offsets, ids = np.empty(len(listed), np.int64), np.empty(len(listed), np.int64), []
+    chunk = 0
+    for k, (name, shape, kind, offset, has_id) in enumerate(listed):
+        if len(shape) not in ((1,) if takes_ids else (1, 2)) or (not takes_ids and shape[-1] != width) or kind != dtype:
             raise DataError(
-                f"{hdf5.label(item)}: expected a sequence {'(steps,)' if takes_ids else f'(steps, {width})'} of {dtype}, as "
-                f"{shown(names[0])} is, got {item.shape} {item.dtype}; all sequences have one width and one dtype"
+                f"{where.rstrip('/')}/{shown(name)}: expected a sequence {'(steps,)' if takes_ids else f'(steps, {width})'} of "
+                f"{dtype}, as {shown(listed[0].name)} is, got {shape} {kind}; all sequences have one width and one dtype"
             )
-        lengths[k] = item.shape[0] if item.ndim == 2 or takes_ids else 1
-        offset = hdf5.raw_offset(item)
-        offsets[k] = DECODED if offset is None else offset
-        if offset is not None and offset + item.nbytes > data.opened.st_size:
-            raise DataError(f"{hdf5.label(item)}: ends at byte {offset + item.nbytes}, past the end of the file; it was cut")
-    ids = [original_id(item) or as_id(name.encode("utf-8", "surrogateescape")) for item, name in zip(items, names, strict=True)]
+        lengths[k] = shape[0] if len(shape) == 2 or takes_ids else 1
+        if offset == UNKNOWN:
+            item = hdf5_safety.dataset(group, name)
+            hdf5.dtype_of(item)
+            raw = hdf5.raw_offset(item)
+            offset = DECODED if raw is None else raw
+            chunk = max(chunk, math.prod(item.chunks or (0,)))
+        offsets[k] = offset
+        own = original_id(hdf5_safety.dataset(group, name)) if has_id else None
+        ids.append(own or (name if name.isascii() else as_id(name.encode("utf-8", "surrogateescape"))))
+    ends = offsets + lengths * (width * dtype.itemsize)
+    if len(beyond := np.flatnonzero((offsets != DECODED) & (ends > data.opened.st_size))):
+        k = int(beyond[0])
+        raise DataError(
+            f"{where.rstrip('/')}/{shown(listed[k].name)}: ends at byte {ends[k]}, past the end of the file; it was cut"
+        )
 
     def decode(number: int, first: int, count: int) -> NDArray[Any]:
-        item = hdf5_safety.dataset(group, names[number])
+        item = hdf5_safety.dataset(group, listed[number].name)
         if item.ndim == 2 or takes_ids:
             return hdf5.DatasetRows(item).rows(first, count).reshape(count, -1)
         return hdf5.DatasetRows(item).rows(0, width)[None]
 
-    chunk = max((int(np.prod(item.chunks)) for item in items if item.chunks), default=0) * dtype.itemsize
     stored = data.opened.st_size
-    return Sequences(data, where, ids, lengths, width, dtype, offsets, stored, decode, chunk, takes_ids)
+    return Sequences(data, where, ids, lengths, width, dtype, offsets, stored, decode, chunk * dtype.itemsize, takes_ids)
 
 
 def original_id(item: Any) -> str | None:
-    """Returns the id that a dataset says in its attribute `original_id`, as bio_embeddings writes it, or None."""
+    """Returns the id that a dataset says itself, or None."""
     with hdf5.reading(hdf5.label(item)):
-        if "original_id" not in item.attrs:
+        if ID not in item.attrs:
             return None
-        value = item.attrs["original_id"]
+        value = item.attrs[ID]
     return as_id(value if isinstance(value, bytes) else str(value))
 
 
-def sequence_names(group: Any, named: bool, token_ids: bool) -> list[str]:
+def sequences_below(group: Any, named: bool, token_ids: bool) -> list[Listed]:
     """Lists the datasets of a group that are sequences, in their order: floats, or where there are none of rank 2 token ids.
 
     None: floats of rank 2 are not what it holds. named: somebody says that it holds sequences, so that others among them are an
     error. Groups in it are gone through as well. Where all names of a group are numbers, their order is that of the numbers,
     else that of the file. Raises DataError for links, which would be left out.
     """
+    others: list[str] = []
+    found = list(datasets_below(group, "", others, set()))
+    floats = [one for one in found if one.dtype is not None and one.dtype.kind == "f" and one.shape]
+    ranks = {len(one.shape) for one in floats}
+    if 2 in ranks and max(ranks) == 2 and (named or ranks == {2} or len({one.shape[-1] for one in floats}) == 1):
+        chosen = floats
+    elif token_ids and not ranks & {2, 3}:
+        chosen = [one for one in found if are_token_ids(one)]
+    else:
+        chosen = []
+    if chosen and others:
+        raise DataError(
+            f"{hdf5.label(group).rstrip('/')}/{shown(others[0])}: is a soft or external link, which are not followed in a "
+            "ragged input; copy into the file what it points to"
+        )
+    return [chosen[k] for k in places_in_order([one.name for one in chosen])]
+
+
+def named_below(group: Any, names: Sequence[str]) -> list[Listed]:
+    """Returns the datasets with these names below a group. Raises DataError."""
+    found = {one.name: one for one in sequences_below(group, named=True, token_ids=False)}
+    if absent := [name for name in names if name not in found]:
+        raise DataError(f"{hdf5.label(group)}: no dataset {shown(absent[0])}")
+    return [found[name] for name in names]
+
+
+def datasets_below(group: Any, above: str, others: list[str], seen: set[int]) -> Iterator[Listed]:
+    """Yields all datasets below a group. Links of another kind than hard ones go into `others`; above, seen: of its groups."""
     import h5py
 
-    links: list[bytes] = []
+    with hdf5.reading(hdf5.label(group)):
+        names, addresses, other = addresses_of(group)
+        if other is not None:
+            others.append(above + other.decode("utf-8", "backslashreplace"))
+        sizes, base = group.file.id.get_create_plist().get_sizes(), group.file.userblock_size
+        data = FileBytes(group.file.id.get_vfd_handle(), hdf5.label(group))
+        headers = read_headers(data, addresses, base) if sizes == (8, 8) else iter([None] * len(names))
+        dtypes: dict[bytes, np.dtype[Any] | None] = {}
+        for name, address, header in zip(names, addresses, headers, strict=True):
+            text = above + name.decode("utf-8", "surrogateescape")
+            if header is not None and header.datatype not in dtypes:
+                entry = hdf5.entry_of(text, group[name])
+                plain = entry.dtype is not None and hdf5.is_plain(group[name])
+                dtypes[header.datatype] = entry.dtype if plain else None
+            dtype = dtypes[header.datatype] if header is not None else None
+            if header is not None and dtype is not None:
+                count = math.prod(header.shape)
+                if header.size == count * dtype.itemsize and (header.address is not None or not count):
+                    has_id = any(attribute_name(attribute) == ID.encode() for attribute in header.attributes)
+                    yield Listed(text, header.shape, dtype, header.address or 0, has_id)
+                    continue
+            item = group[name]
+            if isinstance(item, h5py.Dataset):
+                entry = hdf5.entry_of(text, item)
+                yield Listed(text, entry.shape or (), entry.dtype)
+            elif isinstance(item, h5py.Group) and address not in seen:
+                yield from datasets_below(item, f"{text}/", others, seen | {address})
 
-    def visit(name: bytes, info: Any) -> bytes | None:
-        links.append(name)
-        return None if info.type == h5py.h5l.TYPE_HARD else name  # an exception must not pass through libhdf5
 
-    where = hdf5.label(group)
-    with hdf5.reading(where):
-        soft = group.id.links.visit(visit, info=True)
-        names = [name.decode("utf-8", "surrogateescape") for name in links if name != soft]
-        found = [(name, group[name]) for name in names]
-        forms = {name: hdf5.entry_of(name, item) for name, item in found if isinstance(item, h5py.Dataset)}
-    floats = {name: entry.shape for name, entry in forms.items() if entry.dtype is not None and entry.dtype.kind == "f"}
-    shapes = [shape for shape in floats.values() if shape]
-    ranks = {len(shape) for shape in shapes}
-    names = []
-    if 2 in ranks and max(ranks) == 2 and (named or ranks == {2} or len({shape[-1] for shape in shapes}) == 1):
-        names = in_order([name for name, shape in floats.items() if shape])
-    elif token_ids and not ranks & {2, 3}:
-        names = in_order([name for name, entry in forms.items() if are_token_ids(entry)])
-    if names and soft is not None:
-        raise DataError(
-            f"{where.rstrip('/')}/{shown(soft.decode('utf-8', 'backslashreplace'))}: is a soft or external link, which are "
-            "not followed in a ragged input; copy into the file what it points to"
-        )
-    return names
-
-
-def are_token_ids(entry: hdf5.Entry) -> bool:
-    is_other = entry.name.rpartition("/")[2] in OTHERS
-    return not is_other and entry.dtype is not None and entry.dtype.kind in "iu" and len(entry.shape or ()) == 1
+def are_token_ids(one: Listed) -> bool:
+    is_other = one.name.rpartition("/")[2] in OTHERS
+    return not is_other and one.dtype is not None and one.dtype.kind in "iu" and len(one.shape) == 1
 
 
 def in_order(names: list[str]) -> list[str]:
     """Returns names in the order of the numbers at each level where all names are numbers, and else as they come."""
+    return [names[k] for k in places_in_order(names)]
+
+
+def places_in_order(names: list[str]) -> list[int]:
+    """Returns the places of names in that order."""
+    if not any("/" in name for name in names):
+        are_numbers = all(name.isascii() and name.isdecimal() for name in names)
+        return sorted(range(len(names)), key=lambda k: int(names[k])) if are_numbers else list(range(len(names)))
     parts = [name.split("/") for name in names]
     levels: dict[str, dict[str, int]] = {}  # the names in each group, by its own name
     for path in parts:
@@ -115,4 +175,4 @@ def in_order(names: list[str]) -> list[str]:
         if all(part.isascii() and part.isdecimal() for part in own):
             own.update({part: int(part) for part in own})
     keys = [tuple(levels["/".join(path[:k])][part] for k, part in enumerate(path)) for path in parts]
-    return [name for _, name in sorted(zip(keys, names, strict=True))]
+    return sorted(range(len(names)), key=keys.__getitem__)

@@ -160,7 +160,7 @@ def _in_hdf5(
 ) -> Source | None:
     import h5py
 
-    from lstmcli.inputs.ragged.datasets import in_datasets, sequence_names
+    from lstmcli.inputs.ragged.datasets import Listed, in_datasets, sequences_below
     from lstmcli.inputs.ragged.placed import PlacedSequences
 
     item = file
@@ -173,15 +173,15 @@ def _in_hdf5(
         entry = hdf5.entry_of(name or "", item)
         if not _are_rows(entry.shape, entry.dtype, token_ids):
             return None
-        group, names = item.parent, [posixpath.basename(item.name)]
+        group, listed = item.parent, [Listed(posixpath.basename(item.name), item.shape, entry.dtype)]
     elif item is None:
         return None
     else:
-        group, names = item, sequence_names(item, bool(name), token_ids)
-        if not names:
+        group, listed = item, sequences_below(item, bool(name), token_ids)
+        if not listed:
             return None
-    only = hdf5_safety.dataset(group, names[0])
-    if len(names) == 1 and _are_rows(only.shape, hdf5.dtype_of(only), token_ids):
+    only = hdf5_safety.dataset(group, listed[0].name)
+    if len(listed) == 1 and _are_rows(only.shape, hdf5.dtype_of(only), token_ids):
         beside = _beside(only)
         if lens not in (None, "none") or offsets is not None or beside:
             stored = StoredArray(
@@ -193,8 +193,8 @@ def _in_hdf5(
                 dataset=only,
             )
             return _flat(stored, lens, offsets, beside, files)
-    found = in_datasets(group, names, token_ids)
-    if len(names) == 1 and (item is file or item == only):
+    found = in_datasets(group, listed, token_ids)
+    if len(listed) == 1 and (item is file or item == only):
         label = f"{hdf5.label(only)}: {only.shape}"
         found = found._replace(notes=(f"{label} is taken as one sequence; --lens or --offsets divides it into several",))
     return PlacedSequences(found, files)
