@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from lstmcli.cli.param_types import NOTES
 from lstmcli.cli.report.terminal import Terminal
@@ -11,6 +12,7 @@ from lstmcli.cli.report.terminal import Terminal
 Function = TypeVar("Function", bound=Callable[..., Any])
 HEADINGS = ("Input", "Model", "Output", "Computing", "Stop and resume", "Cluster", "Messages")
 NAMES_WIDTH = 26  # of the column of options; a longer one has a line of its own
+PLAIN_INPUTS = "inputs"  # an argument of commands with --input
 ABOUT_TERMINAL = ("json", "quiet", "verbose", "progress")
 
 
@@ -78,19 +80,21 @@ class Command(Helped):
     """A command that is given a Terminal, made of --json, --quiet, --verbose and --progress, as its argument `terminal`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Says what an option of other programs is called here, and where a file without one belongs."""
+        """Takes plain arguments for inputs, as grep does, and says what options of other programs are called here."""
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             from lstmcli.cli.suggestions import OPTIONS
 
             if known := OPTIONS.get(error.option_name):
                 raise click.UsageError(f"No such option: {error.option_name}; {known}", ctx) from error
             raise
-        except click.UsageError as error:
-            if "extra argument" in error.message and any("--input" in param.opts for param in self.params):
-                raise click.UsageError(f"{error.message}; the input is given as --input FILE", ctx) from error
-            raise
+        if plain := ctx.params.pop(PLAIN_INPUTS, ()):
+            if ctx.get_parameter_source("input") is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"{plain[0]}: is an input, and so is what --input names; give all in one way", ctx)
+            ctx.params["input"] = plain
+            ctx.set_parameter_source("input", ParameterSource.COMMANDLINE)
+        return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options under their headings, all in the same two columns."""

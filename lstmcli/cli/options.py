@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from lstmcli.cli.command import ABOUT_TERMINAL, option, option_group
+from lstmcli.cli.command import ABOUT_TERMINAL, PLAIN_INPUTS, option, option_group
 from lstmcli.cli.param_types import FILE_NAME, INPUT_NAME, Duration, IntegerList, Names, NumberList, Size
 
 if TYPE_CHECKING:
     from lstmcli.run.job import Job
 
 whole_input_options = option_group(
+    click.argument(PLAIN_INPUTS, nargs=-1, type=INPUT_NAME, metavar="[INPUT]..."),
     option(
         "Input",
         "-i",

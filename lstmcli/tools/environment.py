@@ -1,25 +1,47 @@
 """What this installation runs on: `lstmcli env`."""
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 from lstmcli.engine.cpus import available_threads
+from lstmcli.errors import OutputError, UsageError
 from lstmcli.kernel import lstm
+from lstmcli.kernel.heads.call import VECTORS, dense_recipe, pointwise_recipe
 from lstmcli.kernel.layout import tile_shape
-from lstmcli.kernel.native.cache import cache_folder
-from lstmcli.kernel.native.target import target
+from lstmcli.kernel.native import compiled
+from lstmcli.kernel.native.cache import ANOTHER_FOLDER, cache_folder, why_not_kept
+from lstmcli.kernel.native.target import LEVELS, target, target_of
 from lstmcli.version import __version__
 
 PACKAGES = ("numpy", "numba", "llvmlite", "h5py", "click", "rich")
 FLOATS = (32, 64)  # bits
+NATIVE = "native"  # this CPU, among the LEVELS
 
 
-def warm_up() -> None:
-    """Compile the kernels of plain cells that are not in the cache."""
-    for bits in FLOATS:
-        if not lstm.is_cached(bits):
-            lstm.load(bits)
+def warm_up(cpus: Sequence[str]) -> None:
+    """Puts the kernels of plain cells and of the layers around them into the cache: for this CPU, or those of LEVELS.
+
+    What is there already is compiled again for other CPUs than this one. Raises OutputError where nothing can be kept, and
+    UsageError for a level that this kind of machine does not have.
+    """
+    if cache_folder() is None:
+        raise OutputError(f"--warmup: no kernel can be kept: {why_not_kept()}; {ANOTHER_FOLDER}")
+    known = LEVELS.get(platform.machine(), {})
+    if unknown := [cpu for cpu in cpus if cpu not in known and cpu != NATIVE]:
+        raise UsageError(f"--cpu {unknown[0]}: expected {NATIVE} or, on {platform.machine()}, one of {', '.join(known)}")
+    recipes = [
+        recipe
+        for bits in FLOATS
+        for recipe in (lstm.recipe(bits), pointwise_recipe(bits), *(dense_recipe(bits, n) for n in VECTORS))
+    ]
+    for cpu in cpus:
+        for recipe in recipes:
+            if cpu != NATIVE:
+                compiled.keep(recipe, target_of(cpu), cpu)
+            elif not compiled.is_cached(recipe):
+                compiled.load(recipe)
 
 
 def describe() -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import files
 from helpers.case import Case
-from helpers.command import assert_one_line, lstmcli
+from helpers.command import assert_one_line, lstmcli, succeed
 
 
 @pytest.mark.parametrize(
@@ -43,10 +43,14 @@ def test_usage_error_names_option_and_value(case: Case, tmp_path: Path) -> None:
     assert_one_line(lstmcli("run", "--input", case.x_npy, "--units", "7,x", cwd=tmp_path), 2, "--units", "x")
     assert_one_line(lstmcli("run", "--units", 7, cwd=tmp_path), 2, "--input")
     assert_one_line(lstmcli("nonsense", cwd=tmp_path), 2, "nonsense")
-    for command in ("run", "predict"):
-        assert_one_line(
-            lstmcli(command, "x.h5", "-w", "model.pt", cwd=tmp_path), 2, "(x.h5); the input is given as --input FILE"
-        )
+
+
+def test_an_input_may_be_a_plain_argument(case: Case, tmp_path: Path) -> None:
+    succeed("run", case.x_npy, "--units", 7, "-o", "plain.h5", cwd=tmp_path)
+    succeed("run", "--units", 7, "-o", "named.h5", "--input", case.x_npy, cwd=tmp_path)
+    assert (tmp_path / "plain.h5").read_bytes() == (tmp_path / "named.h5").read_bytes()
+    assert_one_line(lstmcli("predict", "x.h5", "-w", "model.pt", cwd=tmp_path), 66, "x.h5")
+    assert_one_line(lstmcli("run", "x.h5", "-i", "y.h5", "-u", 7, cwd=tmp_path), 2, "x.h5", "--input")
 
 
 @pytest.mark.parametrize(

@@ -93,16 +93,13 @@ def run(
     """Run a model over a file of padded sequences and store its outputs and final states."""
     from lstmcli.run.stop import Stop
 
-    def on_compile() -> None:
-        terminal.note("compiling the kernel for this CPU and kind of cell, once")
-
     if (plan is None) != (shard is None):
         raise click.UsageError("--plan PLAN and --shard K go together")
     if scheduler is not None and options["dry_run"]:
         raise click.UsageError("--dry-run: nothing would be computed; leave --scheduler out")
     stop = Stop(stop_after)
-    with stop.heed_signals(), terminal.progress(plan or ", ".join(options["input"] or ()), options["threads"]) as on_progress:
-        how: dict[str, Any] = {"on_progress": on_progress, "stop": stop, "on_compile": on_compile}
+    with stop.heed_signals(), terminal.progress(plan or in_short(options["input"]), options["threads"]) as on_progress:
+        how: dict[str, Any] = {"on_progress": on_progress, "stop": stop, "on_compile": lambda: say_compiling(terminal)}
         if plan is not None and shard is not None:
             facts = run_shard(ctx, terminal, plan, shard, options, how)
         elif scheduler is not None:
@@ -177,7 +174,7 @@ def predict(terminal: "Terminal", stop_after: float | None, scheduler: str | Non
         raise click.UsageError("--output -: expected a pipe or a file to write binary data to, got a terminal")
     job = job_of(options | {"units": None, "whole": True})
     stop = Stop(stop_after)
-    with stop.heed_signals(), terminal.progress(", ".join(options["input"] or ()), options["threads"]) as on_progress:
+    with stop.heed_signals(), terminal.progress(in_short(options["input"]), options["threads"]) as on_progress:
         if scheduler is not None:
             from lstmcli.cluster.dask_client import run_on
 
@@ -185,8 +182,25 @@ def predict(terminal: "Terminal", stop_after: float | None, scheduler: str | Non
         else:
             from lstmcli.run.run import run as run_job
 
-            facts = run_job(job, on_progress, stop, lambda: terminal.note("compiling the kernels for this CPU, once"))
+            facts = run_job(job, on_progress, stop, lambda: say_compiling(terminal))
     report(terminal, facts)
+
+
+def in_short(inputs: tuple[str, ...]) -> str:
+    return f"{inputs[0]} and {len(inputs) - 1} more" if len(inputs) > 1 else "".join(inputs)
+
+
+def say_compiling(terminal: "Terminal") -> None:
+    """Says why a run takes seconds to start, and how that can be had once instead of in each run."""
+    from lstmcli.kernel.native.cache import ANOTHER_FOLDER, cache_folder, why_not_kept
+
+    folder, why = cache_folder(), why_not_kept()
+    if folder is None:
+        terminal.warn(f"compiling the kernel, which no run can keep for the next: {why}; {ANOTHER_FOLDER}")
+    elif why:
+        terminal.note(f"compiling the kernel, once as long as it stays in {folder}: {why}; {ANOTHER_FOLDER}")
+    else:
+        terminal.note("compiling the kernel for this CPU and kind of cell, once")
 
 
 def report(terminal: "Terminal", facts: dict[str, Any]) -> None:

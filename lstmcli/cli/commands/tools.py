@@ -83,20 +83,27 @@ def bench(terminal: "Terminal", threads: int, **shape: Any) -> None:
 @click.command(
     cls=Command,
     short_help="Show versions, CPU, threads and the cache of kernels.",
-    examples=["lstmcli env", "lstmcli env --warmup"],
+    examples=["lstmcli env", "lstmcli env --warmup", "LSTMCLI_CACHE_DIR=/opt/kernels lstmcli env --warmup --cpu avx2,avx512"],
     topics=["memory"],
 )
 @option(
     "Computing", "--warmup", is_flag=True, help="Compile the kernels that are not in the cache, for images and cluster nodes."
 )
+@option(
+    "Computing",
+    "--cpu",
+    metavar="NAME[,NAME...]",
+    default="native",
+    help="What --warmup compiles for: native, this CPU, or kinds of CPUs that other machines may have: avx512, avx2, baseline.",
+)
 @as_json
-def env(terminal: "Terminal", warmup: bool) -> None:
+def env(terminal: "Terminal", warmup: bool, cpu: str) -> None:
     """Show what this installation runs on: versions, CPU, threads, and which kernels are in the cache."""
     from lstmcli.cli.report.run_summary import fact_rows
     from lstmcli.tools.environment import describe, warm_up
 
     if warmup:
-        warm_up()
+        warm_up(cpu.split(","))
     facts = describe()
     terminal.print_rows(facts, fact_rows(facts))
 

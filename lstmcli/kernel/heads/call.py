@@ -19,6 +19,9 @@ from lstmcli.kernel.native.target import Target
 Floats = NDArray[np.floating]
 
 
+VECTORS = (1, 2, 4)  # in a panel of weights
+
+
 class DenseWeights(NamedTuple):
     """panels (P, INPUTS, vectors, width) and biases (P, vectors, width), zero past the last output."""
 
@@ -26,9 +29,8 @@ class DenseWeights(NamedTuple):
     biases: Floats
 
 
-@functools.cache
-def load_pointwise(bits: int) -> Any:
-    """Load the pointwise kernel for this CPU: call(address of the table, 0)."""
+def pointwise_recipe(bits: int) -> compiled.Recipe:
+    """Say how the pointwise kernel is made."""
 
     def compile_kernel(here: Target) -> Compiled:
         from lstmcli.kernel.heads import pointwise
@@ -36,12 +38,17 @@ def load_pointwise(bits: int) -> Any:
         shape = tile_shape(here, bits)
         return compiled.compile_function(here, shape, pointwise.define(shape))
 
-    return compiled.load(compiled.Recipe(f"pointwise-f{bits}", None, compile_kernel)).call
+    return compiled.Recipe(f"pointwise-f{bits}", None, compile_kernel)
 
 
 @functools.cache
-def load_dense(bits: int, vectors: int) -> tuple[Any, Shape]:
-    """Load the dense kernel for panels of so many vectors: call(address of the table, 0), and the shape of its tile."""
+def load_pointwise(bits: int) -> Any:
+    """Load the pointwise kernel for this CPU: call(address of the table, 0)."""
+    return compiled.load(pointwise_recipe(bits)).call
+
+
+def dense_recipe(bits: int, vectors: int) -> compiled.Recipe:
+    """Say how the dense kernel for panels of so many vectors is made."""
 
     def compile_kernel(here: Target) -> Compiled:
         from lstmcli.kernel.heads import dense
@@ -49,7 +56,13 @@ def load_dense(bits: int, vectors: int) -> tuple[Any, Shape]:
         shape = tile_shape(here, bits)
         return compiled.compile_function(here, shape, dense.define(shape, vectors))
 
-    call, shape = compiled.load(compiled.Recipe(f"dense-f{bits}", vectors, compile_kernel))
+    return compiled.Recipe(f"dense-f{bits}", vectors, compile_kernel)
+
+
+@functools.cache
+def load_dense(bits: int, vectors: int) -> tuple[Any, Shape]:
+    """Load the dense kernel for panels of so many vectors: call(address of the table, 0), and the shape of its tile."""
+    call, shape = compiled.load(dense_recipe(bits, vectors))
     return call, Shape(*shape)
 
 
@@ -61,8 +74,8 @@ class Dense:
         self.inputs, self.outputs = kernel.shape
         self.dtype = np.dtype(f"f{bits // 8}")
         lane = 64 // self.dtype.itemsize  # any CPU's vector is this or a half or a fourth of it
-        self.call, shape = load_dense(bits, 1 if self.outputs <= lane else 2 if self.outputs <= 2 * lane else 4)
         vectors = 1 if self.outputs <= lane else 2 if self.outputs <= 2 * lane else 4
+        self.call, shape = load_dense(bits, vectors)
         columns = vectors * shape.width
         count = -(-self.outputs // columns)
         padded = np.zeros((self.inputs, count * columns), self.dtype)

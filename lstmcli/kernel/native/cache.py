@@ -1,25 +1,27 @@
-"""The cache of compiled functions: a private folder with one checked file each.
+"""The cache of compiled functions: folders with one checked file each.
 
-Native code is loaded only from a folder and a file that belong to the user and that nobody else can write. A cache that cannot
-be used, for whatever reason, costs a compilation and nothing else.
+Native code is loaded only from a folder and a file that belong to the user or to root, and that nobody else can write. A cache
+that cannot be used, for whatever reason, costs a compilation and nothing else.
 """
 
+import errno
 import functools
 import hashlib
 import json
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lstmcli.kernel.native.target import cpu_facts
+from lstmcli.kernel.native.target import cpu_facts, levels_here
 
 ROOM = Path(__file__).parents[1]  # all that machine code is written by
 KEPT_SECONDS = 30 * 24 * 60 * 60
+ANOTHER_FOLDER = "LSTMCLI_CACHE_DIR names a folder for it, which must be yours alone"
 PREFIX, SUFFIX = "lstmcli-", ".kernel"
 
 
@@ -32,17 +34,32 @@ class Compiled(NamedTuple):
     library: bytes = b""  # a shared library of it; empty: there was no linker
 
 
-def cache_path(name: str, options: Any) -> Path | None:
-    """Name the file for the function `name` made with `options` (told apart by their repr); None: no cache can be used."""
-    folder = cache_folder()
-    return folder and folder / f"{PREFIX}{name}-{digest_of(common_key(), options)[:32]}{SUFFIX}"
+def find(name: str, options: Any) -> Compiled | None:
+    """Find the function `name` made with `options` for this CPU, or for the best of the LEVELS that it has."""
+    for cpu in (cpu_facts(), *levels_here()[:1]):
+        for folder in folders():
+            with suppress(OSError, ValueError, RecursionError):
+                return read(folder / file_name(name, options, cpu))
+    return None
+
+
+def keep(name: str, options: Any, cpu: str, made: Compiled) -> None:
+    """Put a function into the cache, where there is one that can be written."""
+    if (folder := cache_folder()) is not None:
+        with suppress(OSError):
+            write(folder / file_name(name, options, cpu), made)
+
+
+def file_name(name: str, options: Any, cpu: str) -> str:
+    """Name the file of a function made with `options` (told apart by their repr) for a CPU: its facts, or one of the LEVELS."""
+    return f"{PREFIX}{name}-{digest_of(common_key(), cpu, options)[:32]}{SUFFIX}"
 
 
 @functools.cache
 def common_key() -> str:
-    """Sum up all that any machine code depends on: every source file of the room, the compilers' versions, the CPU."""
+    """Sum up what any machine code depends on besides the CPU: every source file of the room, the compilers' versions."""
     sources = [path.read_bytes() for path in sorted(ROOM.rglob("*.py"))]
-    return digest_of(cpu_facts(), *map(version_of, ("numba", "llvmlite")), *sources)
+    return digest_of(*map(version_of, ("numba", "llvmlite")), *sources)
 
 
 def version_of(package: str) -> str:
@@ -56,32 +73,79 @@ def version_of(package: str) -> str:
     return version(package)
 
 
-def cache_folder() -> Path | None:
-    """Find the folder of cached kernels, made when missing; None: it cannot be the user's alone, or LSTMCLI_NO_CACHE is set."""
+def named_folders() -> list[Path]:
+    """Name the folders where kernels may lie, the first to look in first; they need not be there.
+
+    Where nothing is named and the home folder cannot be written, as in many containers, kernels outlive a run in TMPDIR.
+    """
     if os.environ.get("LSTMCLI_NO_CACHE"):
-        return None
-    try:
-        if named := os.environ.get("LSTMCLI_CACHE_DIR"):
-            folder = Path(named)
-        else:
-            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lstmcli"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = folder.resolve()  # a link to a private folder is one, wherever it lies
-        return folder if is_private(folder.lstat(), stat.S_ISDIR) else None
-    except (OSError, RuntimeError):
-        return None
+        return []
+    if named := os.environ.get("LSTMCLI_CACHE_DIR"):
+        return [Path(one) for one in named.split(os.pathsep) if one]
+    home = []
+    if found := os.environ.get("XDG_CACHE_HOME"):
+        home = [Path(found) / "lstmcli"]
+    else:
+        with suppress(RuntimeError):  # neither HOME nor an entry for this user
+            if Path.home().is_dir():
+                home = [Path.home() / ".cache" / "lstmcli"]
+    return [*home, Path(os.environ.get("TMPDIR") or "/tmp", f"lstmcli-{os.geteuid()}")]
 
 
-def is_private(status: os.stat_result, kind: Callable[[int], bool]) -> bool:
-    return kind(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+def folders() -> Iterator[Path]:
+    """Yield the folders that kernels may be loaded from."""
+    for folder in named_folders():
+        with suppress(OSError):
+            yield safe_folder(folder)
+
+
+def cache_folder() -> Path | None:
+    """Find the folder that new kernels are put into, made when missing; None: see why_not_kept()."""
+    for folder in named_folders():
+        with suppress(OSError):
+            return writable_folder(folder)
+    return None
+
+
+def why_not_kept() -> str:
+    """Say why there is no folder for new kernels, or why it is not the first one; empty if that is the first."""
+    for folder in named_folders():
+        try:
+            writable_folder(folder)
+        except OSError as error:
+            return f"{folder}: {error.strerror}"
+        return ""
+    return "LSTMCLI_NO_CACHE is set" if os.environ.get("LSTMCLI_NO_CACHE") else "there is no home folder"
+
+
+def writable_folder(folder: Path) -> Path:
+    """Make a folder for new kernels, or find it. Raises OSError where it cannot be written, or is not the user's alone."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = safe_folder(folder)
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return found
+
+
+def safe_folder(folder: Path) -> Path:
+    """Follow links to a folder, wherever it lies. Raises OSError where others could put machine code into it."""
+    found = folder.resolve(strict=True)
+    if not is_safe(found.lstat(), stat.S_ISDIR):
+        raise PermissionError(errno.EPERM, "others can write it")
+    return found
+
+
+def is_safe(status: os.stat_result, kind: Callable[[int], bool]) -> bool:
+    """Say whether nobody but the user and root, who owns this program in an image, can have written it."""
+    return kind(status.st_mode) and status.st_uid in (os.geteuid(), 0) and not status.st_mode & 0o022
 
 
 def read(path: Path) -> Compiled:
     """Read what write() has put there. Raises OSError, and ValueError when it is damaged or somebody else's."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
-        if not is_private(os.fstat(descriptor), stat.S_ISREG):
-            raise ValueError(f"{path}: not the user's own")
+        if not is_safe(os.fstat(descriptor), stat.S_ISREG):
+            raise ValueError(f"{path}: others can write it")
         head, content = file.readline(), file.read()
     match json.loads(head):
         case {"symbol": str(symbol), "shape": [*shape], "object": int(size), "sha256": digest}:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from lstmcli.kernel.native import cache
 from lstmcli.kernel.native.cache import Compiled
 from lstmcli.kernel.native.linker import link, shared_library
-from lstmcli.kernel.native.target import CPU_VARIABLES, Target, target
+from lstmcli.kernel.native.target import CPU_VARIABLES, Target, cpu_facts, target
 
 SIGNATURE = "void(CPointer(int64), int64)"  # function(table of numbers and addresses, number of the thread)
 PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
@@ -44,18 +44,20 @@ class Loaded(NamedTuple):
 
 def load(recipe: Recipe) -> Loaded:
     """Take a function from the cache, or compile it now and put it there."""
-    path = cache.cache_path(recipe.name, recipe.options)
-    if path is not None:
-        with suppress(OSError, ValueError, RuntimeError):
-            return loaded(cache.read(path))
-    here = target()
+    if found := cache.find(recipe.name, recipe.options):
+        with suppress(OSError, RuntimeError):
+            return loaded(found)
+    return loaded(keep(recipe, target(), cpu_facts()))
+
+
+def keep(recipe: Recipe, here: Target, cpu: str) -> Compiled:
+    """Compile a function for a CPU and put it into the cache, under what cache.file_name() takes for that CPU."""
     with settings_of_numba(here):
         made = recipe.compile(here)
-    if path is not None:
+    if cache.cache_folder() is not None:
         made = made._replace(library=shared_library(made.code))
-        with suppress(OSError):
-            cache.write(path, made)
-    return loaded(made)
+        cache.keep(recipe.name, recipe.options, cpu, made)
+    return made
 
 
 @contextmanager
@@ -80,12 +82,7 @@ def loaded(made: Compiled) -> Loaded:
 
 def is_cached(recipe: Recipe) -> bool:
     """Whether load() will find it in the cache, and so take no time."""
-    path = cache.cache_path(recipe.name, recipe.options)
-    if path is not None:
-        with suppress(OSError, ValueError, RuntimeError):
-            cache.read(path)
-            return True
-    return False
+    return cache.find(recipe.name, recipe.options) is not None
 
 
 def compile_function(here: Target, shape: Sequence[int], function: Callable[..., None]) -> Compiled:

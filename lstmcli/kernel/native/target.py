@@ -4,11 +4,33 @@ import functools
 import itertools
 import os
 import platform
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 CPU_VARIABLES = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")
+
+
+class Level(NamedTuple):
+    """A kind of CPUs that machine code can be made for ahead, on another one: LLVM's name of it, and what it must have."""
+
+    cpu: str
+    features: tuple[str, ...]  # as LLVM calls them
+    flags: frozenset[str]  # as /proc/cpuinfo calls them
+
+
+V3 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
+V4 = (*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+OTHER_NAMES = {"bmi": "bmi1", "lzcnt": "abm"}  # of features, in /proc/cpuinfo
+# From the best to the least, by the machine's name. The levels of x86-64 are those of its ABI.
+LEVELS = {
+    "x86_64": {
+        name: Level(cpu, features, frozenset(OTHER_NAMES.get(feature, feature) for feature in features))
+        for name, cpu, features in (("avx512", "x86-64-v4", V4), ("avx2", "x86-64-v3", V3), ("baseline", "x86-64", ()))
+    },
+    "aarch64": {"baseline": Level("generic", ("neon",), frozenset())},
+}
 CPU_FACTS = {"vendor_id", "cpu family", "model", "model name", "stepping", "flags"}  # of x86, in /proc/cpuinfo
 CPU_FACTS |= {"CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"}  # of Arm
 
@@ -64,3 +86,17 @@ def cpu_facts() -> str:
             [*said, platform.machine(), *((name.strip(), value) for name, _, value in facts if name.strip() in CPU_FACTS)]
         )
     return str([*said, platform.system(), platform.machine(), platform.processor()])
+
+
+def levels_here() -> list[str]:
+    """Name the LEVELS that this CPU has, the best first; none where NUMBA_CPU_NAME or NUMBA_CPU_FEATURES say another CPU."""
+    if any(map(os.environ.get, CPU_VARIABLES)):
+        return []
+    flags = set(re.findall(r"\w+", cpu_facts()))
+    return [name for name, level in LEVELS.get(platform.machine(), {}).items() if level.flags <= flags]
+
+
+def target_of(level: str) -> Target:
+    """Describe the CPUs of a level to LLVM. Raises KeyError for one that this kind of machine does not have."""
+    found = LEVELS[platform.machine()][level]
+    return target()._replace(cpu=found.cpu, features=",".join(f"+{feature}" for feature in found.features))
