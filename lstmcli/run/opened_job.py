@@ -100,7 +100,7 @@ class OpenedJob(NamedTuple):
             if output.top is not None or output.labels is not None:
                 raise UsageError("--top and --labels are for a table; give --output NAME.csv, NAME.tsv or NAME.parquet")
             return TableForm()
-        from lstmcli.run.labels import read_labels
+        from lstmcli.inputs.beside.labels import read_labels
 
         return TableForm(output.top, read_labels(output.labels) if output.labels else None, self.first)
 

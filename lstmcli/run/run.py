@@ -40,7 +40,9 @@ def run(
         facts = describe(opened, paths)
         resumable = can_resume(opened, paths, stop)
         if resources.dry_run:
-            return facts
+            from lstmcli.run.estimate import estimate
+
+            return facts | {"estimate": estimate(opened, paths, facts["threads"])}
         if not is_compiled(opened.model, np.dtype(compute.dtype)):
             on_compile()
         computation = computation_of(opened.model, compute, facts["threads"])

@@ -86,6 +86,7 @@ def describe(opened: OpenedJob, paths: Paths) -> dict[str, Any]:
         "resumed_steps": 0,
         "nonfinite": None,
         "dry_run": job.resources.dry_run,
+        "estimate": None,
         "part": [job.part.first, job.part.stop] if job.part else None,
         "notes": [*opened.valid_steps.notes, *about.notes, *notes_on_mask(about.masked, opened)],
         "assumed": list(about.assumed),

@@ -130,6 +130,21 @@ def test_dry_run_writes_nothing(output: list[str], case: Case, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_estimates(case: Case, tmp_path: Path) -> None:
+    words = ("run", *case.inputs, "-o", "out.h5", "--dry-run", "--save", "outputs,states")
+    steps, states = int(case.lengths.sum()), 13 * 2 * (21 + 5) * 4
+    for layout, rows in (("padded", 13 * 17), ("flat", steps)):
+        found = succeed(*words, "--layout", layout, "--json", cwd=tmp_path).json["estimate"]
+        assert found["bytes_read"] == steps * 20 * 4
+        assert found["bytes_stored"] == rows * 5 * 4 + states
+        assert found["bytes_free"] > 0
+        assert 0 < found["seconds"] < 10
+    text = succeed(*words, cwd=tmp_path).text
+    assert "bytes are free" in text
+    assert "s to compute" in text
+    assert not list(tmp_path.iterdir())
+
+
 def test_dry_run_checks_the_lengths(case: Case, tmp_path: Path) -> None:
     files.write_npy(tmp_path / "lens.npy", case.lengths + 1)
     ran = lstmcli("run", "--input", case.x_npy, "--lens", "lens.npy", "--units", 7, "--dry-run", cwd=tmp_path)

@@ -29,6 +29,7 @@ def run_rows(facts: dict[str, Any], verbose: bool) -> Rows:
     threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
     if facts["dry_run"]:
         yield "steps", f"{facts['valid_steps']:,} valid, {threads}; dry run: nothing computed or written"
+        yield from estimate_rows(facts["estimate"])
     else:
         speed = f"{facts['seconds']:.3g} s, {facts['steps_per_second']:,} steps/s, {threads}"
         before = f"; {facts['resumed_steps']:,} of them by an earlier run" if facts["resumed_steps"] else ""
@@ -42,6 +43,17 @@ def run_rows(facts: dict[str, Any], verbose: bool) -> Rows:
         yield "left out", f"after the LSTM: {shown(', '.join(after))}"
     if facts["output"] == "-" and "state" in facts and not facts["states"]:
         yield "", "the final states are not kept: --states FILE keeps them"
+
+
+def estimate_rows(found: dict[str, Any]) -> Rows:
+    """Yields what a run would read, store and take."""
+    free = "" if found["bytes_free"] is None else f"; {found['bytes_free']:,} bytes are free"
+    yield "reads", f"{found['bytes_read']:,} bytes"
+    yield "stores", f"{found['bytes_stored']:,} bytes{free}"
+    if found["seconds"] is not None:
+        yield "takes", f"about {found['seconds']:.3g} s to compute, from a short sample measured now"
+    else:
+        yield "takes", "not measured: the kernel is not compiled yet, `lstmcli env --warmup` does it"
 
 
 def plan_rows(facts: dict[str, Any]) -> Rows:

@@ -1,0 +1,70 @@
+"""What a run would read, store and take, told before it begins."""
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstmcli.blocks import Block, packed_starts
+from lstmcli.errors import SequenceError
+from lstmcli.model.tree import as_chain
+from lstmcli.results.formats.paths import Paths
+from lstmcli.run.computation import computation_of, is_compiled
+from lstmcli.run.opened_job import OpenedJob
+from lstmcli.run.summary import metadata_of
+
+FLOPS = 2e9  # of the sample that is computed, for each thread: some hundredths of a second
+ROWS = 100_000  # of the sample, at most
+
+
+def estimate(opened: OpenedJob, paths: Paths, threads: int) -> dict[str, Any]:
+    """Returns the bytes to read and to store, those that are free where the result goes, and the seconds of computing.
+
+    The seconds are measured: the model computes a sample, as many of the first sequences as take some hundredths of a second.
+    They leave out reading and storing, which go on at the same time. None: the kernel is not compiled yet, or no sample of
+    numbers that are made up can be computed.
+    """
+    source, made = opened.source, metadata_of(opened)
+    arrays = opened.job.compute.arrays(opened.model, len(opened.lengths), source.shape[1])
+    stored = sum(math.prod(made.stored_shape(shape)) * dtype.itemsize for shape, dtype in arrays.values())
+    free = None
+    if paths.main is not None:
+        status = os.statvfs(Path(paths.main).parent)
+        free = status.f_bavail * status.f_frsize
+    steps = int(opened.lengths.sum())
+    return {
+        "bytes_read": steps * source.shape[2] * source.dtype.itemsize,
+        "bytes_stored": stored,
+        "bytes_free": free,
+        "seconds": seconds_of(opened, threads) if steps else 0.0,
+    }
+
+
+def seconds_of(opened: OpenedJob, threads: int) -> float | None:
+    """Returns how long all steps take to compute, from a sample of them."""
+    if not is_compiled(opened.model, np.dtype(opened.job.compute.dtype)):
+        return None
+    computation = computation_of(opened.model, opened.job.compute, threads)
+    rows = max(1, min(ROWS, int(FLOPS * threads / max(1, computation.step_flops))))
+    ends = np.cumsum(opened.lengths)
+    count = max(1, int(np.searchsorted(ends, rows, side="right")))
+    lengths = np.ascontiguousarray(opened.lengths[:count])
+    if not lengths.any():
+        lengths = opened.lengths[opened.lengths > 0][:1].copy()
+    if as_chain(opened.model) is None:  # which may need whole sequences
+        lengths = np.minimum(lengths, rows)
+    total = int(lengths.sum())
+    values = np.ones if opened.source.token_ids else np.zeros
+    block = Block(values((total, computation.input_width), computation.input_dtype), packed_starts(lengths), lengths)
+    arrays = {name: block.like(np.empty((total, width), computation.dtype)) for name, width in computation.step_widths.items()}
+    try:
+        for _ in range(2):  # the first time memory is touched
+            state = computation.initial_state(len(lengths), None)
+            began = time.perf_counter()
+            computation.run(block, arrays, state)
+    except SequenceError:
+        return None
+    return (time.perf_counter() - began) / total * int(opened.lengths.sum())
