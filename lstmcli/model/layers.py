@@ -26,6 +26,7 @@ POINTWISE = (
 OVER_FEATURES = ("softmax", "log_softmax")
 ALPHAS = {"leaky_relu": 0.01, "elu": 1.0}  # PyTorch's; Keras' is in its configuration
 POOLS = ("final", "last", "mean", "max", "sum")
+FILLS = ("zeros", "previous", "next")
 PADDINGS = ("valid", "same", "causal")
 
 
@@ -311,9 +312,26 @@ class Flip(Layer):
     takes = ("sequences",)
 
 
+@dataclass(frozen=True, eq=False)
+class Unmask(Layer):
+    """The steps that a mask hides are there again, for what looks at several steps (Keras). fill: what stands there.
+
+    zeros   zeros      previous   what the shown step before has, zeros before the first one      next   likewise, from the end
+    """
+
+    kind = "unmask"
+    takes = ("sequences",)
+    fill: str
+
+    def __post_init__(self) -> None:
+        if self.fill not in FILLS:
+            raise DataError(f"fill: expected one of {', '.join(FILLS)}, got {self.fill!r}")
+
+
 LAYERS: dict[str, type[Layer]] = {
     layer.kind: layer
     for layer in (
         Embedding, Masking, Dense, Activation, Affine, LayerNorm, Conv1D, Pool1D, Pool, Attention, Flatten, Repeat, Flip,
+        Unmask,
     )
 }  # fmt: skip

@@ -2,7 +2,8 @@
 
     KERAS_BACKEND=tensorflow python tests/data/make_saved_models.py
 
-A member NAME/ is a SavedModel, NAME.npz has `x` and the `predictions` for it.
+A member NAME/ is a SavedModel, NAME.npz has `x` and the `predictions` for it; where a mask is what matters, NAME.keras is the
+model as Keras saves it.
 """
 
 import tarfile
@@ -49,10 +50,13 @@ def models() -> Iterator[tuple[str, Any]]:
     yield "autoencoder", sequences(of.LSTM(4), of.RepeatVector(5), of.LSTM(3, return_sequences=True), of.Dense(FEATURES))
     yield "flattened", sequences(of.LSTM(3, return_sequences=True), of.Flatten(), of.Dense(2), steps=STEPS)
     yield "one_step", sequences(of.LSTM(3, use_bias=False), of.Dense(2), steps=1)
+    yield "masked_maximum", tokens(of.LSTM(2, return_sequences=True), of.GlobalMaxPooling1D())
+    yield "masked_convolution", sequences(of.Masking(-1.0), of.Conv1D(3, 2), of.LSTM(2), of.Dense(2))
+    yield "masked_flatten", tokens(both(of.LSTM(2, return_sequences=True)), of.Flatten(), of.Dense(2), steps=STEPS)
+    yield "masked_backward", tokens(of.LSTM(3, return_sequences=True, go_backwards=True), of.Conv1D(3, 2), of.LSTM(2))
     # What is refused.
     yield "gru", sequences(of.GRU(2))
     yield "unrolled", sequences(of.LSTM(2, unroll=True), steps=3)
-    yield "masked_maximum", tokens(of.LSTM(2, return_sequences=True), of.GlobalMaxPooling1D())
     yield (
         "residual",
         keras.Model(x := keras.Input((None, FEATURES)), of.Add()([of.LSTM(FEATURES, return_sequences=True)(x), x])),
@@ -83,6 +87,9 @@ def main() -> None:
                 if weight.dtype == "float32":
                     weight.assign(np.abs(values) + 0.2 if "variance" in weight.path else values)
             place = Path(folder, name)
+            if name.startswith("masked"):
+                model.save(f"{place}.keras")
+                archive.add(f"{place}.keras", f"{name}.keras")
             model.export(place, verbose=False)
             if len(model.inputs) == len(model.outputs) == 1:
                 x = inputs(model, random)

@@ -23,9 +23,14 @@ def run(layers: list[Layer], x: np.ndarray, lengths: np.ndarray) -> list[np.ndar
 
 def run_one(layers: list[Layer], x: np.ndarray) -> np.ndarray:
     x, final = x if x.dtype.kind in "iu" else x.astype(np.float64), None
+    shown = np.ones(len(x), bool)
     for kind, told in layers:
         told = {name: value.astype(np.float64) if isinstance(value, np.ndarray) else value for name, value in told.items()}
-        if kind == "lstm":
+        if kind == "masking" or told.get("mask_zero"):
+            shown = (x != told.get("value", 0)).any(axis=1)
+        if kind == "unmask":
+            x = unmasked(x, shown, str(told["fill"]))
+        elif kind == "lstm":
             x, final = lstm(told["tree"], np.asarray(x, np.float64))
         elif kind == "pool" and told["function"] == "final":
             assert final is not None
@@ -60,6 +65,19 @@ def embedding(x: np.ndarray, table: np.ndarray, mask_zero: bool = False) -> np.n
 
 def masking(x: np.ndarray, value: float) -> np.ndarray:
     return np.array([row for row in x if (row != value).any()]).reshape(-1, x.shape[1])
+
+
+def unmasked(x: np.ndarray, shown: np.ndarray, fill: str) -> np.ndarray:
+    """The steps with those that are not shown: of zeros, or of what the shown one before or after them has."""
+    if fill == "next":
+        return unmasked(x[::-1], shown[::-1], "previous")[::-1]
+    whole, rows = np.zeros((len(shown), x.shape[1])), iter(x)
+    for step, is_shown in enumerate(shown):
+        if is_shown:
+            whole[step] = next(rows)
+        elif fill == "previous" and step:
+            whole[step] = whole[step - 1]
+    return whole
 
 
 def dense(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:

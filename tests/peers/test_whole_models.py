@@ -1,6 +1,6 @@
 """`lstmcli predict` against Keras and PyTorch: random whole models of all layers that are known, in files as they save them.
 
-300 models in all, a hundred of each kind of file; needs keras with torch beside it.
+400 models in all, a hundred of each kind of file; needs keras with torch beside it, and SavedModels tensorflow.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "elu", "selu", "gelu", "silu
 def keras_model(rng: np.random.Generator, steps: int) -> tuple[Any, np.ndarray]:
     """A random Sequential, and what it takes."""
     count, width = int(rng.integers(1, 9)), int(rng.integers(1, 7))
-    masked = False
     model: list[Any] = []
     if rng.random() < 0.4:
         masked = bool(rng.integers(2))
@@ -42,16 +41,15 @@ def keras_model(rng: np.random.Generator, steps: int) -> tuple[Any, np.ndarray]:
         model.append(keras.layers.Input((steps, width)))
         x = rng.normal(size=(count, steps, width)).astype(np.float32)
         if rng.random() < 0.3:
-            masked = True
             model.append(keras.layers.Masking(-1.0))
             for row, length in zip(x, rng.integers(1, steps + 1, count), strict=True):
                 row[: steps - length] = -1.0
     for _ in range(rng.integers(0, 3)):
-        model.append(stepwise(rng, masked))
+        model.append(stepwise(rng))
     for k in range(top := int(rng.integers(1, 3))):
         model.append(recurrent(rng, k < top - 1 or rng.random() < 0.5))
     last = model[-1].return_sequences
-    if last and not masked and rng.random() < 0.6:
+    if last and rng.random() < 0.6:
         pools = (keras.layers.GlobalMaxPooling1D, keras.layers.GlobalAveragePooling1D, keras.layers.Flatten)
         model.append(pools[rng.integers(3)]())
         last = False
@@ -79,7 +77,7 @@ def recurrent(rng: np.random.Generator, sequences: bool) -> Any:
     return lstm
 
 
-def stepwise(rng: np.random.Generator, masked: bool) -> Any:
+def stepwise(rng: np.random.Generator) -> Any:
     layers = keras.layers
     kinds = [
         lambda: layers.TimeDistributed(layers.Dense(int(rng.integers(1, 6)), activation=str(rng.choice(ACTIVATIONS)))),
@@ -89,15 +87,10 @@ def stepwise(rng: np.random.Generator, masked: bool) -> Any:
         lambda: layers.Activation(str(rng.choice(ACTIVATIONS))),
         lambda: layers.LeakyReLU(negative_slope=0.3),
         lambda: layers.SpatialDropout1D(0.2),
+        lambda: layers.Conv1D(int(rng.integers(1, 6)), int(rng.integers(1, 4)), padding=str(rng.choice(["same", "causal"]))),
+        lambda: layers.MaxPooling1D(2, strides=1, padding="same"),
+        lambda: layers.AveragePooling1D(2, strides=1, padding="same"),
     ]
-    if not masked:
-        kinds += [
-            lambda: layers.Conv1D(
-                int(rng.integers(1, 6)), int(rng.integers(1, 4)), padding=str(rng.choice(["same", "causal"]))
-            ),
-            lambda: layers.MaxPooling1D(2, strides=1, padding="same"),
-            lambda: layers.AveragePooling1D(2, strides=1, padding="same"),
-        ]
     return kinds[rng.integers(len(kinds))]()
 
 
@@ -109,6 +102,17 @@ def check(folder: Path, weights: str, x: np.ndarray, want: np.ndarray, *args: ob
     hidden = (got == 0).all(axis=-1) if got.ndim == 3 else np.zeros(len(got), bool)  # Keras repeats there what it had
     error = np.abs(got - want)[~hidden].max(initial=0)
     assert error <= TOLERANCE * max(1.0, float(np.abs(want).max(initial=0)))
+
+
+@pytest.mark.parametrize("seed", range(MODELS))
+def test_saved_model(seed: int, tmp_path: Path) -> None:
+    """The graph alone, as TensorFlow exports it."""
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("needs tensorflow, and KERAS_BACKEND=tensorflow")
+    rng = np.random.default_rng(seed)
+    model, x = keras_model(rng, steps=int(rng.integers(3, 9)))
+    model.export(tmp_path / "m", verbose=False)
+    check(tmp_path, "m", x, model.predict(x, verbose=0))
 
 
 @pytest.mark.parametrize("name", ["m.keras", "m.h5"])

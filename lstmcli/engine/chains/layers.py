@@ -24,6 +24,7 @@ class Passing:
     lengths: Lengths
     state: State | None = None  # of the LSTM right below: name -> (n, width)
     valid: Any = None  # (R0,) bool, where a mask of the model hid steps: which rows of the input the rows are
+    whole: Any = None  # (n,) the lengths with the hidden steps, where there are any
 
     @property
     def starts(self) -> Lengths:
@@ -81,11 +82,27 @@ def hide(passing: Passing, valid: Any) -> None:
     counts = np.concatenate([[0], np.cumsum(valid)])
     ends = np.cumsum(passing.lengths)
     if passing.valid is None:
-        passing.valid = valid
+        passing.valid, passing.whole = valid, passing.lengths
     else:
         passing.valid[passing.valid] = valid
     passing.lengths = counts[ends] - counts[ends - passing.lengths]
     passing.rows = passing.rows[valid]
+
+
+def unmask(layer: Any, passing: Passing) -> None:
+    """Put the steps in again that hide() took out."""
+    if passing.valid is None:
+        return
+    shown = np.concatenate([[0], np.cumsum(passing.valid)])
+    ends = np.cumsum(passing.whole)
+    first, end = (np.repeat(shown[at], passing.whole) for at in (ends - passing.whole, ends))
+    if layer.fill == "next":
+        place, there = shown[:-1], shown[:-1] < end
+    else:
+        place, there = shown[1:] - 1, passing.valid if layer.fill == "zeros" else shown[1:] > first
+    rows = np.zeros((len(there), passing.rows.shape[1]), passing.rows.dtype)
+    rows[there] = passing.rows[place[there]]
+    passing.rows, passing.lengths, passing.valid = rows, passing.whole, None
 
 
 def activate(layer: Any, passing: Passing) -> None:

@@ -23,6 +23,7 @@ from lstmcli.engine.chains.layers import (
     pool_windows,
     repeat,
     scale,
+    unmask,
     windows,
 )
 from lstmcli.engine.prepared_model import PreparedModel, check_range
@@ -42,6 +43,7 @@ from lstmcli.model.layers import (
     Pool,
     Pool1D,
     Repeat,
+    Unmask,
 )
 from lstmcli.model.tree import Model
 
@@ -108,6 +110,7 @@ class PreparedChain:
         simple: dict[type, Callable[[Any, Passing], None]] = {
             Embedding: embed, Masking: mask, Activation: activate, Affine: scale, LayerNorm: normalize,
             Pool1D: pool_windows, Pool: pool, Attention: attend, Flatten: flatten, Repeat: repeat, Flip: flip,
+            Unmask: unmask,
         }  # fmt: skip
         function, cast = simple[type(layer)], Cast(layer, self.dtype)
         return lambda passing: function(cast, passing)

@@ -28,9 +28,10 @@ from lstmcli.model.layers import (
     Pool,
     Pool1D,
     Repeat,
+    Unmask,
     Window,
 )
-from lstmcli.model.tree import Model, Reverse
+from lstmcli.model.tree import Bidirectional, Model, Reverse
 from lstmcli.weights.chains.keras_tensors import tensors_of
 from lstmcli.weights.containers.tensor import Tensor
 from lstmcli.weights.draft import Draft
@@ -75,7 +76,7 @@ def build(
     for record in line:
         with draft.building(str(record)):
             made.append(Named(record.name, list(maker.layers(record))))
-    made = without_masks_that_nothing_sees(draft, made)
+    made = with_masks_as_heeded(made, maker.fills)
     layers = [(layer, named.name) for named in made for layer in named.layers]
     with draft.building("model"):
         return Chain(tuple(layer for layer, _ in layers), tuple(name for _, name in layers))
@@ -118,6 +119,7 @@ class Maker:
 
     def __init__(self, draft: Draft, found: Found, reader: Reader, major: int) -> None:
         self.draft, self.found, self.reader, self.major = draft, found, reader, major
+        self.fills: dict[Model, str] = {}  # what LSTMs put out at steps that a mask hides
         self.steps: int | None = None
         self.width: int | None = None
         self.vectors = False
@@ -181,7 +183,10 @@ class Maker:
             raise DataError("time_major is not known to this program")
         backwards = inner.get("go_backwards") is True
         for model in self.reader.read_layer(LstmLayer(record.path, stored, record)):
-            yield Reverse(model) if backwards else model
+            zeros = isinstance(model, Bidirectional) or inner.get("zero_output_for_mask") is True
+            made: Model = Reverse(model) if backwards else model
+            self.fills[made] = "zeros" if zeros else "next" if backwards else "previous"
+            yield made
         if inner.get("return_sequences") is not True:
             yield Pool("final")
         elif backwards:
@@ -303,6 +308,9 @@ class Maker:
         match config.get("target_shape"):
             case [int()] if self.vectors:
                 return
+            case [int()] if self.steps is not None:
+                yield Flatten(self.steps)
+                return
             case [1, int()] if self.vectors:
                 yield Repeat(1)
                 return
@@ -330,32 +338,38 @@ def one(value: Json) -> int:
     return value
 
 
-def without_masks_that_nothing_sees(draft: Draft, made: list[Named]) -> list[Named]:
+def with_masks_as_heeded(made: list[Named], fills: Mapping[Any, str]) -> list[Named]:
     """Return the layers with their masks as far as Keras heeds them.
 
-    A layer that looks at several steps lets no mask through. What it sees of masked steps of an LSTM below is what that LSTM
-    repeats there, which is not known here: refused.
+    A layer that looks at several steps lets no mask through. At hidden steps it sees what the last LSTM put there (`fills`, see
+    Unmask), or where there is none the zeros of a Masking.
     """
-    masked = heeded = False
-    for named in made:
+    masks: list[Layer] = []
+    lstm: Model | None = None
+    upon: dict[Any, Unmask] = {}
+    ignored: list[Layer] = []
+    for layer in (layer for named in made for layer in named.layers):
+        if isinstance(layer, Masking) or (isinstance(layer, Embedding) and layer.mask_zero):
+            masks.append(layer)
+        elif masks and isinstance(layer, Model):
+            lstm = layer
+        elif masks and (isinstance(layer, Window | Flatten) or (isinstance(layer, Pool) and layer.function == "max")):
+            if lstm:
+                upon[lstm] = Unmask(fills[lstm])
+            else:
+                ignored += [mask for mask in masks if not (isinstance(mask, Masking) and mask.value)]
+                upon |= {mask: Unmask("zeros") for mask in masks if isinstance(mask, Masking) and mask.value}
+            masks, lstm = [], None
+        elif isinstance(layer, Pool):
+            masks, lstm = [], None
+
+    def layers(named: Named) -> Iterator[Layer | Model]:
         for layer in named.layers:
-            masked |= isinstance(layer, Masking) or (isinstance(layer, Embedding) and layer.mask_zero)
-            drops = isinstance(layer, Window | Flatten) or (isinstance(layer, Pool) and layer.function == "max")
-            if masked and drops and heeded:
-                raise DataError(
-                    f"{draft.where}: layer {shown(named.name)!r} sees steps that a mask hides from the LSTM below, "
-                    "where Keras repeats what it had; this is not known to this program"
-                )
-            if masked and drops:
-                return [
-                    Named(name, [unmasked(layer) for layer in layers if not isinstance(layer, Masking)])
-                    for name, layers in made
-                ]
-            heeded |= masked and isinstance(layer, Model)
-            if isinstance(layer, Pool):
-                masked = False
-    return made
+            if layer not in ignored:
+                yield layer
+            elif isinstance(layer, Embedding):
+                yield Embedding(layer.table)
+            if layer in upon:
+                yield upon[layer]
 
-
-def unmasked(layer: Layer | Model) -> Layer | Model:
-    return Embedding(layer.table) if isinstance(layer, Embedding) else layer
+    return [Named(named.name, list(layers(named))) for named in made]

@@ -150,13 +150,19 @@ class ChainReader(NamedTuple):
                     "lstmcli run computes these"
                 )
             objects, where, metadata = found
-            described = Path(path).parent.parent / "saved_model.pb"
-            if not metadata and Path(path).name == "variables.index" and described.is_file():
+            try:
+                return keras.import_objects(objects, where, metadata, self.choices, make_of_keras)
+            except DataError as error:
+                described = Path(path).parent.parent / "saved_model.pb"
+                if Path(path).name != "variables.index" or not described.is_file():
+                    raise
                 from lstmcli.weights.chains.saved_model.chain import build
 
-                draft, chain = build(described, where, tensors, self.choices)
+                try:
+                    draft, chain = build(described, where, tensors, self.choices)
+                except DataError as other:
+                    raise error if metadata else other from other
                 return WholeModel(chain, draft.kind, tuple(draft.notes), tuple(draft.assumed), draft.masked)
-            return keras.import_objects(objects, where, metadata, self.choices, make_of_keras)
 
     def onnx(self, file: FileBytes, path: str) -> WholeModel:
         from lstmcli.weights.chains.graphs import onnx_chain

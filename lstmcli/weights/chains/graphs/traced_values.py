@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.errors import DataError
-from lstmcli.model.layers import Layer, Pool
+from lstmcli.model.layers import Flatten, Layer, Pool
 from lstmcli.model.tree import Bidirectional, Model, Reverse
 from lstmcli.weights.chains.graphs.row_functions import Expression, layers_of
 
@@ -134,11 +134,22 @@ class Sources:
                 numbers, source = self.pooled(*self.layered(numbers), "last")
             elif (steps == final_steps(source, features)).all():
                 numbers, source = self.pooled(numbers, source, "final")
+        if source.kind == "sequences" and numbers.shape == (source.shape[0], source.steps * source.width) != source.shape[:2]:
+            numbers, source = self.flattened(*self.layered(numbers))
         if source.whole(numbers) or (source.kind == "vectors" and not whole):
             return numbers, source
         raise DataError(
             f"takes a part of what comes out of {self.name(source)}; expected all of it, its last step or its final states"
         )
+
+    def flattened(self, numbers: Numbers, source: Source) -> tuple[Numbers, Source]:
+        """Return the numbers of all steps side by side, where these are in their order."""
+        if not np.array_equal(numbers, source.numbers.reshape(numbers.shape)):
+            return numbers, source
+        if (vectors := self.upon.get((source, "flatten"))) is None:
+            made = (*source.made, Named(Flatten(source.steps), source.made[-1].name if source.made else "flatten"))
+            vectors = self.upon[source, "flatten"] = self.add("vectors", numbers.shape, made)
+        return vectors.numbers, vectors
 
     def pooled(self, numbers: Numbers, source: Source, function: str) -> tuple[Numbers, Source]:
         """Return the numbers of one vector for each sequence, of which the given ones are all or some."""

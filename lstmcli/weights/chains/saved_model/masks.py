@@ -1,14 +1,13 @@
 """Masks in a graph as Keras writes them for TensorFlow: which steps they hide, and which layers skip these."""
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lstmcli.errors import DataError, shown
-from lstmcli.model.layers import Embedding, Flatten, Masking, Pool, Repeat, Window
-from lstmcli.model.tree import Cell, Model
+from lstmcli.model.layers import Embedding, Flatten, Layer, Masking, Pool, Repeat, Unmask, Window
+from lstmcli.model.tree import Cell, Model, Reverse
 from lstmcli.weights.chains.graphs.graph_layers import GraphLayers
 from lstmcli.weights.chains.graphs.traced_graph import Layers
 from lstmcli.weights.chains.graphs.traced_values import Named, Numbers, Source
@@ -168,42 +167,50 @@ class Masks(GraphLayers):
         heeded = {self.heeds[layer] for layer, _ in made if layer in self.heeds}
         if len(heeded) > 1:
             raise DataError("has several masks, which is not known to this program")
-        return tuple(self.unmasked(made) if not heeded else self.masked(made, self.masks[heeded.pop()].source.made))
+        return tuple(self.unheeded(made) if not heeded else self.heeded(made, self.masks[heeded.pop()].source.made))
 
-    def unmasked(self, made: Layers) -> Iterator[Named]:
-        """Yield the layers of a model of which none skips what a mask hides."""
+    def unheeded(self, made: Layers) -> Iterator[Named]:
+        """Yield the layers of a model of which none skips what a mask hides; a Masking puts zeros there."""
         for layer, name in made:
-            if not isinstance(layer, Masking):
+            if not isinstance(layer, Masking) or layer.value:
                 yield Named(layer, name)
-            elif layer.value:
-                raise DataError(f"node {shown(name)!r} puts zeros in the place of steps that no LSTM skips; not known")
+            if isinstance(layer, Masking) and layer.value:
+                yield Named(Unmask("zeros"), name)
 
-    def masked(self, made: Layers, before: Layers) -> Iterator[Named]:
+    def heeded(self, made: Layers, before: Layers) -> Iterator[Named]:
         """Yield the layers, with the one that hides steps first of those that may skip them; before: what stands before it."""
-        born = made[len(before)]
+        born, *after = made[len(before) :]
         if isinstance(born.layer, Embedding) and not before:
-            yield Named(Embedding(born.layer.table, mask_zero=True), born.name)
-        elif isinstance(born.layer, Masking):
-            yield from (*before, born)
-        else:
+            born = Named(Embedding(born.layer.table, mask_zero=True), born.name)
+        elif not isinstance(born.layer, Masking):
             raise DataError(f"node {shown(born.name)!r} is not what the steps that are skipped are told from; not known")
-        below: Model | None = None
-        after = itertools.chain(made[len(before) + 1 :])
-        for layer, name in after:
-            yield Named(layer, name)
-            if isinstance(layer, Repeat):
-                break
-            heeds = layer in self.heeds
-            if isinstance(layer, Masking):
-                raise DataError(f"node {shown(name)!r} is a second mask, which is not known to this program")
-            if isinstance(layer, Model):
-                below = layer
-            pool = layer.function if isinstance(layer, Pool) else ""
-            alike = pool == "final" or (pool == "last" and isinstance(below, Cell))
-            if not (heeds or (alike and below not in self.zeroed)) and isinstance(layer, Model | Window | Pool | Flatten):
-                raise DataError(
-                    f"node {shown(name)!r} sees steps that a mask hides from other layers; not known to this program"
-                )
-            if isinstance(layer, Pool):
-                break
-        yield from after
+        heeding = [k for k, (layer, _) in enumerate(after) if layer in self.heeds]
+        blind = next((k for k, (layer, _) in enumerate(after) if self.sees_all(layer, after[:k])), len(after))
+        if any(isinstance(layer, Masking) for layer, _ in after) or any(k > blind for k in heeding):
+            raise DataError("masks begin or end in places that are not known to this program")
+        yield from (*before, born)
+        last = max((k for k in heeding if isinstance(after[k].layer, Model)), default=None)
+        for k, named in enumerate(after):
+            yield named
+            if k == last and blind < len(after):
+                yield Named(self.fill(named), named.name)
+
+    def sees_all(self, layer: Layer | Model, below: Sequence[Named]) -> bool:
+        """Whether a layer looks at steps that the mask hides: it looks at several, and heeds no mask."""
+        if layer in self.heeds or any(isinstance(each, Pool | Repeat) for each, _ in below):
+            return False
+        lstm = next((each for each, _ in reversed(below) if isinstance(each, Model)), None)
+        pool = layer.function if isinstance(layer, Pool) else ""
+        if lstm and lstm not in self.zeroed and (pool == "final" or (pool == "last" and isinstance(lstm, Cell))):
+            return False
+        return isinstance(layer, Model | Window | Pool | Flatten)
+
+    def fill(self, named: Named) -> Unmask:
+        """Return what puts the steps back that an LSTM skips, with what it has there."""
+        if named.layer in self.zeroed:
+            return Unmask("zeros")
+        if isinstance(named.layer, Cell | Reverse):
+            return Unmask("previous" if isinstance(named.layer, Cell) else "next")
+        raise DataError(
+            f"node {shown(named.name)!r} leaves other values in both directions where a mask hides steps; not known"
+        )

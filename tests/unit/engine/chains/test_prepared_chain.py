@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import naive_chain
+from helpers import files, naive_chain
 from helpers.random_chains import as_chain, random_input, random_layers
 
 from lstmcli.engine.chains.prepared_chain import PreparedChain
@@ -39,6 +39,27 @@ def test_random_chains(seed: int) -> None:
             kept = one if len(one) == len(other) else one[shown_steps(layers, x[row], lengths[row])]
             scale = max(1.0, float(np.abs(other).max(initial=0)))
             assert np.abs(kept - other).max(initial=0) <= tolerance * scale, (row, layers)
+
+
+@pytest.mark.parametrize("first", ["embedding", "masking"])
+@pytest.mark.parametrize("fill", ["zeros", "previous", "next"])
+def test_hidden_steps_come_back(first: str, fill: str) -> None:
+    rng = np.random.default_rng(7)
+    mask = ("embedding", {"table": rng.normal(size=(5, 3)), "mask_zero": True})
+    if first == "masking":
+        mask = ("masking", {"value": 0.0})
+    tree = files.random_model(3, [4], 1)
+    kernel = rng.normal(size=(2, 4, 3))
+    layers = [mask, ("lstm", {"tree": tree}), ("unmask", {"fill": fill})]
+    layers += [("conv1d", {"size": 2, "stride": 1, "dilation": 1, "padding": "valid", "kernel": kernel, "bias": None})]
+    x = rng.integers(1, 5, (7, 6, 1))
+    x[1, :3] = x[2, 3:] = x[3, 2:4] = x[4] = x[5, ::2] = 0
+    x = x if first == "embedding" else x * np.ones(3)
+    lengths = np.array([6, 6, 6, 5, 6, 6, 1])
+    want = naive_chain.run(layers, x, lengths)
+    got = predict(as_chain(layers), x, lengths, DOUBLE)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other.reshape(one.shape), rtol=0, atol=1e-12)
 
 
 def shown_steps(layers: list[naive_chain.Layer], x: np.ndarray, length: int) -> np.ndarray:

@@ -30,11 +30,14 @@ MODELS = {
     "autoencoder": ("stack last repeat stack dense", False),
     "flattened": ("stack flatten dense", False),
     "one_step": ("stack last dense", False),
+    "masked_maximum": ("embedding stack unmask max", True),
+    "masked_convolution": ("masking unmask conv1d stack last dense", True),
+    "masked_flatten": ("embedding stack unmask flatten dense", True),
+    "masked_backward": ("embedding stack unmask flip conv1d stack last", True),
 }
 REFUSED = {
     "gru": "gru_1/while': a loop that is no LSTM",
     "unrolled": "takes a part of what comes out of the input",
-    "masked_maximum": "sees steps that a mask hides",
     "residual": "takes two inputs",
     "two_inputs": "takes 2 arrays, one, other; expected a model in one line",
     "two_outputs": "puts out 2 arrays, output_0, output_1; expected a model in one line",
@@ -61,13 +64,22 @@ def kinds(chain: Chain) -> str:
 def test_predictions_are_those_of_keras(name: str, folder: Path) -> None:
     with np.load(folder / f"{name}.npz") as file:
         x, want = file["x"], file["predictions"]
-    chain = load(folder / name).chain
+    check(load(folder / name).chain, x, want)
+
+
+def check(chain: Chain, x: np.ndarray, want: np.ndarray) -> None:
     rows = x.reshape(x.shape[0] * x.shape[1], -1).astype(np.int64 if chain.takes_ids else np.float32)
     got, _ = PreparedChain(chain, np.dtype(np.float32), 1)(rows, np.full(len(x), x.shape[1]))
     want = want.reshape(got.shape)
     if chain.has_steps and chain.masks:  # at the others Keras repeats what it had
         got, want = (each[x.reshape(-1) != 0] for each in (got, want))
     np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("masked")])
+def test_files_of_keras_see_masked_steps_alike(name: str, folder: Path) -> None:
+    with np.load(folder / f"{name}.npz") as file:
+        check(load(folder / f"{name}.keras").chain, file["x"], file["predictions"])
 
 
 def test_the_command(folder: Path, tmp_path: Path) -> None:
