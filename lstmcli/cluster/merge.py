@@ -14,7 +14,7 @@ from lstmcli.blocks import Span, Valid, steps_until
 from lstmcli.cluster.job_scripts import array_expression
 from lstmcli.cluster.parts import open_part
 from lstmcli.cluster.plan import Plan
-from lstmcli.errors import DataError, LstmcliError, MissingInputError, StoppedError, UsageError, shown
+from lstmcli.errors import ChangedDataError, DataError, LstmcliError, MissingInputError, StoppedError, UsageError, shown
 from lstmcli.files import hdf5
 from lstmcli.files.partial_file import write_whole
 from lstmcli.files.positioned_file import FileBytes, open_readable
@@ -25,12 +25,12 @@ from lstmcli.model.chain import Chain
 from lstmcli.model.chain_file import any_model_in
 from lstmcli.model.tree import Model
 from lstmcli.results.formats.fields import PADDED, PER_SEQUENCE, Arrays, Checksums, Field
-from lstmcli.results.formats.hdf5_result import stored_steps, write_metadata
+from lstmcli.results.formats.hdf5_result import CHECKSUM, allocate, stored_steps, write_metadata
 from lstmcli.results.formats.paths import Paths, check_paths, result_paths
 from lstmcli.results.formats.result import Metadata
 from lstmcli.results.journal import StoredSpan
 from lstmcli.results.naming import UnpublishedResult, publishing
-from lstmcli.results.verify import verify
+from lstmcli.results.verify import MERGED_SUM, PART_NAMES, PART_SUMS, container_sum, verify
 from lstmcli.run.memory import Limits, cut_into_spans
 from lstmcli.run.opened_job import mark_of_steps
 from lstmcli.run.pipeline import Progress
@@ -118,7 +118,8 @@ def merge(
 def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) -> dict[str, Any]:
     """Makes a small HDF5 file whose arrays lie in the parts, after reading and checking these. Returns the facts, for JSON.
 
-    The file names the parts relative to its own folder. If one of them vanishes later, libhdf5 gives NaN for its rows.
+    The file names the parts relative to its own folder, and holds their checksums and its own for verify(). If one of the
+    parts vanishes later, libhdf5 gives NaN for its rows.
     """
     import h5py
 
@@ -130,6 +131,7 @@ def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) 
     whole = check_parts(plan)
     for part in whole.parts:
         verify(part.path)
+    sums = [container_sum(part.path) for part in whole.parts]
     folder = os.path.realpath(paths.main.parent)
     made = whole.metadata()._replace(nonfinite=whole.nonfinite())
     with h5py.File("merged", "w", driver="core", backing_store=False) as file:
@@ -145,9 +147,14 @@ def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) 
                     layout[at : at + own[0]] = h5py.VirtualSource(source, name, own, dtype)
                 at += own[0]
             file.create_virtual_dataset(name, layout, fillvalue=np.nan)
+        file[PART_NAMES] = [os.path.relpath(os.path.realpath(part.path), folder) for part in whole.parts]
+        file[PART_SUMS] = np.array(sums, np.uint32)
+        own = hdf5.Extent(allocate(file, MERGED_SUM, (1,), CHECKSUM), CHECKSUM.itemsize)
         file.flush()
-        image = bytes(file.id.get_file_image())
-    write_whole(paths.main, [image], overwrite)
+        image = bytearray(file.id.get_file_image())
+    checksum = hdf5.container_checksum(lambda offset, count: bytes(image[offset : offset + count]), len(image), [own])
+    image[own.offset : own.offset + own.size] = np.array([checksum], CHECKSUM).tobytes()
+    write_whole(paths.main, [memoryview(image)], overwrite)
     return describe(whole, paths)
 
 
@@ -290,9 +297,9 @@ def compare(part: StoredPart, span: Span, sums: dict[str, Checksums]) -> None:
     for name, found in sums.items():
         wrong = np.flatnonzero(found != part.sums[name][first : first + span.count])
         if len(wrong):
-            raise DataError(
+            raise ChangedDataError(
                 f"{shown(part.path)}::/{name}, row {first + wrong[0]}: its bytes are not what was written: their checksum "
-                f"differs; make the part again: --shard {part.number} --overwrite"
+                f"differs; make the part again: --shard {part.number} --overwrite; merge --resume then goes on"
             )
 
 

@@ -67,6 +67,13 @@ class Partial:
             raise StorageError(f"{name}: was cut by another program at byte {offset + got}")
         return bytes(taken)
 
+    def has_data(self, offset: int, count: int) -> bool:
+        """Says whether any of the `count` bytes at `offset` was ever written, as far as the file system knows."""
+        try:
+            return os.lseek(self.fd, offset, os.SEEK_DATA) < offset + count
+        except OSError as error:
+            return error.errno != errno.ENXIO  # nothing but a hole up to the end
+
     def start_sync(self) -> None:
         """Lets the system begin to put on disk what was written, so that sync() waits for less; failures show there."""
         if start := getattr(ctypes.CDLL(None), "sync_file_range", None):  # Linux

@@ -31,6 +31,8 @@ class UnpublishedResult:
         journal = self.journal
         if not journal:
             return None
+        if journal.done:
+            self.result.clear_padding()
         for count, stored in enumerate(journal.done):
             span = stored.span
             fits = span.first + span.count <= len(self.result.valid.lengths) and stored.fits(forms)

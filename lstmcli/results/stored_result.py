@@ -178,7 +178,7 @@ class StoredResult:
         """Lists the arrays in the order of STEP_ARRAYS, then those with a row for each sequence."""
         checksums = hdf5_safety.find(self.file, "checksums")  # a result of merge --virtual has none
         found = [entry.name.removeprefix("/") for entry in hdf5.entries(self.file if checksums is None else checksums)]
-        names = in_order([name for name in found if name not in NO_ARRAYS and not name.startswith("model/")])
+        names = in_order([name for name in found if name not in NO_ARRAYS and not name.startswith(("model/", "parts/"))])
         places = {name: k for k, name in enumerate(STEP_ARRAYS)}
         return sorted(names, key=lambda name: places.get(name.partition("/")[0], len(places)))
 

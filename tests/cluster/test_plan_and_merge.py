@@ -225,9 +225,15 @@ def test_a_merge_that_is_not_resumed_is_refused(copied: Path) -> None:
     assert_one_line(lstmcli("merge", "plan.json", "-o", "out.h5", cwd=copied), 73, "--resume", "--overwrite")
 
 
+def want_lengths(folder: Path) -> bytes:
+    with h5py.File(folder / "serial.h5") as file:
+        return file["lengths"][:].tobytes()
+
+
 def test_virtual(copied: Path) -> None:
     (copied / "shown").mkdir()
     succeed("merge", "plan.json", "-o", "shown/out.h5", "--virtual", "-q", cwd=copied)
+    assert "5 parts, all checksums right" in succeed("verify", "shown/out.h5", cwd=copied).text
     moved = copied.parent / "moved"
     copied.rename(moved)  # the parts are named relative to the file
     got, want = files.read_result(moved / "shown" / "out.h5"), files.read_result(moved / "serial.h5")
@@ -235,7 +241,21 @@ def test_virtual(copied: Path) -> None:
     with h5py.File(moved / "shown" / "out.h5") as file, h5py.File(moved / "serial.h5") as whole:
         assert {**file.attrs}.keys() == {**whole.attrs}.keys()
         assert (file["lengths"][:] == whole["lengths"][:]).all()
+    flipped = bytearray((moved / "shown" / "out.h5").read_bytes())
+    flipped[flipped.index(want_lengths(moved)) + 8] ^= 1
+    (moved / "shown" / "flipped.h5").write_bytes(flipped)
+    assert_one_line(lstmcli("verify", "shown/flipped.h5", cwd=moved), 65, "flipped.h5", "not what was written")
+    part = moved / "plan.parts" / "part-0002.h5"
+    right = part.read_bytes()
+    with h5py.File(part) as file:
+        at = file["outputs"].id.get_offset()
+    part.write_bytes(right[:at] + bytes([right[at] ^ 1]) + right[at + 1 :])
+    assert_one_line(lstmcli("verify", "shown/out.h5", cwd=moved), 65, "part-0002.h5::/outputs, row", "checksum differs")
+    part.write_bytes((moved / "plan.parts" / "part-0003.h5").read_bytes())
+    assert_one_line(lstmcli("verify", "shown/out.h5", cwd=moved), 65, "part-0002.h5", "another part")
+    part.write_bytes(right)
     (moved / "plan.parts" / "part-0003.h5").unlink()
+    assert_one_line(lstmcli("verify", "shown/out.h5", cwd=moved), 65, "part-0003.h5", "cannot be opened")
     outputs, state = files.read_result(moved / "shown" / "out.h5")
     assert outputs is not None
     assert np.isnan(outputs).all(axis=(1, 2)).sum() == np.isnan(state["0/c"]).all(axis=1).sum() > 5

@@ -48,3 +48,17 @@ def test_a_file_that_came_meanwhile_costs_no_work(tmp_path: Path) -> None:
     (tmp_path / "out.h5").unlink()
     (tmp_path / "out.h5.partial").rename(tmp_path / "out.h5")
     assert files.read_result(tmp_path / "out.h5")[0].shape == (2000, 100, 256)
+
+
+@pytest.mark.parametrize(
+    "states", ["out.model.h5", "sub/../out.model.h5", "{}/out.npy.journal", "link/out.npy.partial", "out.npy"]
+)
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_states_in_the_place_of_another_file_of_the_result(states: str, overwrite: tuple[str, ...], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((2, 3, 4), np.float32))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to(".")
+    before = sorted(tmp_path.rglob("*"))
+    words = ("run", "-i", "x.npy", "-u", 2, "-o", "out.npy", "--states", states.format(tmp_path), *overwrite)
+    assert_one_line(lstmcli(*words, cwd=tmp_path), 2, "--states", "is also the name of another file")
+    assert sorted(tmp_path.rglob("*")) == before

@@ -96,6 +96,23 @@ class Field(NamedTuple):
         rows = np.ascontiguousarray(rows, self.dtype)
         self.store.write(rows, self.offset + first * rows[:1].nbytes)
 
+    def clear_padding(self, valid: Valid) -> None:
+        """Makes zeros of what is not zero in the padding of all sequences: damage to a file that an earlier run has left."""
+        if not self.has_steps or self.begins is not None:
+            return
+        batch, longest, _ = self.shape
+        width = self.shape[2] * self.dtype.itemsize
+        ends = valid.starts + valid.lengths
+        for first in range(0, batch * longest, count := max(1, CACHE // max(1, width))):
+            sequences, steps = np.divmod(np.arange(first, min(first + count, batch * longest)), longest)
+            padding = (steps < valid.starts[sequences]) | (steps >= ends[sequences])
+            offset, size = self.offset + first * width, len(steps) * width
+            if not size or not padding.any() or not self.store.has_data(offset, size):
+                continue
+            rows = np.frombuffer(self.store.take(offset, size), np.uint8).reshape(len(steps), width)
+            for step in np.flatnonzero(padding & rows.any(axis=1)).tolist():
+                self.store.write(bytes(width), offset + step * width)
+
     def get(self, first: int, valid: Valid) -> NDArray[Any]:
         """Returns what put() has stored. Raises StorageError."""
         count = int(valid.lengths.sum()) if self.has_steps else len(valid.lengths)

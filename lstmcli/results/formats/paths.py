@@ -1,6 +1,7 @@
 """The names of the files that a run makes, known before anything is read."""
 
 from collections.abc import Iterable
+from os.path import realpath
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +63,8 @@ def result_paths(output: str | None, states: str | None, save: tuple[str, ...], 
     path = Path(output)
     beside = Path(states) if states else path.with_suffix(".states.npz")
     paths = Paths(path, beside if "states" in save else None, path.with_suffix(".model.h5"))
-    if len(set(names := temporary_names(paths))) < len(names):
+    names = temporary_names(paths)
+    if len({(realpath(name.parent), name.name) for name in names}) < len(names):
         raise UsageError(f"--states {states}: is also the name of another file of this result; choose another one")
     return paths
 

@@ -111,6 +111,11 @@ class Result:
                 field.put(span.first + group.start, places, rows, whole=span.start == 0 and span.last)
         return self._end(span)
 
+    def clear_padding(self) -> None:
+        """Makes the padding zeros again, in files that an earlier run has left."""
+        for field in self.fields.values():
+            field.clear_padding(self.valid)
+
     def check(self, span: Span) -> int:
         """Returns the checksum of a span from what the files hold now; called in the order of the spans."""
         valid = span.valid(self.valid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
@@ -169,3 +170,27 @@ def test_a_changed_initial_state(write: Callable[[Path, np.ndarray], str], tmp_p
     secretly(write, tmp_path, H)
     run(resume, nothing)
     assert (tmp_path / "out.h5").read_bytes() == want
+
+
+@pytest.mark.parametrize("output", ["out.h5", "out.npy"])
+@pytest.mark.parametrize("padding", ["post", "pre"])
+def test_damage_in_the_padding_of_what_a_stopped_run_left(output: str, padding: str, tmp_path: Path) -> None:
+    job = job_of(tmp_path, write_npy(tmp_path, X if padding == "post" else X[:, ::-1]))
+    inputs = job.inputs._replace(padding=padding, input=str(tmp_path / "x.npy"))
+    job = job._replace(compute=Compute(), output=Output(str(tmp_path / output)), inputs=inputs)
+    run(job, nothing)
+    want = {path.name: path.read_bytes() for path in tmp_path.glob("out.*")}
+    with h5py.File(tmp_path / output) if output == "out.h5" else nullcontext() as file:
+        offset = file["outputs"].id.get_offset() if file else 128
+    for path in tmp_path.glob("out.*"):
+        path.unlink()
+    stop_after(job, 90)
+    valid = np.arange(60) < LENGTHS[:, None]
+    places = np.flatnonzero(~(valid if padding == "post" else valid[:, ::-1]))  # steps of five numbers of four bytes
+    with (tmp_path / f"{output}.partial").open("r+b") as partial:
+        for place in places[[0, 3, 40, 100, 300, -1]].tolist():
+            partial.seek(offset + 20 * place + 7)
+            partial.write(b"!")
+    run(job._replace(resources=job.resources._replace(resume=True)), nothing)
+    for name, content in want.items():
+        assert (tmp_path / name).read_bytes() == content, name
