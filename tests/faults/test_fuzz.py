@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parents[1] / "helpers" / "fuzz.py"
 
 @pytest.fixture(scope="module")
 def job(small_run: Callable[..., SmallRun]) -> SmallRun:
-    formats = ("x.h5", "chunked.h5", "mask.npy", "lens.txt", "model.h5")
+    formats = ("x.h5", "chunked.h5", "mask.npy", "lens.txt", "model.h5", "many")
     options = "--threads 1 --max-memory 60KB -q"
     return small_run(14, 60, 5, features=20, seed=2, lengths=SOME_LONG, formats=formats, options=options)
 
@@ -36,7 +36,21 @@ def fuzz(job: SmallRun, folder: Path, kind: str, seed: int, count: int) -> None:
     assert 65 in ast.literal_eval(codes), codes
 
 
-KINDS = ["npy", "lengths", "mask", "text", "hdf5", "chunked", "model", "journal", "result"]
+KINDS = [
+    "npy",
+    "lengths",
+    "mask",
+    "text",
+    "hdf5",
+    "chunked",
+    "npz",
+    "datasets",
+    "kaldi",
+    "safetensors",
+    "model",
+    "journal",
+    "result",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)

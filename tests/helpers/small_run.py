@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import struct
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,8 +54,8 @@ def make_small_run(
 ) -> SmallRun:
     """Writes x.npy and lens.npy, and makes the run once.
 
-    formats: more files of the same numbers, of x.h5, chunked.h5, mask.npy and lens.txt; with model.h5 the run takes its
-    weights, else new ones. Without `lengths` they are random, from 0 to `steps`.
+    formats: more files of the same numbers, of x.h5, chunked.h5, mask.npy and lens.txt; many: ragged ones. With model.h5
+    the run takes its weights, else new ones. Without `lengths` they are random, from 0 to `steps`.
     """
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(sequences, steps, features)).astype(np.float32)
@@ -67,6 +69,8 @@ def make_small_run(
             file.create_dataset("x", data=x, chunks=(4, 16, features), compression="gzip", fletcher32=True)
     if "mask.npy" in formats:
         files.write_npy(folder / "mask.npy", ~files.padding(x.shape, lengths))
+    if "many" in formats:
+        write_sequences(folder, [row[:length] for row, length in zip(x, lengths, strict=True)])
     if "lens.txt" in formats:
         (folder / "lens.txt").write_text("\n".join(map(str, lengths)) + "\n")
     if "model.h5" in formats:
@@ -76,3 +80,20 @@ def make_small_run(
     result = (folder / "result.h5").read_bytes()
     (folder / "result.h5").unlink()
     return replace(run, result=result)
+
+
+def write_sequences(folder: Path, sequences: list[np.ndarray]) -> None:
+    """Writes an array for each sequence: many.npz, many.h5, many.ark and many.safetensors."""
+    named = {f"s{k:02}": rows.astype("<f4") for k, rows in enumerate(sequences)}
+    np.savez_compressed(folder / "many.npz", **named)
+    ark, header, at = b"", {}, 0
+    with h5py.File(folder / "many.h5", "w") as file:
+        for name, rows in named.items():
+            file[name] = rows
+            ark += name.encode() + b" \0BFM " + struct.pack("<bibi", 4, len(rows), 4, rows.shape[1]) + rows.tobytes()
+            header[name] = {"dtype": "F32", "shape": rows.shape, "data_offsets": [at, at + rows.nbytes]}
+            at += rows.nbytes
+    (folder / "many.ark").write_bytes(ark)
+    text = json.dumps(header).encode()
+    values = b"".join(rows.tobytes() for rows in named.values())
+    (folder / "many.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + values)

@@ -24,7 +24,7 @@ class Sequences(NamedTuple):
 
     data: Bytes
     name: str  # of the whole, for messages
-    ids: Sequence[str]
+    ids: Sequence[str] | None
     lengths: Lengths
     width: int
     dtype: np.dtype[Any]
@@ -80,11 +80,12 @@ def gathered(data: Bytes, name: str, arrays: Sequence[Found], stored: int, token
         listed = ", ".join(f"{shown(one.id)} {one.shape} {one.dtype}" for one in arrays[:10])
         raise DataError(f"{name}: expected an array (steps, features) for each sequence, got {listed or 'nothing'}")
     left_out = sorted({one.id for one in arrays} - {one.id for one in found})
-    first = next((one for one in found if len(one.shape) == 2), found[0])
+    first = next((one for one in found if len(one.shape) == 2 and one.shape[1]), found[0])
     takes_ids = token_ids and first.dtype.kind in "iu"
     width = 1 if takes_ids else first.shape[-1]
     for one in found:
         fits = one.shape[1:] == () if takes_ids else len(one.shape) in (1, 2) and one.shape[-1] == width
+        fits = fits or one.shape == (0, 0)  # Kaldi's empty matrices
         if not fits or one.dtype != first.dtype or not (takes_ids or is_float(one.dtype)):
             expected = "(steps,)" if takes_ids else f"(steps, {width})"
             raise DataError(
@@ -116,9 +117,10 @@ class PlacedSequences(Source):
         steps = int(found.lengths.max(initial=0))
         array = StoredArray(found.data, found.name, (len(found.lengths), steps, found.width), found.dtype)
         super().__init__(array._replace(token_ids=found.token_ids), files, found.stored)
-        check_ids(found.ids, found.name)
+        if found.ids is not None:
+            check_ids(found.ids, found.name)
         self.lengths, self.lengths_origin = found.lengths, found.name
-        self.ids, self.ids_origin = found.ids, found.name
+        self.ids, self.ids_origin = found.ids, found.name if found.ids is not None else None
         self.offsets, self.decode, self.notes = found.offsets, found.decode, found.notes
         self.decoded = found.decoded_at_once // found.dtype.itemsize
         self.row_bytes = found.width * self.dtype.itemsize

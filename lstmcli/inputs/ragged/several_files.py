@@ -18,12 +18,14 @@ from lstmcli.errors import ChangedDataError, DataError, MissingInputError, shown
 from lstmcli.files.file_kind import FileKind, is_several, open_by_kind
 from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes, open_readable
+from lstmcli.inputs.ragged.arrow import in_table, is_arrow
+from lstmcli.inputs.ragged.kaldi import in_ark, is_ark, is_scp, matrix_at, places_in_scp
 from lstmcli.inputs.ragged.placed import DECODED, Found, Sequences, gathered, sequences_among
 from lstmcli.inputs.ragged.tensors import LastArchive, in_safetensors, in_zip, is_safetensors
 
 OPEN = 64  # files that are open at a time
 LIST_LIMIT = 1 << 30  # bytes of a list of names
-HEAD = 16  # bytes by which the form of a file is told
+HEAD = 4096  # bytes by which the form of a file is told
 
 
 class KnownFile(NamedTuple):
@@ -125,6 +127,12 @@ def in_one_file(
     file: FileBytes, path: str, kind: FileKind, name: str | None, token_ids: bool, files: ExitStack
 ) -> Sequences | None:
     """Returns the sequences of a file that is open; None: it holds something else."""
+    if kind is FileKind.OTHER:
+        head = file.take(0, min(HEAD, file.opened.st_size))
+        if is_arrow(head):
+            return in_table(file, path, head, name and name.lstrip("/"), token_ids, files)
+        if is_scp(head):
+            return in_scp(file, path, files, token_ids)
     found = arrays_in(file, path, kind, name, LastArchive(files))
     if not sequences_among(found, token_ids) or any(len(one.shape) > 2 and one.dtype.kind == "f" for one in found):
         return None
@@ -174,6 +182,32 @@ def arrays_in(file: FileBytes, path: str, kind: FileKind, name: str | None, arch
         return [Found(file.name, Path(path).stem, array.shape, array.dtype, place, partial(whole_npy, path))]
     if kind is FileKind.ZIP:
         return in_zip(file, path, member, archives)
-    if kind is FileKind.OTHER and is_safetensors(file.take(0, min(HEAD, file.opened.st_size)), file.opened.st_size):
+    if kind is not FileKind.OTHER:
+        return []
+    head = file.take(0, min(HEAD, file.opened.st_size))
+    if is_safetensors(head, file.opened.st_size):
         return in_safetensors(file, path, member)
-    return []
+    return in_ark(file, path) if is_ark(head) else []
+
+
+def in_scp(file: FileBytes, path: str, files: ExitStack, token_ids: bool) -> Sequences:
+    """Returns the matrices that an .scp of Kaldi names. Their files are found from here, or from the folder of the .scp."""
+    size = file.opened.st_size
+    if size > LIST_LIMIT:
+        raise DataError(f"{file.name}: expected an .scp of at most {LIST_LIMIT} bytes, got {size}")
+    places = places_in_scp(file.take(0, size), file.name, Path(path).parent)
+    archives: dict[str, list[int]] = {}
+    for k, (_, name, _) in enumerate(places):
+        archives.setdefault(name, []).append(k)
+    arrays: dict[int, Found] = {}
+    parts, begin = [], 0
+    for name, rows in archives.items():
+        with open_by_kind(name) as (archive, _):
+            for k in rows:
+                one, _ = matrix_at(archive, name, places[k][0], places[k][2])
+                arrays[k] = one._replace(offset=one.offset if one.offset == DECODED else begin + one.offset)
+            parts.append(KnownFile(name, archive.opened.st_size, archive.opened.st_mtime_ns))
+            begin += archive.opened.st_size
+    data = JoinedFiles(parts)
+    files.callback(data.close)
+    return gathered(data, file.name, [arrays[k] for k in range(len(places))], begin, token_ids)

@@ -37,7 +37,7 @@ def test_what_libhdf5_says(libver, userblock, tmp_path):
             elif libver == "earliest":
                 item = file[name]
                 assert header.shape == item.shape
-                assert header.address == (None if name == b"e4" else item.id.get_offset())
+                assert header.address == (None if name >= b"e" else item.id.get_offset())
                 assert header.size == item.nbytes
                 assert sorted(map(attribute_name, header.attributes)) == sorted(key.encode() for key in item.attrs)
         types = {}
