@@ -24,7 +24,7 @@ from lstmcli.results.formats.fields import Field
 from lstmcli.results.formats.paths import journal_name
 from lstmcli.results.formats.result import Result
 from lstmcli.results.journal import Fingerprint, StoredSpan, decode_line
-from lstmcli.run.computation import computation_of
+from lstmcli.run.computation import Work, computation_of
 from lstmcli.run.job import Job, Part
 from lstmcli.run.memory import block_limits
 from lstmcli.run.opened_job import open_job
@@ -93,7 +93,8 @@ def store_rows(job: Job, fields: dict[str, Place], checksums: dict[str, Place]) 
         own_checksums = {name: rows_of(place) for name, place in checksums.items()}
         check_run(Path(next(iter(fields.values()))[0]), run)
         with open_job(job) as opened:
-            computation = computation_of(opened.model, job.compute, job.resources.threads or 1)
+            work = Work(int(opened.lengths.sum()), job.resources.max_memory)
+            computation = computation_of(opened.model, job.compute, job.resources.threads or 1, work)
             limits = block_limits(computation, opened.source, opened.lengths, job.resources.max_memory, streams=False)
             result = Result(list(stores.values()), own_fields, own_checksums, metadata_of(opened).placed)
             with closing(WorkersResult(result)) as sink:

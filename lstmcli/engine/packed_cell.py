@@ -1,22 +1,36 @@
 """One cell over a block of sequences: its weights packed, the work shared out among threads, the kernel called."""
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import Block, State
+from lstmcli.blocks import Block, Floats, State
 from lstmcli.engine.lanes_and_threads import CellSize, Schedule, split_work
 from lstmcli.kernel import lstm
-from lstmcli.kernel.layout import ARGUMENTS, SYNC_WORDS, Options, pack, pack_cell, scratch_words, write_call
+from lstmcli.kernel.layout import (
+    ARGUMENTS,
+    SYNC_WORDS,
+    Options,
+    lines,
+    pack,
+    pack_cell,
+    paused_columns,
+    scratch_words,
+    write_call,
+)
 from lstmcli.model.tree import Cell
+
+Shared = Callable[[Callable[[slice], None], int, float], None]
 
 
 class PackedCell:
     """A cell ready to run: its kernel loaded, its weights packed. `path` names its state: {path}/c and {path}/h."""
 
     def __init__(self, path: str, cell: Cell, bits: int) -> None:
+        self.cell, self.products_at = cell, 0
         self.kernel = lstm.load(bits, kernel_options(cell))
         self.float_bytes = bits // 8
         prefix = f"{path}/" if path else ""
@@ -31,17 +45,44 @@ class PackedCell:
         # Bytes of a lane's h before the projection.
         self.hidden_bytes = units * self.float_bytes if cell.projection is not None else 0
 
+    def take_table(self, table: Floats, shared: Shared) -> None:
+        """Compute the input products of all rows of an embedding's table once: blocks hold token ids (R, 1) int64 from now on.
+
+        table   (V, inputs), C-contiguous, of the dtype of the computation
+        shared  calls a function with slices of rows, in several threads
+        """
+        from lstmcli.kernel.heads.call import Dense
+
+        dense = Dense(
+            paused_columns(self.cell.input_kernel, self.kernel.shape), self.weights.biases.reshape(-1), 8 * table.itemsize
+        )
+        products = lines((len(table), dense.outputs), table.dtype)
+        shared(lambda part: dense.run(table[part], products[part]), len(table), 2.0 * dense.inputs * dense.outputs)
+        self.products, self.products_at = products, products.ctypes.data
+        self.size = self.size._replace(flops=self.size.flops - 8 * self.cell.units * self.cell.input_size)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the products of an input take longer to be computed than to be read: measured for 16 to 512 units."""
+        return 2 * self.cell.input_size >= self.cell.units
+
+    def product_bytes(self, words: int) -> int:
+        """Return how large the products are of a table of so many rows."""
+        return words * self.weights.biases.nbytes
+
     def run(
         self, block: Block, outputs: Block, cells: Block | None, state: State, schedule: Schedule, threads: int, backward: bool
     ) -> None:
         """Run all sequences of `block` in at most `threads` threads, from the last step to the first where `backward`.
 
-        block    in      rows (R, inputs)
+        block    in      rows (R, inputs); after take_table() the token ids (R, 1)
         outputs  out     rows (R', outputs): the steps of each sequence are written, nothing else
         cells    out     rows (R', units) for c at every step, with the starts of `outputs`; None: not kept
         state    in/out  C-contiguous arrays; those of this cell: before, the initial state; after, the final one
         """
         split = split_work(self.size, schedule, threads)
+        if self.products_at:
+            split = split._replace(ahead=0)
         x_starts, y_starts, step = block.starts, outputs.starts, 1
         if backward:  # starts count in steps, so from row 0 downward
             x_starts, y_starts, step = 1 - x_starts - block.lengths, 1 - y_starts - block.lengths, -1
@@ -71,6 +112,7 @@ class PackedCell:
                 8 * scratch,
                 table_at + 8 * hidden_first,
                 0 if split.share_steps else 8 * hidden_words,
+                self.products_at,
             ),
         )
         if split.threads == 1:

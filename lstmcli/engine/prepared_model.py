@@ -10,7 +10,7 @@ import numpy as np
 
 from lstmcli.blocks import Block, Floats, State, one_nan
 from lstmcli.engine.lanes_and_threads import Schedule
-from lstmcli.engine.packed_cell import PackedCell, kernel_options
+from lstmcli.engine.packed_cell import PackedCell, Shared, kernel_options
 from lstmcli.errors import DataError
 from lstmcli.kernel import lstm
 from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack
@@ -68,6 +68,21 @@ class PreparedModel:
         for name, learned in self.learned.items():
             state[name][:] = learned
         return state
+
+    def take_table(self, table: Floats, shared: Shared) -> None:
+        """Make blocks hold token ids (R, 1) int64 instead of the rows of an embedding's table: see PackedCell.take_table."""
+        for path in lowest_cells(self.model):
+            self.cells[path].take_table(table, shared)
+        self.flops = sum(cell.size.flops for cell in self.cells.values())
+
+    def product_bytes(self, words: int) -> int:
+        """Return how large the products of a table of so many rows are; 0 where they gain nothing.
+
+        That is where a residual layer needs the input itself, and where the input is so narrow that to read its products, 4 *
+        units numbers, takes as long as to compute them.
+        """
+        cells = [self.cells[path] for path in lowest_cells(self.model)]
+        return sum(cell.product_bytes(words) for cell in cells) if all(cell.is_wide for cell in cells) else 0
 
     def buffer(self, key: tuple[int, int], steps: int, width: int) -> Floats:
         """Return rows that only the next layer or a merge reads. They are used again by later layers in this thread."""
@@ -156,6 +171,21 @@ def kernels_are_cached(model: Model, dtype: np.dtype[Any]) -> bool:
     """Whether PreparedModel will find all kernels in the cache."""
     kinds = {kernel_options(cell) for _, cell in model.cells()}
     return all(lstm.is_cached(dtype.itemsize * 8, kind) for kind in kinds)
+
+
+def lowest_cells(node: Model, path: str = "") -> list[str]:
+    """Return the places of the cells that take the input; none where a residual layer adds it."""
+    match node:
+        case Cell():
+            return [path]
+        case Stack():
+            return lowest_cells(node.layers[0], join(path, "0"))
+        case Bidirectional():
+            sides = [lowest_cells(tree, join(path, side)) for side, tree in node.children().items()]
+            return sides[0] + sides[1] if all(sides) else []
+        case Reverse():
+            return lowest_cells(node.inner, path)
+    return []
 
 
 def join(path: str, name: str) -> str:

@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from lstmcli.kernel import tile
-from lstmcli.kernel.layout import GATES, Argument, Column, Options, Shape, Sync
+from lstmcli.kernel.layout import GATES, LINE_BYTES, Argument, Column, Options, Shape, Sync
 from lstmcli.kernel.simd import I64, POINTER
 from lstmcli.kernel.waiting import ADDRESSES, add, now, publish, read, sleep, wait_for
 
@@ -74,6 +74,20 @@ def copy(context: Any, target: types.Type, source: types.Type, size: types.Type)
         return context.get_dummy_value()
 
     return types.none(types.int64, types.int64, types.int64), emit
+
+
+@intrinsic
+def prefetch(context: Any, address: types.Type) -> Any:
+    """Bring the cache line of an address near, without waiting for it."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [POINTER, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [builder.inttoptr(args[0], POINTER), *(ir.Constant(number, k) for k in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), emit
 
 
 def tile_call(shape: Shape, options: Options) -> Callable[..., None]:
@@ -135,19 +149,21 @@ def switch_rows(
 
 
 @register_jitable(inline="always")
-def start_lane(call, table, lanes, lane, sequence, float_bytes):  # type: ignore[no-untyped-def]
+def start_lane(call, table, lanes, lane, sequence, float_bytes, sums_step):  # type: ignore[no-untyped-def]
     """Put the first step of a sequence into an empty lane."""
     h = get(call, Argument.H_AT) + sequence * get(call, Argument.OUTPUTS) * float_bytes
     c = get(call, Argument.C_AT) + sequence * get(call, Argument.UNITS) * float_bytes
     x_row, y_row = get(at(get(call, Argument.X_STARTS_AT)), sequence), get(at(get(call, Argument.Y_STARTS_AT)), sequence)
-    cells_step = get(call, Argument.CELLS_STEP)
-    put(table, Column.X * lanes + lane, get(call, Argument.X_AT) + x_row * get(call, Argument.X_STEP))
+    cells_step, products = get(call, Argument.CELLS_STEP), get(call, Argument.PRODUCTS_AT)
+    x = get(call, Argument.X_AT) + x_row * get(call, Argument.X_STEP)
+    put(table, Column.X * lanes + lane, x)
     put(table, Column.H * lanes + lane, h)
     put(table, Column.C * lanes + lane, c)
     put(table, Column.NEW_C * lanes + lane, get(call, Argument.CELLS_AT) + y_row * cells_step if cells_step != 0 else c)
     put(table, Column.Y * lanes + lane, get(call, Argument.Y_AT) + y_row * get(call, Argument.Y_STEP))
     put(table, Column.BIAS * lanes + lane, get(call, Argument.BIASES_AT))
-    put(table, Column.SUMS * lanes + lane, get(table, Column.HOME * lanes + lane))
+    sums = products + get(at(x), 0) * sums_step if products != 0 else get(table, Column.HOME * lanes + lane)
+    put(table, Column.SUMS * lanes + lane, sums)
     put(table, Column.FINAL_H * lanes + lane, h)
     put(table, Column.FINAL_C * lanes + lane, c)
     put(table, Column.LEFT * lanes + lane, get(at(get(call, Argument.LENGTHS_AT)), sequence))
@@ -158,14 +174,16 @@ def start_lane(call, table, lanes, lane, sequence, float_bytes):  # type: ignore
 def advance_lane(call, table, lanes, lane, sums_step):  # type: ignore[no-untyped-def]
     """Go on to the next step of the same sequence."""
     y, c = get(table, Column.Y * lanes + lane), get(table, Column.NEW_C * lanes + lane)
-    put(table, Column.X * lanes + lane, get(table, Column.X * lanes + lane) + get(call, Argument.X_STEP))
+    x, products = get(table, Column.X * lanes + lane) + get(call, Argument.X_STEP), get(call, Argument.PRODUCTS_AT)
+    put(table, Column.X * lanes + lane, x)
     put(table, Column.H * lanes + lane, y)
     put(table, Column.C * lanes + lane, c)
     put(table, Column.NEW_C * lanes + lane, c + get(call, Argument.CELLS_STEP))
     put(table, Column.Y * lanes + lane, y + get(call, Argument.Y_STEP))
     put(table, Column.LEFT * lanes + lane, get(table, Column.LEFT * lanes + lane) - 1)
     put(table, Column.READY * lanes + lane, get(table, Column.READY * lanes + lane) - 1)
-    put(table, Column.SUMS * lanes + lane, get(table, Column.SUMS * lanes + lane) + sums_step)
+    sums = products + get(at(x), 0) * sums_step if products != 0 else get(table, Column.SUMS * lanes + lane) + sums_step
+    put(table, Column.SUMS * lanes + lane, sums)
 
 
 @register_jitable(inline="always")
@@ -196,7 +214,8 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
         threads, sharers = get(call, Argument.THREADS), get(call, Argument.SHARERS)
         order, sync = at(get(call, Argument.ORDER_AT)), get(call, Argument.SYNC_AT)
         x_step, cells_step = get(call, Argument.X_STEP), get(call, Argument.CELLS_STEP)
-        biases = get(call, Argument.BIASES_AT)
+        biases, products = get(call, Argument.BIASES_AT), get(call, Argument.PRODUCTS_AT)
+        is_ahead = ahead + products  # not 0 for either
         scratches, scratch_step = get(call, Argument.SCRATCH_AT), get(call, Argument.SCRATCH_STEP)
         arrived = at(sync + Sync.ARRIVED)
         slots = lanes * ahead
@@ -244,7 +263,7 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                         if turn >= count:
                             room = 0
                             break
-                        start_lane(call, table, lanes, active, get(order, turn), size)
+                        start_lane(call, table, lanes, active, get(order, turn), size, sums_step)
                         active += 1
                     if active == 0:
                         break
@@ -290,7 +309,11 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                     weights = get(call, Argument.PANELS_AT) + panel * panel_bytes
                     for first in range(0, active, rows):
                         tile_rows = min_of(rows, active - first)
-                        tile_of(tile_rows, call, weights, table, lanes, first, panel * width, half_unit, ahead, 0)
+                        tile_of(tile_rows, call, weights, table, lanes, first, panel * width, half_unit, is_ahead, 0)
+                        for lane in range(first, first + tile_rows if products != 0 and panel + 1 < end_panel else first):
+                            coming_sums = get(table, Column.SUMS * lanes + lane) + (panel + 1) * row_bytes
+                            for line in range(0, row_bytes, LINE_BYTES):
+                                prefetch(coming_sums + line)
                 if projected:
                     if crew > 1:
                         met += crew
@@ -329,6 +352,10 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                 while lane < active:
                     if get(table, Column.LEFT * lanes + lane) > 1:
                         advance_lane(call, table, lanes, lane, sums_step)
+                        if products != 0:
+                            coming_sums = get(table, Column.SUMS * lanes + lane) + first_panel * row_bytes
+                            for line in range(0, row_bytes, LINE_BYTES):
+                                prefetch(coming_sums + line)
                         lane += 1
                         continue
                     if hand == 0 or sharers == 1:

@@ -1,5 +1,6 @@
 """What Python and the kernel agree on: the order of the packed weights, and the tables that the kernel is called with."""
 
+import math
 import struct
 from enum import IntEnum, auto
 from typing import NamedTuple
@@ -97,6 +98,7 @@ class Argument(FromZero):
     SCRATCH_STEP = auto()
     HIDDEN_AT = auto()  # (LANES, units) of each thread, or of all that share: h before the projection
     HIDDEN_STEP = auto()  # bytes from thread to thread; 0 where they share
+    PRODUCTS_AT = auto()  # (V, panels, GATES, width) paused sums of each token id, of which X has one at a step; 0: X is input
 
 
 ARGUMENTS = len(Argument)
@@ -146,7 +148,7 @@ def write_call(
     sequences  (LENGTHS_AT, ORDER_AT, COUNT)
     cell       of pack_cell()
     split      (LANES, AHEAD, THREADS, SHARERS)
-    memory     (SYNC_AT, SCRATCH_AT, SCRATCH_STEP, HIDDEN_AT, HIDDEN_STEP)
+    memory     (SYNC_AT, SCRATCH_AT, SCRATCH_STEP, HIDDEN_AT, HIDDEN_STEP, PRODUCTS_AT)
 
     Groups, because a name for each number would take a call of a small batch a tenth longer (1.7 us of 13).
     """
@@ -163,7 +165,7 @@ class Column(FromZero):
     HIDDEN = auto()  # of the lane's h before the projection
     Y = auto()  # of the step's output
     BIAS = auto()  # of the biases
-    SUMS = auto()  # of the step's paused sums
+    SUMS = auto()  # of the step's paused sums: at HOME, or in a row of PRODUCTS_AT
     HOME = auto()  # of the lane's place for paused sums
     FINAL_H = auto()  # where h goes in the end
     FINAL_C = auto()
@@ -250,10 +252,29 @@ def in_panels(columns: Floats, shape: Shape) -> Floats:
     return in_lines(split.transpose(3, 1, 0, 2, 4))
 
 
+def paused_columns(input_kernel: Floats, shape: Shape) -> Floats:
+    """Return an input kernel (E, 4*units) with its columns where the sums of a step pause: (E, panels * GATES * width)."""
+    inputs, columns = input_kernel.shape
+    units, width = columns // GATES, shape.width
+    count = -(-units // width)
+    joint = np.zeros((inputs, GATES, count * width), shape.dtype)
+    joint[:, :, :units] = input_kernel.reshape(-1, GATES, units)
+    panels = joint.reshape(inputs, GATES, count, width).transpose(0, 2, 1, 3).reshape(inputs, count, GATES * width)
+    if 0 < units % width <= shape.half:
+        panels[:, -1, : GATES * shape.half] = joint[..., -width : -width + shape.half].reshape(inputs, -1)
+    return panels.reshape(inputs, -1)
+
+
 def in_lines(values: Floats) -> Floats:
     """Copy so that it begins with a cache line, and no load of a vector needs two: a lone sequence takes 4 % less time."""
-    room = np.empty(values.nbytes + LINE_BYTES, np.uint8)
-    first = -room.ctypes.data % LINE_BYTES
-    aligned: Floats = room[first : first + values.nbytes].view(values.dtype).reshape(values.shape)
+    aligned = lines(values.shape, values.dtype)
     np.copyto(aligned, values)
     return aligned
+
+
+def lines(shape: tuple[int, ...], dtype: np.dtype) -> Floats:
+    """Return memory that begins with a cache line."""
+    size = math.prod(shape) * dtype.itemsize
+    room = np.empty(size + LINE_BYTES, np.uint8)
+    first = -room.ctypes.data % LINE_BYTES
+    return room[first : first + size].view(dtype).reshape(shape)

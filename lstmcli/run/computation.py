@@ -1,6 +1,6 @@
 """What a pipeline computes: named arrays of blocks, and a state that goes from one block of a sequence to the next."""
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 
 POOLED, POOLED_STEPS = "pooled", "pooled steps"  # in a state: what was pooled of the steps so far, and their number
+PART_FOR_PRODUCTS = 4  # of --max-memory one part in so many may be taken by what is computed once for all steps
+
+
+class Work(NamedTuple):
+    """What a computation has to do, and with how much memory."""
+
+    steps: int
+    memory: int
 
 
 class Computation(Protocol):
@@ -105,10 +113,11 @@ class ChainComputation:
     step_widths: dict[str, int] = {}  # noqa: RUF012 (no one writes into it)
     state_forms: StateForms = {}  # noqa: RUF012
 
-    def __init__(self, chain: "Chain", compute: Compute, threads: int) -> None:
+    def __init__(self, chain: "Chain", compute: Compute, threads: int, work: Work) -> None:
         from lstmcli.engine.chains.prepared_chain import PreparedChain
 
         self.prepared = PreparedChain(chain, np.dtype(compute.dtype), threads)
+        self.prepared.expect(work.steps, work.memory // PART_FOR_PRODUCTS)
         self.dtype, self.threads = self.prepared.dtype, threads
         self.input_width = chain.input_size
         self.input_dtype = np.dtype(np.int64) if chain.takes_ids else self.dtype
@@ -134,9 +143,9 @@ def is_compiled(model: "Model | Chain", dtype: np.dtype[Any]) -> bool:
     return kernels_are_cached(model, dtype)
 
 
-def computation_of(model: "Model | Chain", compute: Compute, threads: int) -> Computation:
+def computation_of(model: "Model | Chain", compute: Compute, threads: int, work: Work) -> Computation:
     """Makes the computation of a model. Compiles its kernels where they are not in the cache."""
     if chain := as_chain(model):
-        return ChainComputation(chain, compute, threads)
+        return ChainComputation(chain, compute, threads, work)
     assert isinstance(model, Model)
     return LstmComputation(model, compute, threads)

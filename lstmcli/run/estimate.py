@@ -12,7 +12,7 @@ from lstmcli.blocks import Block, packed_starts
 from lstmcli.errors import SequenceError
 from lstmcli.model.tree import as_chain
 from lstmcli.results.formats.paths import Paths
-from lstmcli.run.computation import computation_of, is_compiled
+from lstmcli.run.computation import Work, computation_of, is_compiled
 from lstmcli.run.opened_job import OpenedJob
 from lstmcli.run.summary import metadata_of
 
@@ -47,7 +47,8 @@ def seconds_of(opened: OpenedJob, threads: int) -> float | None:
     """Returns how long all steps take to compute, from a sample of them."""
     if not is_compiled(opened.model, np.dtype(opened.job.compute.dtype)):
         return None
-    computation = computation_of(opened.model, opened.job.compute, threads)
+    work = Work(int(opened.lengths.sum()), opened.job.resources.max_memory)
+    computation = computation_of(opened.model, opened.job.compute, threads, work)
     rows = max(1, min(ROWS, int(FLOPS * threads / max(1, computation.step_flops))))
     ends = np.cumsum(opened.lengths)
     count = max(1, int(np.searchsorted(ends, rows, side="right")))

@@ -13,7 +13,7 @@ from lstmcli.errors import UsageError
 from lstmcli.files.partial_file import check_left_over
 from lstmcli.results.formats.paths import Paths, check_paths
 from lstmcli.results.naming import publishing
-from lstmcli.run.computation import computation_of, is_compiled
+from lstmcli.run.computation import Work, computation_of, is_compiled
 from lstmcli.run.job import Job
 from lstmcli.run.memory import block_limits, memory_note
 from lstmcli.run.opened_job import OpenedJob, open_job
@@ -45,7 +45,8 @@ def run(
             return facts | {"estimate": estimate(opened, paths, facts["threads"])}
         if not is_compiled(opened.model, np.dtype(compute.dtype)):
             on_compile()
-        computation = computation_of(opened.model, compute, facts["threads"])
+        work = Work(int(opened.lengths.sum()), resources.max_memory)
+        computation = computation_of(opened.model, compute, facts["threads"], work)
         if note := memory_note(computation, opened.source, resources.max_memory):
             facts["notes"].append(note)
         began = time.perf_counter()

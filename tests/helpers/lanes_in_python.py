@@ -79,6 +79,7 @@ PYTHON: dict[str, Callable[..., Any]] = {
     "at": lambda address: address,
     "add": add,
     "min_of": min,
+    "prefetch": lambda address: None,
     "copy": ctypes.memmove,
     "tile_call": tile_call,
 }

@@ -16,6 +16,7 @@ from lstmcli.model.chain import Chain, whole_model
 from lstmcli.model.tree import Model
 
 BLOCK_BYTES = 32_000_000  # of what a block takes: larger ones leave the caches, and gain nothing
+PRODUCT_BYTES = 256_000_000  # that the products of an embedding's table may take
 
 Take = Callable[[int, int], Any]  # gives the packed rows of the sequences first .. stop
 
@@ -102,6 +103,7 @@ def blocks(prepared: Prepared, take: Take, valid: Valid) -> Iterator[tuple[int, 
     ends = np.cumsum(valid.lengths)
     first, batch = 0, len(ends)
     with prepared.turn:
+        chain.expect(int(valid.lengths.sum()), PRODUCT_BYTES)
         while first < batch:
             before = int(ends[first] - valid.lengths[first])
             stop = max(first + 1, int(np.searchsorted(ends, before + fitting, side="right")))

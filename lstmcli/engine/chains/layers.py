@@ -59,6 +59,12 @@ def windows(layer: Window, passing: Passing, padding: float) -> tuple[Floats, Le
 
 
 def embed(layer: Any, passing: Passing) -> None:
+    known_ids(layer, passing)
+    passing.rows = layer.table[passing.rows[:, 0]]
+
+
+def known_ids(layer: Any, passing: Passing) -> None:
+    """Take the steps out that the embedding hides. Raises SequenceError for an id that its table does not have."""
     ids, size = passing.rows[:, 0], len(layer.table)
     if len(ids) and not 0 <= ids.min() <= ids.max() < size:
         bad = int(np.flatnonzero((ids < 0) | (ids >= size))[0])
@@ -67,8 +73,6 @@ def embed(layer: Any, passing: Passing) -> None:
         raise SequenceError(row, step, f"expected a token id from 0 to {size - 1}, got {ids[bad]}")
     if layer.mask_zero:
         hide(passing, ids != 0)
-        ids = passing.rows[:, 0]
-    passing.rows = layer.table[ids]
 
 
 def mask(layer: Any, passing: Passing) -> None:

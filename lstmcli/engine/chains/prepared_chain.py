@@ -17,6 +17,7 @@ from lstmcli.engine.chains.layers import (
     final_state,
     flatten,
     flip,
+    known_ids,
     mask,
     normalize,
     pool,
@@ -48,6 +49,9 @@ from lstmcli.model.layers import (
 from lstmcli.model.tree import Model
 
 THREAD_FLOPS = 5e6  # less work than this is not worth another thread
+# From so many steps for each row of an embedding's table on, the products of all rows with the LSTM's input weights are
+# computed once: below 7 the pages that they need cost more than they save.
+PRODUCT_STEPS = 8
 
 
 class PreparedChain:
@@ -67,6 +71,7 @@ class PreparedChain:
         self.weight_bytes = 2 * parameters * dtype.itemsize  # the model's own and the packed ones
         self.step_flops = 2 * parameters  # or less, where a layer looks at vectors or at ids
         self.buffers: dict[int, Floats] = {}
+        self.expected = 0  # steps that expect() was told of
 
     def __call__(self, rows: Any, lengths: Lengths) -> tuple[Floats, Lengths]:
         """Run sequences through the chain.
@@ -87,6 +92,25 @@ class PreparedChain:
         whole = np.zeros((len(passing.valid), passing.rows.shape[1]), self.dtype)
         whole[passing.valid] = passing.rows
         return whole, lengths
+
+    def expect(self, steps: int, memory: int) -> None:
+        """Compute the products of an embedding's table with the LSTM's input weights once, where that pays.
+
+        steps   that are to be run, besides those of earlier calls
+        memory  bytes that the products may take
+        """
+        self.expected += steps
+        match self.chain.layers[:2], self.steps[:2]:
+            case (Embedding() as embedding, Model()), (_, LstmStep() as lstm):
+                words = len(embedding.table)
+                size = lstm.forward.product_bytes(words)
+                if lstm.takes_ids or not 0 < size <= memory or self.expected < PRODUCT_STEPS * words:
+                    return
+                table = Cast(embedding, self.dtype)
+                lstm.forward.take_table(table.table, self.shared)
+                lstm.takes_ids = True
+                self.steps[0] = lambda passing: known_ids(table, passing)
+                self.weight_bytes += size
 
     def _buffer(self, number: int, rows: int, width: int) -> Floats:
         """Return memory for what layer `number` puts out, reused by the next block: fresh pages cost more than most layers."""
@@ -129,6 +153,7 @@ class LstmStep:
     def __init__(self, chain: PreparedChain, model: Model, number: int) -> None:
         self.chain, self.number = chain, number
         self.forward = PreparedModel(model, chain.dtype, chain.threads)
+        self.takes_ids = False  # and not rows of the table below
 
     def __call__(self, passing: Passing) -> None:
         block = Block(passing.rows, passing.starts, passing.lengths)

@@ -15,8 +15,11 @@ from lstmcli.kernel import lanes
 from lstmcli.kernel.layout import Options
 
 
-@pytest.mark.parametrize(("lane_count", "ahead"), [(1, 0), (3, 0), (7, 0), (2, 3), (3, 24)])
-def test_in_python_as_in_machine_code(lane_count: int, ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("lane_count", "ahead", "ids"),
+    [(1, 0, False), (3, 0, False), (7, 0, False), (2, 3, False), (3, 24, False), (1, 0, True), (3, 0, True)],
+)
+def test_in_python_as_in_machine_code(lane_count: int, ahead: int, ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = lstmcli.init_model(5, [31], seed=1).layers[0]
     assert isinstance(cell, lstmcli.Cell)
     lengths = np.array([3, 1, 0, 4, 2, 4, 1], np.int64)
@@ -31,6 +34,12 @@ def test_in_python_as_in_machine_code(lane_count: int, ahead: int, monkeypatch: 
 
     packed = PackedCell("", cell, 64)
     want = run(packed)
+    if ids:  # the same inputs as the rows of a table, in another order
+        order = np.random.default_rng(1).permutation(len(block.rows))
+        packed.take_table(block.rows[order], lambda function, rows, flops: function(slice(0, rows)))
+        block = block.like(np.argsort(order)[:, None])
+        for one, other in zip(run(packed), want, strict=True):
+            np.testing.assert_array_equal(one, other)
     for name, function in lanes_in_python.PYTHON.items():
         monkeypatch.setattr(lanes, name, function)
     packed.kernel = packed.kernel._replace(call=lanes.define(packed.kernel.shape, Options()))
