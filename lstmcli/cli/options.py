@@ -46,7 +46,7 @@ whole_input_options = option_group(
         type=FILE_NAME,
         metavar="PATH",
         show_default="the dataset lengths, lens, seq_len, mask, ... beside an HDF5 or NPZ input",
-        help="The length of each sequence: an .npy file, FILE.h5::/NAME, FILE.npz::NAME, or text with an integer a line, or a "
+        help="The length of each sequence: an .npy file, FILE.h5::/NAME, FILE.npz::NAME, a text, FILE.csv::COLUMN, or a "
         "mask (sequences, steps) of 0 and 1. none says that every sequence is full.",
     ),
     option(

@@ -1,9 +1,8 @@
 """Which steps of the sequences are valid: lengths or a mask, found, read and checked before any work."""
 
-import codecs
+import itertools
 import posixpath
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +17,9 @@ from lstmcli.files.positioned_file import FileBytes, PipeBytes
 from lstmcli.inputs.source import Source
 
 LENGTHS = ("lengths", "lens", "sequence_length", "seq_len", "seq_lengths", "sequence_lengths")
+LENGTH_COLUMNS = (*LENGTHS, "length", "len")  # of a table
 MASKS = ("mask", "attention_mask")
+TEXT_ROW = 256  # bytes of a text with lengths that a sequence may take
 RESULT = "lstmcli-result"  # the format of a file whose lengths may have starts beside them
 SAMPLE = 8  # sequences of which two steps are read to see whether padding may stand in front
 
@@ -148,8 +149,8 @@ def _named(spec: str, padding: str | None, source: Source, follow: bool) -> Vali
                 return _from_dataset(item, padding, source)
         if kind is FileKind.ZIP:
             return _from_npz(file, dataset, padding, source)
-        if dataset is not None:
-            raise DataError(f"{file.name}: dataset {shown(dataset)} is named, but this is not an HDF5 file")
+        if dataset is not None and kind is not FileKind.OTHER:
+            raise DataError(f"{file.name}: {shown(dataset)} is named, but this is no HDF5 file, NPZ or table")
         if kind is FileKind.STREAM:
             return _from_stream(PipeBytes(file.fd, file.name), padding, source)
         if kind is FileKind.NPY:
@@ -157,8 +158,10 @@ def _named(spec: str, padding: str | None, source: Source, follow: bool) -> Vali
             _check_form(array.name, array.shape, array.dtype, source)
             array.check_size(file.opened.st_size)
             return _from_table(array, padding, source)
-        content = file.take(0, min(file.opened.st_size, _text_limit(source) + 1))
-        return _from_table(_read_text(content, file.name, source), padding, source)
+        from lstmcli.inputs.beside.number_lines import pieces_of  # loaded for a text alone
+
+        column = dataset.lstrip("/") if dataset else None
+        return _from_table(_read_text(pieces_of(file), file.name, column, source), padding, source)
 
 
 def _from_npz(file: FileBytes, name: str | None, padding: str | None, source: Source) -> ValidSteps:
@@ -207,8 +210,10 @@ def _from_dataset(item: Any, padding: str | None, source: Source) -> ValidSteps:
 def _from_stream(data: PipeBytes, padding: str | None, source: Source) -> ValidSteps:
     begin = data.take_next(len(NPY_MAGIC))
     if begin != NPY_MAGIC:
-        content = begin + data.take_next(_text_limit(source) + 1 - len(begin))
-        return _from_table(_read_text(content, data.name, source), padding, source)
+        from lstmcli.inputs.beside.number_lines import pieces_of_stream  # loaded for a text alone
+
+        pieces = itertools.chain([begin], pieces_of_stream(data))
+        return _from_table(_read_text(pieces, data.name, None, source), padding, source)
 
     def fetch(view: memoryview, offset: int) -> None:
         if offset:
@@ -227,35 +232,33 @@ def _from_stream(data: PipeBytes, padding: str | None, source: Source) -> ValidS
 
 
 class _Text:
-    """Lengths that were written as text."""
+    """Lengths that were written as text; its dtype is that in which they were written."""
 
-    def __init__(self, name: str, values: Lengths) -> None:
-        self.name, self.values, self.shape, self.dtype = name, values, values.shape, np.dtype(np.int64)
+    def __init__(self, name: str, values: Lengths, floats: bool) -> None:
+        self.name, self.values, self.shape, self.dtype = name, values, values.shape, np.dtype(float if floats else np.int64)
 
     def rows(self, first: int, count: int) -> Lengths:
         return self.values[first : first + count]
 
 
 def _text_limit(source: Source) -> int:
-    return 2 * HEADER_LIMIT + 32 * source.shape[0]
+    return 2 * HEADER_LIMIT + TEXT_ROW * source.shape[0]
 
 
-def _read_text(content: bytes, name: str, source: Source) -> _Text:
-    if len(content) > _text_limit(source):
-        raise DataError(f"{name}: expected {source.shape[0]} lengths, one a line, got more than {_text_limit(source)} bytes")
-    values = parse_lines(content, name)
+def _read_text(pieces: Iterable[bytes], name: str, column: str | None, source: Source) -> _Text:
+    from lstmcli.inputs.beside.number_lines import parse_numbers  # loaded for a text alone
+
+    values, floats = parse_numbers(_at_most(_text_limit(source), pieces, name, source), name, column, LENGTH_COLUMNS)
     _check_form(name, values.shape, values.dtype, source)
-    return _Text(name, values)
+    return _Text(name, values, floats)
 
 
-def parse_lines(content: bytes, name: str) -> Lengths:
-    """Returns the integers of a text, one a line. Raises DataError for anything else."""
-    lines = content.removeprefix(codecs.BOM_UTF8).rstrip().splitlines()
-    for number, line in enumerate(lines, 1):
-        if not re.fullmatch(rb"\s*[+-]?\d{1,18}\s*", line):
-            got = shown(line[:40].decode("utf-8", "backslashreplace"))
-            raise DataError(f"{name}, line {number}: expected one integer, got {got or 'an empty line'}")
-    return np.array(list(map(int, lines)), np.int64)
+def _at_most(limit: int, pieces: Iterable[bytes], name: str, source: Source) -> Iterator[bytes]:
+    for piece in pieces:
+        limit -= len(piece)
+        if limit < 0:
+            raise DataError(f"{name}: expected {source.shape[0]} lengths, got more than {_text_limit(source)} bytes")
+        yield piece
 
 
 def _is_mask(shape: tuple[int, ...], dtype: np.dtype[Any], source: Source) -> bool:
@@ -282,7 +285,8 @@ def _from_table(table: Table, padding: str | None, source: Source) -> ValidSteps
     if not _is_mask(table.shape, table.dtype, source):
         lengths = _read_whole_numbers(table, "length", np.full(batch, steps), f" (the steps of {source.name})")
         padding = padding or "post"
-        return ValidSteps(Valid.of_lengths(lengths, steps, padding), table.name, padding)
+        notes = (f"{table.name}: the lengths are written as floats, and all of them are whole",) * (table.dtype.kind == "f")
+        return ValidSteps(Valid.of_lengths(lengths, steps, padding), table.name, padding, notes)
     if padding is not None:
         raise UsageError(f"--padding {padding}: {table.name} is a mask, which says itself where padding stands; leave it out")
     from lstmcli.inputs.beside.masks import PIECE, read_mask  # loaded for a mask alone

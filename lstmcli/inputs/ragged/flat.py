@@ -12,7 +12,7 @@ from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
 from lstmcli.inputs.source import Rows, Source, StoredArray
-from lstmcli.inputs.valid_steps import Table, likely_name, parse_lines
+from lstmcli.inputs.valid_steps import LENGTH_COLUMNS, Table, likely_name
 
 TEXT_LIMIT = 64 << 20  # bytes of offsets or lengths in a text
 
@@ -123,15 +123,18 @@ def read_numbers(spec: str, option: str) -> tuple[Lengths, str]:
             array = NpyArray(member.fetch, member.name)
             array.check_size(member.size)
             return numbers_of(array)
-        if name is not None:
-            raise DataError(f"{file.name}: dataset {name} is named, but this is not an HDF5 file")
+        if name is not None and kind is not FileKind.OTHER:
+            raise DataError(f"{file.name}: {name} is named, but this is no HDF5 file, NPZ or table")
         if kind is FileKind.NPY:
             array = NpyArray(file.fetch, file.name)
             array.check_size(file.opened.st_size)
             return numbers_of(array)
         if file.opened.st_size > TEXT_LIMIT:
             raise DataError(f"{file.name}: expected a text of at most {TEXT_LIMIT} bytes, got {file.opened.st_size}")
-        return parse_lines(file.take(0, file.opened.st_size), file.name), file.name
+        from lstmcli.inputs.beside.number_lines import parse_numbers, pieces_of  # loaded for a text alone
+
+        known = LENGTH_COLUMNS if option == "--lens" else ("offsets", "starts")
+        return parse_numbers(pieces_of(file), file.name, name.lstrip("/") if name else None, known)[0], file.name
 
 
 def numbers_of(table: Table) -> tuple[Lengths, str]:

@@ -1,6 +1,8 @@
 """Lengths and masks in files: each form against what it says, each malformed one against its error."""
 
+import itertools
 import os
+import tracemalloc
 from contextlib import closing
 
 import h5py
@@ -9,7 +11,7 @@ import pytest
 from helpers.sources import as_npy, header, npy_bytes, save_h5, save_npy, stream
 
 from lstmcli.errors import DataError, MissingInputError, UsageError
-from lstmcli.inputs.beside import masks
+from lstmcli.inputs.beside import masks, number_lines
 from lstmcli.inputs.open_input import open_source
 from lstmcli.inputs.valid_steps import read_valid_steps
 
@@ -51,17 +53,73 @@ def test_lengths_as_text(source, tmp_path):
         assert read_lengths(str(path), empty)[0].shape == (0,)
 
 
+GOOD_TEXT = {
+    "0,200,3,17": None, "0 200 3 17\n": None, "0, 200,\n3, 17\n": None, "0;200;3;17": None, "0\t200\t3\t17": None,
+    "[0, 200, 3, 17]": None, "[\n  0,\n  200,\n  3,\n  17\n]\n": None, "length\n0\n200\n3\n17\n": None,
+    "# of x.npy\n0\n\n200 # the long one\n3\n17\n": None, "seq_len,\n0,\n200,\n3,\n17,\n": None,
+    "id,length\na1,0\nb2,200\nc3,3\nd4,17\n": None, "id\tlens\n1\t0\n2\t200\n3\t3\n4\t17\n": None,
+    'id,n\n"a,b",0\n"c ""d""",200\ne,3\nf,17\n': "n", "len;other\n0;1\n200;2\n3;3\n17;4\n": "len",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", GOOD_TEXT, ids=lambda content: repr(content[:12]))
+@pytest.mark.parametrize("piece", [1, 5, 1 << 20])
+def test_lengths_as_people_write_them(piece, content, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(number_lines, "TEXT_PIECE", piece)
+    if not GOOD_TEXT[content] and "id" not in content:  # a line of a table is not cut
+        monkeypatch.setattr(number_lines, "LONG_LINE", piece)
+    path, column = tmp_path / "lens.csv", GOOD_TEXT[content]
+    path.write_text(content)
+    found = read_valid_steps(f"{path}::{column}" if column else str(path), None, source)
+    np.testing.assert_array_equal(found.valid.lengths, np.array(LENS, np.int64), strict=True)
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("content", ["0.0\n200\n3.0\n17.\n", "[0, 200.0, 3, 17]", "x,length\n.5,0.0\n.5,200\n.5,3\n.5,17\n"])
+def test_whole_floats_are_said(content, source, tmp_path):
+    (tmp_path / "lens.txt").write_text(content)
+    found = read_valid_steps(str(tmp_path / "lens.txt"), None, source)
+    np.testing.assert_array_equal(found.valid.lengths, np.array(LENS, np.int64), strict=True)
+    assert [note.partition(": ")[2] for note in found.notes] == ["the lengths are written as floats, and all of them are whole"]
+    assert read_valid_steps(str(save_npy(tmp_path / "lens.npy", np.array(LENS, float))), None, source).notes
+
+
+@pytest.mark.parametrize("end", ["\n", ", "])
+def test_many_lengths_take_little_memory(end):
+    """As text lies in pieces: objects of Python for all lines would take a hundred bytes each."""
+    count = 1_000_000
+    lines = (f"{k % 500}{end}" for k in range(count))
+    pieces = ("".join(part).encode() for part in iter(lambda: list(itertools.islice(lines, 5000)), []))
+    tracemalloc.start()
+    try:
+        numbers, _ = number_lines.parse_numbers(pieces, "lens.txt")
+        assert tracemalloc.get_traced_memory()[1] < 3 * 8 * count + 20 * number_lines.TEXT_PIECE
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(numbers, np.arange(count) % 500)
+
+
 BAD_TEXT = {
-    "0\n200\n3.0\n17\n": "line 3: expected one integer, got 3.0",
-    "0\n\n3\n17\n": "line 2: expected one integer, got an empty line",
-    "0 200 3 17\n": "line 1: expected one integer, got 0 200 3 17",
-    "0\n1_0\n3\n17\n": "line 2: expected one integer, got 1_0",
-    "0\n\x1b[2J\n3\n17\n": r"line 2: expected one integer, got '\\x1b\[2J'",
-    f"0\n{1 << 64}\n3\n17\n": "line 2: expected one integer, got 18446744073709551616",
+    "0\n200\n3.5\n17\n": "line 3: expected whole numbers, got 3.5",
+    "0\n200\nnan\n17\n": "line 3: expected whole numbers, got nan",
+    "0\n1_0\n3\n17\n": "line 2: expected whole numbers, got 1_0",
+    "0\n\x1b[2J\n3\n17\n": r"line 2: expected whole numbers, got '\\x1b\[2J'",
+    f"0\n{1 << 64}\n3\n17\n": "line 2: expected whole numbers, got 18446744073709551616",
+    "0,200,,3,17\n": "line 1: expected whole numbers, got 0,200,,3,17",
+    "# of x\n\n0,,200\n": "line 3: expected whole numbers, got 0,,200",
+    "a,0\nb,200\n": "line 1: expected whole numbers, got a,0",
+    "id,size\na,0\nb,200\n": r"lens\.txt: a table; there is id, size; name the column to read: .*lens\.txt::NAME",
+    "id,length\na,0\nb\n": "line 3: expected 2 columns or more, got b",
     "0\n200\n3\n": "expected 4 lengths, one for each sequence of the input, got 3 of them",
     "0\n200\n-3\n17\n": r"row 2: expected 0 <= length <= 200 \(the steps of .*x\.npy\), got -3; rows like that: 1 of 4",
-    "0\n" * 100_000: "expected 4 lengths, one a line, got more than",
+    "0\n" * 100_000: "expected 4 lengths, got more than",
 }
+
+
+def test_a_column_that_is_not_there(source, tmp_path):
+    (tmp_path / "lens.csv").write_text("id,size\na,0\n")
+    with pytest.raises(DataError, match=r"lens\.csv::length: no such column; there is id, size$"):
+        read_lengths(f"{tmp_path / 'lens.csv'}::length", source)
 
 
 @pytest.mark.parametrize("content", BAD_TEXT, ids=lambda content: repr(content[:12]))
@@ -120,7 +178,7 @@ def test_bad_lengths_files(source, tmp_path):
     with pytest.raises(MissingInputError):
         read_lengths(str(tmp_path), source)
     path.write_bytes(whole)
-    with pytest.raises(DataError, match="not an HDF5 file"):
+    with pytest.raises(DataError, match="no HDF5 file, NPZ or table"):
         read_lengths(f"{path}::/x", source)
 
 
