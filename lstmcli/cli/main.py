@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": "run_and_predict",
     "inspect": "look",
     "compare": "look",
+    "convert": "convert",
     "verify": "tools",
     "plan": "plan_and_merge",
     "merge": "plan_and_merge",

@@ -16,6 +16,7 @@ from lstmcli.files.npy import write_header
 from lstmcli.files.partial_file import Partial
 
 MAX32, MAX16 = 0xFFFFFFFF, 0xFFFF
+UTF8 = 1 << 11  # APPNOTE.TXT 4.4.4
 VERSION = 45  # the first with ZIP64, which is used throughout
 DATE = 0x21  # 1980-01-01: the same run gives the same bytes
 
@@ -59,7 +60,7 @@ class Npz(Partial):
     def _directory(self, sums: list[int]) -> bytes:
         entries = b"".join(
             struct.pack(
-                "<4s6H3L5H2L", b"PK\1\2", 3 << 8 | VERSION, VERSION, 0, 0, 0, DATE, checksum, MAX32, MAX32,
+                "<4s6H3L5H2L", b"PK\1\2", 3 << 8 | VERSION, VERSION, flags(member), 0, 0, DATE, checksum, MAX32, MAX32,
                 len(member), 28, 0, 0, 0, 0o600 << 16, MAX32,
             ) + member + struct.pack("<2H3Q", 1, 24, size, size, header)
             for (member, header, _, size), checksum in zip(self.members, sums, strict=True)
@@ -74,5 +75,10 @@ class Npz(Partial):
 
 
 def local_header(member: bytes, size: int, checksum: int) -> bytes:
-    fixed = struct.pack("<4s5H3L2H", b"PK\3\4", VERSION, 0, 0, 0, DATE, checksum, MAX32, MAX32, len(member), 20)
+    fixed = struct.pack("<4s5H3L2H", b"PK\3\4", VERSION, flags(member), 0, 0, DATE, checksum, MAX32, MAX32, len(member), 20)
     return fixed + member + struct.pack("<2H2Q", 1, 16, size, size)
+
+
+def flags(member: bytes) -> int:
+    """Returns the general purpose flags: whether the name is UTF-8, and not in the first alphabet that a ZIP could have."""
+    return 0 if member.isascii() else UTF8

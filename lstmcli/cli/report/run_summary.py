@@ -69,6 +69,14 @@ def plan_rows(facts: dict[str, Any]) -> Rows:
     yield "plan", f"{shown(facts['plan'])}{'  dry run: not written' * facts['dry_run']}"
 
 
+def convert_rows(facts: dict[str, Any]) -> Rows:
+    """Yields what a conversion wrote."""
+    yield "input", f"{facts['sequences']:,} sequences, {facts['steps']:,} steps  {shown(facts['input'])}"
+    for k, (name, sizes) in enumerate(facts["arrays"].items()):
+        yield "" if k else "arrays", f"{shape(sizes)}  {shown(name)}"
+    yield "output", f"{shown(facts['output'])}  {facts['layout']}"
+
+
 def merge_rows(facts: dict[str, Any]) -> Rows:
     """Yields what a merge joined."""
     yield "parts", f"{facts['parts']:,}, all right  {shown(facts['plan'])}"
