@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lstmcli.weights.onnx_graph.graph import Graph, Node, Value
 from lstmcli.weights.tf_graph.tensors import read_array
 
-MAX_NODES = 1000  # of what is done with a step
+MAX_NODES = 300  # of what is done with a step
 
 
 def rewritten(graph: Graph) -> Graph:
