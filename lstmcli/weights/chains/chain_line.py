@@ -23,6 +23,7 @@ from lstmcli.model.layers import (
     POOLS,
     Activation,
     Affine,
+    Attention,
     Conv1D,
     Dense,
     Embedding,
@@ -37,6 +38,7 @@ from lstmcli.weights.containers.tensor import Tensor
 
 EPSILON = 1e-5  # of torch.nn.LayerNorm and BatchNorm1d, unless they are told another one
 NOTHING = ("dropout", "identity")
+ATTENTION = "attention"
 POOLED = {"max_pool": "max", "avg_pool": "mean"}
 WORD = re.compile(r"\s*([^\s,()]+)\s*(?:\(([^()]*)\))?\s*(?:,|$)")
 MANY = 12
@@ -46,6 +48,7 @@ class Word(NamedTuple):
     name: str
     values: tuple[float, ...]  # in brackets, without names
     named: dict[str, float]
+    inner: str = ""  # the text in the brackets of attention(...), which are words
 
     def __str__(self) -> str:
         return shown(self.name)
@@ -60,7 +63,8 @@ def parse(line: str) -> list[Word]:
             raise UsageError(
                 f"--chain: expected names separated by commas, as in 'lstm, final, fc, softmax', got {line[at:]!r}"
             )
-        words.append(Word(match[1], *arguments(match[1], match[2])))
+        name, text = match.groups()
+        words.append(Word(name, (), {}, text or "") if name == ATTENTION else Word(name, *arguments(name, text)))
         at = match.end()
     if not words:
         raise UsageError("--chain: expected names of modules and functions, got none")
@@ -116,7 +120,9 @@ class Builder:
         self.assumed: list[str] = []
 
     def add(self, word: Word) -> None:
-        if name := self.resolve(word):
+        if word.inner:  # of which the module may be called attention, too
+            layer: Layer | Model = self.attention(parse(word.inner))
+        elif name := self.resolve(word):
             self.used.add(name)
             try:
                 layer = self.module(word._replace(name=name), self.modules[name])
@@ -133,6 +139,21 @@ class Builder:
         self.layers.append(layer)
         self.names.append(word.name)
 
+    def attention(self, words: list[Word]) -> Layer:
+        """Return the attention whose scores a linear module with one output gives: attention(fc), attention(tanh, fc)."""
+        *before, last = words
+        name = self.resolve(last)
+        parts = self.modules[name] if name else {}
+        shape = parts["weight"].shape if "weight" in parts else ()
+        if name is None or shape[:1] != (1,) or len(shape) != 2 or [word.name for word in before] not in ([], ["tanh"]):
+            raise UsageError(
+                "--chain: attention(...): expected a linear module with one output, as in attention(fc), or tanh before it, as "
+                f"in attention(tanh, fc); {last} has {f'weights {shape}' if name else 'none'}; other scores are not known"
+            )
+        self.used.add(name)
+        bias = float(parts["bias"].array(rank=1)[0]) if "bias" in parts else 0.0
+        return Attention(parts["weight"].array(rank=2)[0], bias, before[0].name if before else "linear")
+
     def resolve(self, word: Word) -> str | None:
         """Return the whole name of a module, of which the word may leave out what a checkpoint puts before all of them."""
         if word.name in self.modules:
@@ -145,7 +166,7 @@ class Builder:
     def known(self) -> str:
         listed = ", ".join(map(shown, list(self.modules)[:MANY])) or "none"
         more = f" and {len(self.modules) - MANY} more" if len(self.modules) > MANY else ""
-        functions = ", ".join((*POOLS, *OVER_FEATURES, *POINTWISE, *POOLED))
+        functions = ", ".join((*POOLS, f"{ATTENTION}(...)", *OVER_FEATURES, *POINTWISE, *POOLED))
         return f"modules: {listed}{more}; functions: {functions}"
 
     def module(self, word: Word, parts: dict[str, Tensor]) -> Layer | Model:

@@ -133,3 +133,32 @@ def test_final_needs_an_lstm_and_takes_its_state() -> None:
     assert Chain((lstm, Pool("final")), ("lstm", "final")).output_size == 6
     with pytest.raises(UsageError):
         chain_line.parse("lstm(")
+
+
+@pytest.mark.parametrize("function", ["linear", "tanh"])
+def test_attention_weighs_the_steps_by_the_scores_of_a_module(function: str) -> None:
+    tensors = fake(lstm__weight_ih_l0=(12, 2), lstm__weight_hh_l0=(12, 3), attention__weight=(1, 3), attention__bias=(1,))
+    words = "attention" if function == "linear" else "tanh, attention"
+    chain = build(f"lstm, attention({words})", tensors)
+    assert chain_line.build(f"lstm, attention({words})", tensors, lstm_of(tensors), "w.pt", None)[2] == []
+    (lstm, _), (weight, bias) = chain.layers, (tensors[2].array(2)[0], float(tensors[3].array(1)[0]))
+    assert isinstance(lstm, Model)
+    x = np.random.default_rng(1).normal(size=(2, 7, 2))
+    lengths = np.array([7, 3])
+    outputs, _ = lstm(x, lengths)
+    packed = np.concatenate([row[:length] for row, length in zip(x, lengths, strict=True)])
+    got, _ = PreparedChain(chain, np.dtype(np.float64), 1)(packed, lengths)
+    for row, length in enumerate(lengths):
+        h = outputs[row, :length]
+        scores = np.exp((np.tanh(h) if function == "tanh" else h) @ weight + bias)
+        np.testing.assert_allclose(got[row], scores / scores.sum() @ h, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("fc", r"fc has weights \(2, 3\)"), ("relu, one", "other scores"), ("one, tanh", "tanh has none"), ("", "is no module")],
+)
+def test_other_attention_is_refused(words: str, told: str) -> None:
+    tensors = fake(fc__weight=(2, 3), one__weight=(1, 3))
+    with pytest.raises(UsageError, match=told):
+        build(f"attention({words})", tensors)
