@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lstmcli.blocks import Lengths
+from lstmcli.cluster.forged_plan import check_cuts, check_job
 from lstmcli.errors import DataError, OutputError, UsageError, shown
 from lstmcli.files.file_kind import open_by_kind
 from lstmcli.files.partial_file import absolute_path, write_whole
@@ -161,8 +162,11 @@ def read_plan(path: str) -> Plan:
     if content.pop("checksum", None) != checksum(content):
         raise DataError(f"{where}: is not what `lstmcli plan` wrote: it was edited or damaged; plan anew")
     try:
-        return Plan(absolute_path(Path(path)), Job.from_content(content["job"]), content["run"], tuple(content["cuts"]))
-    except (KeyError, TypeError, AttributeError) as error:
+        job, run, cuts = Job.from_content(content["job"]), content["run"], tuple(content["cuts"])
+        check_job(job)
+        check_cuts(run, cuts)
+        return Plan(absolute_path(Path(path)), job, run, cuts)
+    except (KeyError, TypeError, AttributeError, ValueError, UsageError) as error:
         raise DataError(f"{where}: is not a plan of this version of lstmcli; plan anew") from error
 
 

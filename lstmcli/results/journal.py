@@ -67,6 +67,9 @@ class StoredSpan(NamedTuple):
     def decode(cls, value: Any) -> "StoredSpan":
         """Makes the span again. Raises ValueError, TypeError and the like for anything that encode() does not make."""
         first, count, start, stop, last, checksum, read, nonfinite, texts = value
+        numbers = [first, count, start, stop, checksum, read, *(number + 1 for number in nonfinite)]
+        if not all(type(number) is int and 0 <= number < 1 << 48 for number in numbers) or type(last) is not bool:
+            raise ValueError("not a span")
         state = {
             name: np.frombuffer(b64decode(text), np.dtype(dtype)).reshape(count, width).copy()
             for name, (dtype, width, text) in texts.items()

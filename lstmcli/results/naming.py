@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lstmcli.blocks import Span, State
-from lstmcli.errors import BusyError, ChangedDataError, DataError, LstmcliError, StorageError, UsageError
+from lstmcli.errors import BusyError, ChangedDataError, DataError, LstmcliError, StorageError, UsageError, shown
 from lstmcli.files.partial_file import Partial, check_left_over, check_target, partial_name
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.formats.fields import Arrays
@@ -35,7 +35,8 @@ class UnpublishedResult:
             self.result.clear_padding()
         for count, stored in enumerate(journal.done):
             span = stored.span
-            fits = span.first + span.count <= len(self.result.valid.lengths) and stored.fits(forms)
+            batch = len(self.result.valid.lengths)
+            fits = max(span.first + span.count, stored.nonfinite.row + 1) <= batch and stored.fits(forms)
             if not fits or self.result.check(span) != stored.checksum:
                 journal.keep(count)
                 break
@@ -85,8 +86,12 @@ def publishing(
     """
     journal = open_journal(paths, fingerprint, metadata.table, overwrite, resume) if fingerprint is not None else None
     if journal and journal.sealed:
-        name_sealed(paths, overwrite)
-        yield None
+        try:
+            name_sealed(paths, overwrite)
+            yield None
+        except BaseException:
+            journal.close()
+            raise
         journal.remove()
         return
     result: Result | None = None
@@ -172,6 +177,8 @@ def name_sealed(paths: Paths, overwrite: bool) -> None:
     for path in reversed(paths.all()):
         name = partial_name(path)
         if not name.exists():
+            if not path.exists():
+                raise DataError(f"{shown(str(path))}: is gone, and so is {shown(str(name))}; --overwrite starts again")
             continue  # it has its name
         if path.exists() and path.samefile(name):
             name.unlink()
