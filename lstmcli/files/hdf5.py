@@ -8,6 +8,7 @@ import math
 import os
 import re
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -21,6 +22,7 @@ from lstmcli.files.positioned_file import open_readable
 
 # h5py is imported inside functions because it takes a tenth of a second.
 
+LARGE_CHUNK = 64 << 20  # bytes of a chunk, even where the dataset has fewer
 LARGE = 4 << 30  # bytes that a file may make this program take, however little it holds
 CHECKSUMS = "checksums"  # the group of them in a result
 CONTAINER = f"{CHECKSUMS}/container"  # that of all bytes but the values of the arrays
@@ -181,21 +183,43 @@ def header_offset(item: Any) -> int:
         return int(h5py.h5o.get_info(item.id).addr)
 
 
-def written_chunks(item: Any) -> set[tuple[int, ...]] | None:
-    """Returns the first elements of the chunks that were written, or None if all were or the dataset has no chunks.
+class WrittenChunks:
+    """Which chunks of a dataset were written, where some were not: 8 bytes for each."""
+
+    def __init__(self, item: Any) -> None:
+        self.chunks = item.chunks
+        self.grid = [-(-size // chunk) for size, chunk in zip(item.shape, item.chunks, strict=True)]
+        numbers = array("q")
+        # Not get_chunk_info_by_coord: it walks through all the chunks for each question.
+        item.id.chunk_iter(lambda chunk: numbers.append(self._number(chunk.chunk_offset)))
+        self.numbers = np.sort(np.array(numbers, np.int64))
+
+    def _number(self, corner: tuple[int, ...]) -> int:
+        number = 0
+        for at, size, count in zip(corner, self.chunks, self.grid, strict=True):
+            number = number * count + at // size
+        return number
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __contains__(self, corner: tuple[int, ...]) -> bool:
+        """Whether the chunk whose first element lies at `corner` was written."""
+        number = self._number(corner)
+        place = int(np.searchsorted(self.numbers, number))
+        return place < len(self.numbers) and bool(self.numbers[place] == number)
+
+
+def written_chunks(item: Any) -> WrittenChunks | None:
+    """Returns which chunks were written, or None if all were or the dataset has no chunks.
 
     libhdf5 gives fill values for the others and says nothing, so a killed writer's file looks like zeros.
     """
     if item.chunks is None:
         return None
-    found: set[tuple[int, ...]] = set()
     with reading(label(item)):
         grid = math.prod(-(-size // chunk) for size, chunk in zip(item.shape, item.chunks, strict=True))
-        if item.id.get_num_chunks() == grid:
-            return None
-        # Not get_chunk_info_by_coord: it walks through all the chunks for each question.
-        item.id.chunk_iter(lambda chunk: found.add(chunk.chunk_offset))
-    return found
+        return None if item.id.get_num_chunks() == grid else WrittenChunks(item)
 
 
 class DatasetRows:
@@ -204,8 +228,12 @@ class DatasetRows:
     def __init__(self, item: Any) -> None:
         """Raises DataError where its chunks are too large, or some of them were never written."""
         self.item, self.name, self.shape, self.dtype = item, label(item), item.shape, dtype_of(item)
-        if item.chunks and math.prod(item.chunks) * self.dtype.itemsize > LARGE:
-            raise DataError(f"{self.name}: has chunks {item.chunks}, each of which would take more than {LARGE} bytes")
+        chunk = math.prod(item.chunks or ()) * self.dtype.itemsize
+        if chunk > min(LARGE, max(LARGE_CHUNK, 2 * item.nbytes)):
+            raise DataError(
+                f"{self.name}: has chunks {item.chunks} of {chunk:,} bytes, far more than its {item.nbytes:,} bytes of values; "
+                "write it with smaller ones"
+            )
         if raw_offset(item) is None and written_chunks(item) is not None:
             raise DataError(f"{self.name}: some of its chunks were never written; was its writer stopped?")
 

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ class ChunkedArray(Source):
         dataset, shape, dtype = array.dataset, array.shape, array.dtype
         row = max(1, math.prod(shape[1:]) * dtype.itemsize)
         chunks = (*dataset.chunks, 1, 1)[:3] if dataset.chunks else (max(1, STAGING // row), *shape[1:])
-        super().__init__(array, files, dataset.id.get_storage_size(), math.prod(chunks) * dtype.itemsize)
+        stored = math.prod(shape) * dtype.itemsize if dataset.is_virtual else dataset.id.get_storage_size()
+        super().__init__(array, files, stored, math.prod(chunks) * dtype.itemsize)
         self.space = dataset.id.get_space()
         self.written = hdf5.written_chunks(dataset)
         first, second, third = (max(1, min(extent, size)) for extent, size in zip(chunks, shape, strict=True))
@@ -79,7 +80,7 @@ class ChunkedArray(Source):
         """Cuts begin .. end where chunks end."""
         extent = self.extent[axis]
         inner = range((begin // extent + 1) * extent, end, extent)
-        return pairwise([begin, *inner, end]) if begin < end else iter(())
+        return pairwise(chain([begin], inner, [end])) if begin < end else iter(())
 
     def _decode(self, begin: tuple[int, int, int], count: tuple[int, int, int]) -> NDArray[Any]:
         """Returns a part of one chunk, (sequences, steps, features), in memory that the next call reuses. Raises DataError."""

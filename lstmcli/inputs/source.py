@@ -19,6 +19,7 @@ from lstmcli.files.hdf5 import LARGE
 from lstmcli.files.positioned_file import Bytes, Data, as_bytes
 
 STAGING = 1 << 20  # bytes read at a time where values must be converted or moved
+MANY_LENGTHS = 64 << 20  # bytes of lengths, for which there must be data
 CALL = 8 << 10  # bytes that are copied in the time that a call takes: smaller gaps are read, not skipped
 
 WORDS = 512  # in a block that is summed
@@ -88,9 +89,9 @@ class Source:
         if not features:
             raise DataError(f"{name}: expected at least one feature, got shape {shape}")
         # What takes memory whatever is read: N lengths, and a chunk. A small file must not be able to declare any of it.
-        taken, what = max((8 * batch, f"shape {shape}"), (chunk, f"chunks of {chunk} bytes"))
-        if taken > LARGE and taken > 1000 * stored:
-            raise DataError(f"{name}: declares {what}, but holds only {stored} bytes of data")
+        for taken, limit, what in [(8 * batch, MANY_LENGTHS, f"shape {shape}"), (chunk, LARGE, f"chunks of {chunk} bytes")]:
+            if taken > limit and taken > 1000 * stored:
+                raise DataError(f"{name}: declares {what}, but holds only {stored} bytes of data")
         self.data, self.name, self.dataset, self.lengths_beside = array.data, name, array.dataset, array.lengths_beside
         self.array = array
         self.dtype = dtype  # as stored: float16, 32 or 64 of either byte order, or integers

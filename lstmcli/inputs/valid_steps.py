@@ -283,7 +283,7 @@ def _from_table(table: Table, padding: str | None, source: Source) -> ValidSteps
     """Reads lengths or a mask whose form has been checked."""
     batch, steps, _ = source.shape
     if not _is_mask(table.shape, table.dtype, source):
-        lengths = _read_whole_numbers(table, "length", np.full(batch, steps), f" (the steps of {source.name})")
+        lengths = _read_whole_numbers(table, "length", np.array(steps), f" (the steps of {source.name})")
         padding = padding or "post"
         notes = (f"{table.name}: the lengths are written as floats, and all of them are whole",) * (table.dtype.kind == "f")
         return ValidSteps(Valid.of_lengths(lengths, steps, padding), table.name, padding, notes)
@@ -298,15 +298,21 @@ def _from_table(table: Table, padding: str | None, source: Source) -> ValidSteps
 
 
 def _read_whole_numbers(table: Table, what: str, limits: Lengths, why: str = "") -> Lengths:
-    """Reads (N,), (N, 1) or (1, N) numbers of any integer or float dtype. Raises DataError unless they are 0 .. limits."""
-    name, values = table.name, table.rows(0, table.shape[0]).reshape(len(limits))
+    """Reads (N,), (N, 1) or (1, N) numbers of any integer or float dtype. Raises DataError unless they are 0 .. limits.
+
+    limits: (N,), or one for all
+    """
+    name, values = table.name, table.rows(0, table.shape[0]).reshape(-1)
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
             _refuse(~np.isfinite(values) | (np.trunc(values) != values), values, name, "expected a whole number")
-    bad = (values < 0) | (values > limits)
-    if bad.any():
-        _refuse(bad, values, name, f"expected 0 <= {what} <= {limits[bad.argmax()]}{why}")
-    return values.astype(np.int64)
+    # Arrays for each number are made only where one of them is wrong: ten million lengths are 80 MB.
+    fit = not values.size or (values.min() >= 0 and (values.max() <= limits if not limits.ndim else (values <= limits).all()))
+    if not fit:
+        bad = (values < 0) | (values > limits)
+        limit = np.broadcast_to(limits, values.shape)[bad.argmax()]
+        _refuse(bad, values, name, f"expected 0 <= {what} <= {limit}{why}")
+    return values.astype(np.int64, copy=False)
 
 
 def _refuse(bad: NDArray[np.bool_], values: NDArray[Any], name: str, expected: str) -> None:

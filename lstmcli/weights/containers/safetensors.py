@@ -2,8 +2,11 @@
 
 import json
 import math
+import re
 import struct
-from collections.abc import Mapping
+import sys
+from array import array
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +19,7 @@ from lstmcli.files.partial_file import write_whole
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.weights.containers.tensor import DTYPES, Tensor, decode
 
+SPACE = re.compile(r"[ \t\n\r]*")
 HEADER_LIMIT = 100_000_000  # bytes; that of the safetensors library
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
@@ -47,33 +51,40 @@ def read_entries(file: FileBytes) -> list[Entry]:
     if length > min(HEADER_LIMIT, size - 8):
         raise DataError(f"{file.name}: damaged: a header of {length} bytes in a file of {size}")
     begin = 8 + length
-    spans, entries = [], []
-    for name, entry in parse(file.take(8, length), file.name).items():
+    entries: list[Entry] = []
+    names, places = set(), array("q")  # places: begin and end of each tensor
+    for name, entry in parse(file.take(8, length), file.name):
+        if name in names:
+            raise DataError(f"{file.name}: damaged safetensors header: a name stands twice")
+        names.add(name)
         if name == "__metadata__":
             continue
         match entry:
             case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if (
-                len(entry) == 3 and dtype in BITS and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
+                len(entry) == 3 and dtype in BITS and all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, start, end))
             ):
                 pass
             case _:
                 raise DataError(f"{file.name}: damaged: tensor {shown(name)} is described as {shown(str(entry))[:100]}")
         if end - start != math.prod(shape) * BITS[dtype] // 8:
             raise DataError(f"{file.name}: tensor {shown(name)}: {dtype} {tuple(shape)} does not take {end - start} bytes")
-        spans.append((start, end))
-        entries.append(Entry(name, tuple(shape), dtype, begin + start))
+        places.extend((start, end))
+        entries.append(Entry(name, tuple(shape), sys.intern(dtype), begin + start))
     # The library demands the same: no byte without a tensor, no byte with two.
     at = 0
-    for start, end in sorted(spans):
+    spans = np.array(places, np.int64).reshape(-1, 2)
+    for start, end in spans[np.lexsort((spans[:, 1], spans[:, 0]))]:
         if start != at:
             raise DataError(f"{file.name}: damaged: tensors overlap or leave a gap at byte {begin + at}")
-        at = end
+        at = int(end)
     if begin + at != size:
         raise DataError(f"{file.name}: expected {begin + at} bytes for its tensors, got {size}")
     return entries
 
 
-def parse(header: bytes, where: str) -> dict[str, Any]:
+def parse(header: bytes, where: str) -> Iterator[tuple[str, Any]]:
+    """Yields the names of a header and what they are, one after the other: all at once takes 20 times the header's bytes."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -81,12 +92,36 @@ def parse(header: bytes, where: str) -> dict[str, Any]:
         return found
 
     try:
-        parsed = json.loads(header.decode(), object_pairs_hook=unique)
+        text, read = header.decode(), json.JSONDecoder(object_pairs_hook=unique).raw_decode
+        mark, at = next_mark(text, 0, "{")
+        first = after_space(text, at)
+        if text[first : first + 1] == "}":
+            mark, at = next_mark(text, at, "}")
+        while mark != "}":
+            name, at = read(text, after_space(text, at))
+            if not isinstance(name, str):
+                raise ValueError(f"expected a name before character {at}")
+            _, at = next_mark(text, at, ":")
+            entry, at = read(text, after_space(text, at))
+            yield name, entry
+            mark, at = next_mark(text, at, ",}")
+        if after_space(text, at) != len(text):
+            raise ValueError(f"expected the end at character {at}")
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: damaged safetensors header: {shown(str(error))[:200]}") from error
-    if not isinstance(parsed, dict):
-        raise DataError(f"{where}: damaged safetensors header: expected an object")
-    return parsed
+
+
+def next_mark(text: str, at: int, expected: str) -> tuple[str, int]:
+    """Returns the next character but space, which must be one of those expected, and where it ends. Raises ValueError."""
+    at = after_space(text, at)
+    mark = text[at : at + 1]
+    if not mark or mark not in expected:
+        raise ValueError(f"expected {' or '.join(expected)} at character {at}")
+    return mark, at + 1
+
+
+def after_space(text: str, at: int) -> int:
+    return at + len(SPACE.match(text, at)[0])  # type: ignore[index]
 
 
 def values(file: FileBytes, dtype: str, shape: tuple[int, ...], offset: int) -> Floats:

@@ -1,5 +1,6 @@
 """Datasets that libhdf5 must decode."""
 
+import tracemalloc
 from contextlib import closing
 
 import h5py
@@ -8,8 +9,10 @@ import pytest
 from helpers.sources import packed, padded, padded_from, read, save_h5, save_npy
 
 from lstmcli.errors import DataError
+from lstmcli.files import hdf5
 from lstmcli.inputs import source as source_module
 from lstmcli.inputs.open_input import open_source
+from lstmcli.inputs.valid_steps import read_valid_steps
 
 
 def test_compact_dataset(tmp_path):
@@ -113,3 +116,38 @@ def test_a_large_chunk_of_which_little_is_stored(tmp_path, monkeypatch):
         f.create_dataset("x", (10, 10, 10), "f4", maxshape=(None, None, None), chunks=(100, 100, 100))
     with pytest.raises(DataError, match=r"declares chunks of 4000000 bytes, but holds only 0 bytes"):
         open_source(str(tmp_path / "x.h5"))
+
+
+def test_which_chunks_were_written_takes_8_bytes_each(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as f:
+        x = f.create_dataset("x", (40_000, 2, 3), "f4", chunks=(1, 2, 2))
+        x[:20_000] = 1
+        x[39_000, :, :2] = 1
+    with h5py.File(tmp_path / "x.h5") as f:
+        tracemalloc.start()
+        try:
+            written = hdf5.written_chunks(f["x"])
+            assert tracemalloc.get_traced_memory()[0] < 10 * len(written) + 10_000
+        finally:
+            tracemalloc.stop()
+    assert len(written) == 40_001
+    places = [(0, 0, 0), (0, 0, 2), (19_999, 0, 2), (20_000, 0, 0), (39_000, 0, 0), (39_000, 0, 2), (39_999, 0, 2)]
+    assert [place in written for place in places] == [True, True, True, False, True, False, False]
+
+
+def test_chunks_far_larger_than_the_lengths_in_them_are_refused(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as f:
+        f["x"] = np.zeros((5, 2, 3), np.float32)
+        f.create_dataset("lengths", (5,), "i8", chunks=(10_000_000,), maxshape=(None,), compression="gzip")[:] = 1
+    with (
+        closing(open_source(f"{tmp_path / 'x.h5'}::/x")) as source,
+        pytest.raises(DataError, match=r"80,000,000 bytes, far more"),
+    ):
+        read_valid_steps(None, None, source)
+
+
+def test_sequences_of_no_steps_need_data(tmp_path):
+    with (tmp_path / "x.npy").open("wb") as f:
+        np.lib.format.write_array_header_1_0(f, {"descr": "<f4", "fortran_order": False, "shape": (3 * 10**8, 0, 2)})
+    with pytest.raises(DataError, match=r"declares shape .* but holds only 0 bytes"):
+        open_source(str(tmp_path / "x.npy"))
