@@ -203,9 +203,8 @@ def folded(node: Node, inputs: Inputs) -> Any:
         return function(node, inputs)
     if node.operator in REDUCTIONS:
         data, axes = inputs
-        return np.asarray(
-            REDUCTIONS[node.operator](data, axis=tuple(numbers_of(axes)), keepdims=bool(node.integer("keep_dims")))
-        )
+        found = REDUCTIONS[node.operator](data, axis=tuple(numbers_of(axes)), keepdims=bool(node.integer("keep_dims")))
+        return np.asarray(found, data.dtype)
     if node.operator == "Cast":
         return cast(node, inputs)
     if node.operator == "MatMul":

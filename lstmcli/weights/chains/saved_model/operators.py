@@ -264,6 +264,15 @@ class TensorflowOperators(Masks):
     def make_LogSoftmax(self, node: Node) -> None:  # noqa: N802
         self.give(node.outputs[0], self.over_features(node, -1, rf.log_softmax))
 
+    def make_FusedBatchNormV3(self, node: Node) -> None:  # noqa: N802
+        """What Keras 2 makes of a LayerNormalization: each row is a channel, so that it is normalised by itself."""
+        scale, shift = self.required(node, 1), self.required(node, 2)
+        channels_first = node.text("data_format") == "NCHW" and self.flowing(node, 0).ndim == 4
+        if not (node.integer("is_training", 1) and channels_first) or (scale != 1).any() or shift.any():
+            raise DataError("normalises other than rows by themselves, which is not known to this program")
+        epsilon = 1e-4 if (number := node.number("epsilon")) is None else number
+        self.give(node.outputs[0], self.over_features(node, 2, functools.partial(rf.normalized, epsilon=epsilon)))
+
     def make_Cast(self, node: Node) -> None:  # noqa: N802
         """Ids and masks may be of any type of numbers; of others only floats to floats is nothing."""
         numbers = self.flowing(node, 0)
