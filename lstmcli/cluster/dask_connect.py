@@ -7,16 +7,17 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lstmcli.errors import ClusterError, UsageError, shown
+from lstmcli.errors import ClusterError, LstmcliError, UsageError, shown
 
 if TYPE_CHECKING:
     from distributed import Client
 
 SECONDS = 10.0  # to wait for a scheduler, which may just be starting
+LOCAL_SECONDS = 60.0  # to wait for processes of this machine
 NOTHING_ELSE = {  # switches off what else Dask's processes would do
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
@@ -32,10 +33,14 @@ def connect(scheduler: str) -> Iterator["Client"]:
         import distributed
     except ImportError as error:
         raise UsageError(f"--scheduler: needs Dask, which is not installed ({error}); pip install 'lstmcli[dask]'") from error
+    except Exception as error:  # while it is loaded Dask reads its settings, and raises what it likes
+        raise ClusterError(
+            f"--scheduler: Dask cannot be loaded: {reason(error)}; are its settings right (DASK_...)?"
+        ) from error
     logging.disable()  # one line of this program says what went wrong
     warnings.simplefilter("ignore")  # such as that versions of Dask differ; each task compares versions of lstmcli
     if scheduler.startswith("local:"):
-        with local_cluster(scheduler) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+        with local_cluster(scheduler) as client:
             yield client
         return
     address = scheduler if "://" in scheduler else address_in(Path(scheduler))
@@ -74,10 +79,13 @@ def address_in(file: Path) -> str:
 
 
 @contextmanager
-def local_cluster(scheduler: str) -> Iterator[Any]:
-    """Starts N processes of one thread on this machine, which nobody else can reach: they want keys that only this run has."""
+def local_cluster(scheduler: str) -> Iterator["Client"]:
+    """Starts N processes of one thread on this machine, which nobody else can reach: they want keys that only this run has.
+
+    Raises UsageError for another N, and ClusterError where they do not start.
+    """
     import dask
-    from distributed import LocalCluster, Security
+    from distributed import Client, LocalCluster, Security
 
     count = scheduler.removeprefix("local:")
     if not (count.isascii() and count.isdecimal() and int(count)):
@@ -88,7 +96,6 @@ def local_cluster(scheduler: str) -> Iterator[Any]:
         "n_workers": int(count),
         "threads_per_worker": 1,
         "host": "127.0.0.1",
-        "security": Security.temporary(),
         "memory_limit": 0,  # --max-memory says it
         "dashboard_address": "127.0.0.1:0",
         "worker_dashboard_address": "127.0.0.1:0",
@@ -96,9 +103,27 @@ def local_cluster(scheduler: str) -> Iterator[Any]:
         "silence_logs": logging.CRITICAL,
         "preload": ["lstmcli.cluster.dask_worker"],
     }
-    with (
-        tempfile.TemporaryDirectory(prefix="lstmcli-") as folder,
-        dask.config.set(NOTHING_ELSE),
-        LocalCluster(local_directory=folder, **options) as cluster,
-    ):
-        yield cluster
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # Python's own processes warn of what is left when they are ended
+    with ExitStack() as opened:
+        try:
+            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="lstmcli-"))
+            opened.enter_context(dask.config.set(NOTHING_ELSE))
+            security = Security.temporary()
+            cluster = opened.enter_context(LocalCluster(local_directory=folder, security=security, **options))
+            client = opened.enter_context(Client(cluster, set_as_default=False))
+            client.wait_for_workers(int(count), timeout=LOCAL_SECONDS)
+        except LstmcliError:
+            raise
+        except Exception as error:  # Dask raises whatever it met
+            raise ClusterError(
+                f"--scheduler {scheduler}: its processes do not start: {reason(error)}; are Dask's settings right (DASK_...), "
+                "and the limits high enough (ulimit -a)?"
+            ) from error
+        yield client
+
+
+def reason(error: BaseException) -> str:
+    """Returns in words what an error came from."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -217,8 +217,8 @@ def find_part(plan: Plan, number: int, model: Model | Chain | None) -> tuple[Sto
         found = Nonfinite()
         if plan.job.compute.nonfinite != "pass":
             with hdf5.reading(part.data.name):
-                row, step = part.file.attrs["nonfinite_first"].tolist()
-                steps = int(part.file.attrs["nonfinite_steps"])
+                row, step = hdf5.attribute(part.file, "nonfinite_first").tolist()
+                steps = int(hdf5.attribute(part.file, "nonfinite_steps"))
             found = Nonfinite(steps, row + first, step) if steps else found
         path = str(plan.part_path(number))
         ids = part.ids or ()

@@ -107,16 +107,47 @@ def entries(file: Any, most: int | None = None) -> list[Entry]:
     """Lists the datasets of an h5py.File or Group that hard links lead to, each object once; most: so many at most."""
     import h5py
 
-    found: list[Entry] = []
+    datasets = ((name, item) for name, item in objects(file) if isinstance(item, h5py.Dataset))
+    return [entry_of(f"/{name}", item) for name, item in islice(datasets, most)]
 
-    def visit(name: str, item: Any) -> bool | None:
-        if isinstance(item, h5py.Dataset):
-            found.append(entry_of(f"/{name}", item))
-        return True if len(found) == most else None
+
+def objects(file: Any) -> Iterator[tuple[str, Any]]:
+    """Yields all groups and datasets of an h5py.File or Group that hard links lead to, each once, by their names.
+
+    Not visititems(), which asks for the sizes of structures: there libhdf5 crashes in some files that are damaged.
+    """
+    import h5py
+
+    found: dict[int, bytes] = {}  # by their places in the file
+
+    def visit(name: bytes, info: Any) -> None:
+        if info.type == h5py.h5l.TYPE_HARD:
+            found.setdefault(info.u, name)
 
     with reading(label(file)):
-        file.visititems(visit)
-    return found
+        if not isinstance(file, h5py.Group):
+            raise DataError(f"{label(file)}: expected a group, got a {type(file).__name__.lower()}")
+        file.id.links.visit(visit, info=True)
+        for name in found.values():
+            text = name.decode("utf-8", "surrogateescape")
+            yield text, file[text]
+
+
+def attribute(item: Any, name: str) -> Any:
+    """Returns the value of an attribute: text, a number, or an array of them; None: there is none.
+
+    Raises DataError for values of other types: libhdf5 crashes where it follows the references in some that are damaged.
+    """
+    from h5py import h5a, h5t
+
+    with reading(f"{label(item)}, attribute {shown(name)}"):
+        key = name.encode("utf-8", "surrogateescape")
+        if not h5a.exists(item.id, key):
+            return None
+        kind = h5a.open(item.id, key).get_type()
+        if kind.get_class() not in (h5t.INTEGER, h5t.FLOAT, h5t.STRING, h5t.ENUM):
+            raise DataError(f"{label(item)}, attribute {shown(name)}: expected text or numbers, got another type")
+        return item.attrs[name]
 
 
 def entries_right_in(group: Any) -> list[Entry]:
@@ -159,6 +190,12 @@ def is_plain(item: Any) -> bool:
     return bool(item.id.get_type().equal(h5py.h5t.py_create(item.dtype)))
 
 
+def storage_size(item: Any) -> int:
+    """Returns how many bytes of its file the values of a dataset take. Raises DataError."""
+    with reading(label(item)):
+        return int(item.id.get_storage_size())
+
+
 def raw_offset(item: Any) -> int | None:
     """Returns where a contiguous dataset begins in its file, or None for other layouts. Raises DataError if never written."""
     import h5py
@@ -170,7 +207,7 @@ def raw_offset(item: Any) -> int | None:
         if item.size == 0:
             return 0
         # With a user block get_offset() is not None for a dataset that has no place yet; its storage size is 0 then.
-        if item.id.get_storage_size() == 0 or item.id.get_offset() is None:
+        if storage_size(item) == 0 or item.id.get_offset() is None:
             raise DataError(f"{label(item)}: was never written; expected {item.shape} values, was its writer stopped?")
         return int(item.id.get_offset())
 

@@ -29,7 +29,7 @@ def reading_zip(where: str) -> Iterator[None]:
         yield
     except LstmcliError:
         raise
-    except (BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, OverflowError) as error:
+    except (BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError, OverflowError) as error:
         # zipfile itself raises an OSError without an errno, or EINVAL for an offset, where the file is bad.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise StorageError(f"{where}: reading failed: {error.strerror}") from error

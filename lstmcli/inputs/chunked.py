@@ -25,7 +25,7 @@ class ChunkedArray(Source):
         dataset, shape, dtype = array.dataset, array.shape, array.dtype
         row = max(1, math.prod(shape[1:]) * dtype.itemsize)
         chunks = (*dataset.chunks, 1, 1)[:3] if dataset.chunks else (max(1, STAGING // row), *shape[1:])
-        stored = math.prod(shape) * dtype.itemsize if dataset.is_virtual else dataset.id.get_storage_size()
+        stored = math.prod(shape) * dtype.itemsize if dataset.is_virtual else hdf5.storage_size(dataset)
         super().__init__(array, files, stored, math.prod(chunks) * dtype.itemsize)
         self.space = dataset.id.get_space()
         self.written = hdf5.written_chunks(dataset)

@@ -199,7 +199,7 @@ def likely_name(file: Any) -> str:
 def _from_dataset(item: Any, padding: str | None, source: Source) -> ValidSteps:
     _check_form(hdf5.label(item), item.shape, hdf5.dtype_of(item), source)
     found = _from_table(hdf5.DatasetRows(item), padding, source)
-    if padding is None and item.name == "/lengths" and item.file.attrs.get("format") == RESULT and "starts" in item.file:
+    if padding is None and item.name == "/lengths" and hdf5.attribute(item.file, "format") == RESULT and "starts" in item.file:
         starts = hdf5.DatasetRows(hdf5_safety.dataset(item.file, "starts"))
         _check_form(starts.name, starts.shape, starts.dtype, source)
         latest = source.shape[1] - found.valid.lengths

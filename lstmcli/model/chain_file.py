@@ -106,8 +106,7 @@ def read_layer(group: Any, layer: type[Layer]) -> Layer:
 
 def option(group: Any, name: str) -> Any:
     """Return an attribute as the plain Python value that was written."""
-    with hdf5.reading(f"{hdf5.label(group)}, attribute {name}"):
-        value = group.attrs[name]
+    value = hdf5.attribute(group, name)
     if isinstance(value, np.ndarray):
         return tuple(value.tolist())
     return value.item() if isinstance(value, np.generic) else value

@@ -112,8 +112,7 @@ def model_in(file: Any) -> Model:
 def check_format(file: Any) -> None:
     """Raises DataError for a file that is neither a model file nor a result, or of another version."""
     where = hdf5.label(file).removesuffix("::/")
-    with hdf5.reading(where):
-        got, version = file.attrs.get("format"), file.attrs.get("format_version")
+    got, version = (hdf5.attribute(file, name) for name in ("format", "format_version"))
     if not isinstance(got, str) or got not in (FORMAT, RESULT_FORMAT):
         raise DataError(
             f"{where}: expected a model file (attribute format = {FORMAT!r}) or a result of a run, "
@@ -209,8 +208,8 @@ def attribute(group: Any, name: str, kind: type[Value], default: Value | None = 
         if default is None:
             raise DataError(f"{where}: expected {kind.__name__}, got none")
         return default
+    value = hdf5.attribute(group, name)
     with hdf5.reading(where):
-        value = group.attrs[name]
         value = value.decode() if isinstance(value, bytes) else value  # a C program's string of fixed length
     accepted = {str: str, int: int | np.integer, float: int | float | np.integer | np.floating, bool: np.bool}[kind]
     if not isinstance(value, accepted):

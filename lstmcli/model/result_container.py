@@ -31,12 +31,14 @@ def check_container(file: Any, data: FileBytes) -> dict[str, StoredDatasets]:
     group = hdf5_safety.find(file, CHECKSUMS)
     if group is None:
         raise DataError(f"{data.name}::/{CHECKSUMS}: expected a result with checksums, found none")
-    own = hdf5_safety.dataset(file, CONTAINER)
-    names = [entry.name.removeprefix("/") for entry in hdf5.entries(group)]
-    stored = {name: datasets_of(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
-    extents = [extent(own), *(one.extent for each in stored.values() for one in each.values())]
+    with hdf5.reading(data.name):
+        own = hdf5_safety.dataset(file, CONTAINER)
+        names = [entry.name.removeprefix("/") for entry in hdf5.entries(group)]
+        stored = {name: datasets_of(file, name) for name in names if f"{CHECKSUMS}/{name}" != CONTAINER}
+        extents = [extent(own), *(one.extent for each in stored.values() for one in each.values())]
+        is_one = own.shape == (1,) and hdf5.dtype_of(own) == np.uint32
     # This comes before anything else is read, because libhdf5 walks some damaged structures forever.
-    if hdf5.container_checksum(data.take, data.opened.st_size, extents) != hdf5.read_array(own)[0]:
+    if not is_one or hdf5.container_checksum(data.take, data.opened.st_size, extents) != hdf5.read_array(own)[0]:
         raise DataError(
             f"{data.name}: its structure, lengths, model or checksums are not what was written; "
             "it was damaged, changed, or never completed"

@@ -154,9 +154,7 @@ class StoredResult:
         with ExitStack() as opened:
             self.file = opened.enter_context(undamaged(self.path))
             self.where = shown(self.path)
-            with hdf5.reading(self.where):
-                kind = self.file.attrs.get("format")
-            if kind != RESULT_FORMAT:
+            if hdf5.attribute(self.file, "format") != RESULT_FORMAT:
                 raise DataError(f"{self.where}: expected a result of lstmcli run or predict, got another file")
             check_format(self.file)
             self.valid = self._valid()
@@ -259,7 +257,7 @@ class StoredResult:
     def attributes(self) -> dict[str, Any]:
         """What the result says of its run: options, versions, model_config, assumed, part, nonfinite_steps, ..."""
         with hdf5.reading(self.where):
-            found = {name: self.file.attrs[name] for name in self.file.attrs}
+            found = {name: hdf5.attribute(self.file, name) for name in self.file.attrs}
         return {name: plain(value) for name, value in found.items()}
 
     @cached_property

@@ -1,6 +1,7 @@
 """Checks that a file is whole and holds what was written into it."""
 
 import math
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ from lstmcli.files.hdf5 import CHECKSUMS, CONTAINER
 from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.files.zip_reader import reading_zip
+from lstmcli.files.zip_writer import Member, crc32, directory, local_header
 from lstmcli.inputs.beside.ids import strings_of
 from lstmcli.model.chain_file import any_model_in, load_any_model
 from lstmcli.model.model_check import read_check
@@ -43,7 +45,7 @@ def verify(path: str) -> str:
         if kind is FileKind.NPY:
             return verify_npy(data)
         if kind is FileKind.ZIP:
-            return verify_npz(path)
+            return verify_npz(data)
     raise DataError(f"{data.name}: expected a result (HDF5, NPY, NPZ) or a model file; this is none, or was never completed")
 
 
@@ -97,8 +99,8 @@ def repeated_check(path: str) -> str:
 def model_format(path: str) -> str:
     """Returns the format of a file with a model, after loading that."""
     load_any_model(path)
-    with hdf5.open_file(path) as file, hdf5.reading(shown(path)):
-        return str(file.attrs["format"])
+    with hdf5.open_file(path) as file:
+        return str(hdf5.attribute(file, "format"))
 
 
 def verify_unpadded(name: str, field: Field, whole: CheckedResult) -> None:
@@ -169,10 +171,23 @@ def verify_npy(data: FileBytes) -> str:
     return f"{array.shape} {array.dtype}, of the right size; NPY files have no checksums"
 
 
-def verify_npz(path: str) -> str:
-    with reading_zip(shown(path)), zipfile.ZipFile(path) as archive:
-        bad = archive.testzip()
-        count = len(archive.namelist())
-    if bad is not None:
-        raise DataError(f"{shown(path)}: {shown(bad)} is not what was written: its checksum differs")
-    return f"{count} arrays, all checksums right"
+def verify_npz(data: FileBytes) -> str:
+    """Compares all bytes around the arrays with those that are written around arrays of these names, sizes and checksums."""
+    size, end, members = data.opened.st_size, 0, []
+    with reading_zip(data.name), os.fdopen(os.dup(data.fd), "rb") as content, zipfile.ZipFile(content) as archive:
+        found = [(info.filename.encode(), info.file_size) for info in archive.infolist()]
+    if not found:
+        raise DataError(f"{data.name}: expected the arrays of a result, found none")
+    for name, count in found:
+        begin = end + len(local_header(name, count, 0))
+        if begin + count > size:
+            raise DataError(f"{data.name}: {shown(name.decode())} goes on past the end of the file; it was cut or damaged")
+        member = Member(name, end, begin, count)
+        checksum = crc32(data.take, begin, count)
+        if data.take(end, begin - end) != local_header(name, count, checksum):
+            raise DataError(f"{data.name}: {shown(name.decode())} is not what was written: its checksum or its header differs")
+        members.append((member, checksum))
+        end = begin + count
+    if data.take(end, size - end) != directory(members, end):
+        raise DataError(f"{data.name}: its directory is not what was written; it was damaged, or written by another program")
+    return f"{len(members)} arrays, all checksums right"

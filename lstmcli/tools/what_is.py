@@ -4,7 +4,7 @@ import os
 from enum import Enum
 from pathlib import Path
 
-from lstmcli.errors import LstmcliError, MissingInputError, shown
+from lstmcli.errors import LstmcliError, MissingInputError
 from lstmcli.files import hdf5
 from lstmcli.files.file_kind import FileKind, is_several, open_by_kind, split_spec
 from lstmcli.files.partial_file import partial_name
@@ -61,8 +61,7 @@ def what_is_hdf5(path: str) -> What:
     from lstmcli.weights import keras
 
     with hdf5.open_file(path) as file:
-        with hdf5.reading(shown(path)):
-            form = file.attrs.get("format")
+        form = hdf5.attribute(file, "format")
         if form in (RESULT_FORMAT, MODEL_FORMAT):
             return What.RESULT if form == RESULT_FORMAT else What.MODEL
         return What.WEIGHTS if keras.looks_like(file) else What.DATA

@@ -61,8 +61,7 @@ def import_archive(archive: Archive, choices: Choices, make: Callable[..., Model
 
 def import_file(file: Any, where: str, choices: Choices, make: Callable[..., Model_co]) -> Model_co:
     """A .weights.h5 or .h5 file, open. DataError as above."""
-    with hdf5.reading(where):
-        config, version = (as_text(file.attrs.get(name)) for name in ("model_config", "keras_version"))
+    config, version = (as_text(hdf5.attribute(file, name)) for name in ("model_config", "keras_version"))
     parsed = None if config is None else parse(config, f"{where}, attribute model_config")
     return import_hdf5(file, where, parsed, version, choices, make)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_all_files_are_told_of(case: Case, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     ran = lstmcli("verify", "text", case.folder / "result.h5", "empty", cwd=tmp_path)
     assert ran.code == 66
-    assert [line.split()[1] for line in ran.err.splitlines()] == ["text:", "empty:"]
+    assert [line.split()[2] for line in ran.err.splitlines()] == ["text:", "empty:"]
     assert len(ran.text.splitlines()) == 1
 
 
@@ -127,3 +128,29 @@ def test_a_result_whose_layout_was_changed(case: Case, tmp_path: Path) -> None:
                 file.copy(name, other)
         other.create_dataset("outputs", data=file["outputs"][:], compression="gzip")
     assert_one_line(lstmcli("verify", "other.h5", cwd=tmp_path), 65, "other.h5", "repacked")
+
+
+def test_an_npz_that_lacks_something(case: Case, tmp_path: Path) -> None:
+    """A ZIP archive is read from its end, which says what there is; zipfile alone takes what it says for all."""
+    succeed("run", *case.inputs, "-o", "out.npy", cwd=tmp_path)
+    with np.load(tmp_path / "out.states.npz") as states:
+        arrays = dict(states)
+    fewer = {name: array for name, array in arrays.items() if name != "1/h"}
+    for name, write in [
+        ("lost.npz", lambda path: np.savez(path, **fewer)),
+        ("deflated.npz", lambda path: np.savez_compressed(path, **arrays)),
+        ("empty.npz", lambda path: zipfile.ZipFile(path, "w").close()),
+        ("lzma.npz", lambda path: broken(path, zipfile.ZIP_LZMA)),
+        ("bz2.npz", lambda path: broken(path, zipfile.ZIP_BZIP2)),
+    ]:
+        write(tmp_path / name)
+        assert_one_line(lstmcli("verify", name, cwd=tmp_path), 65, name)
+
+
+def broken(path: Path, compression: int) -> None:
+    """An archive whose member cannot be decompressed."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("0/c.npy", bytes(1000))
+    content = bytearray(path.read_bytes())
+    content[50:60] = b"\xff" * 10
+    path.write_bytes(content)

@@ -77,10 +77,9 @@ def in_datasets(group: Any, listed: list[Listed], token_ids: bool) -> Sequences:
 
 def original_id(item: Any) -> str | None:
     """Returns the id that a dataset says itself, or None."""
-    with hdf5.reading(hdf5.label(item)):
-        if ID not in item.attrs:
-            return None
-        value = item.attrs[ID]
+    value = hdf5.attribute(item, ID)
+    if value is None:
+        return None
     return as_id(value if isinstance(value, bytes) else str(value))
 
 

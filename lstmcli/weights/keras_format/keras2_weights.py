@@ -89,7 +89,7 @@ def address(name: str, layer: str | None) -> tuple[Path, str, str, str, str | No
 def listed(group: Any, name: str) -> list[str]:
     """Texts of an attribute, which Keras cuts into name0, name1, ... where it is long."""
     pieces = [name] if name in group.attrs else [f"{name}{k}" for k in range(len(group.attrs))]
-    values = [value for piece in pieces if piece in group.attrs for value in np.ravel(group.attrs[piece])]
+    values = [value for piece in pieces if piece in group.attrs for value in np.ravel(hdf5.attribute(group, piece))]
     return [as_text(value) or "" for value in values]
 
 

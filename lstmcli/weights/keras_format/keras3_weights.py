@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lstmcli.errors import DataError, shown
+from lstmcli.files import hdf5
 from lstmcli.weights.containers.tensor import DTYPES, Tensor
 from lstmcli.weights.containers.tf_objects import Place
 from lstmcli.weights.keras_format.configuration import Path
@@ -111,11 +112,8 @@ def counted_anew(paths: Iterable[str]) -> dict[str, str]:
 def group_names(file: Any) -> dict[str, str]:
     """The layers' own names by their groups; "" where a file of Keras 3 does not have them."""
     found = {}
-
-    def visit(name: str, item: Any) -> None:
+    for name, item in hdf5.objects(file):
         place, _, last = name.replace("\\", "/").rpartition("/")
         if last == "vars" and place:
-            found[place] = as_text(item.attrs.get("name")) or ""
-
-    file.visititems(visit)
+            found[place] = as_text(hdf5.attribute(item, "name")) or ""
     return found

@@ -130,3 +130,31 @@ def test_open_file_refuses_what_is_not_hdf5(tmp_path):
     Path(tmp_path / "x").write_bytes(b"no")
     with pytest.raises(DataError, match="damaged, or not something this program reads"):
         hdf5.open_file(str(tmp_path / "x"))
+
+
+def test_attributes_are_text_or_numbers(tmp_path: Path) -> None:
+    """One flipped bit makes another type of a text of variable length, and libhdf5 crashes where it reads that."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs["text"], file.attrs["number"], file.attrs["texts"], file.attrs["yes"] = "é", 2.5, ["a", "b"], True
+        sequences, scalar = h5py.h5t.vlen_create(h5py.h5t.NATIVE_INT32), h5py.h5s.create(h5py.h5s.SCALAR)
+        h5py.h5a.create(file.id, b"sequences", sequences, scalar)
+        file.attrs["reference"] = file.create_group("g").ref
+        file.attrs["pair"] = np.zeros((), [("a", "i4"), ("b", "f4")])
+        assert hdf5.attribute(file, "text") == "é"
+        assert hdf5.attribute(file, "number") == 2.5
+        assert list(hdf5.attribute(file, "texts")) == ["a", "b"]
+        assert hdf5.attribute(file, "yes")
+        assert hdf5.attribute(file, "none") is None
+        for name in ("sequences", "reference", "pair"):
+            with pytest.raises(DataError, match=rf"attribute {name}: expected text or numbers"):
+                hdf5.attribute(file, name)
+
+
+def test_objects_that_two_links_lead_to_come_once(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = np.zeros(3)
+        file["g/y"] = file["x"]
+        file["g/loop"] = file["g"]
+        file["soft"] = h5py.SoftLink("/x")
+        assert [entry.name for entry in hdf5.entries(file)] == ["/g/y"]
+        assert {name for name, _ in hdf5.objects(file)} == {"g", "g/y"}
