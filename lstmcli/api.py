@@ -28,13 +28,16 @@ __all__ = [
 
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
-# What the command line looks at before it makes a job.
+# What the command line looks at before it makes a job; a test compares these with its options.
 CHOICES = {
     "dtype": ("float32", "float64"),
     "nonfinite": ("error", "warn", "pass"),
     "padding": ("post", "pre"),
     "axes": ("NTE", "TNE", "ETN", "ENT"),
-    "save": ("outputs", "states", "cells", "layers"),
+    "save": ("outputs", "states", "cells", "layers", "pooled"),
+    "pool": ("mean", "max", "sum", "last", "final"),
+    "store": ("float16", "float32"),
+    "layout": ("padded", "flat", "per-sequence"),
 }
 
 set_runner(run_padded)
@@ -109,7 +112,7 @@ def run(
     from lstmcli.run.stop import Stop
 
     records = (job.Inputs, job.NewModel, job.Weights, job.Compute, job.Output, job.Resources, CellOptions, Choices)
-    known = {name for record in records for name in record.__annotations__} - {"choices", "cells", "whole", "chain"}
+    known = {name for record in records for name in record.__annotations__} - {"choices", "cells", "whole", "chain", "also"}
     if unknown := sorted(options.keys() - known - {"time_major"}):
         raise TypeError(f"run() takes no option {unknown[0]}; it takes {', '.join(sorted(known))}")
     return run_job(job.job_of_options(as_typed({"input": input, **options})), on_progress, Stop(stop_after))

@@ -285,8 +285,24 @@ def test_run_does_what_the_command_does(case: Case, tmp_path: Path) -> None:
     for wrong, kind, words in [
         ({"unit": 7}, TypeError, r"^run\(\) takes no option unit; it takes activation, axes"),
         ({}, UsageError, "expected either --units, for new weights, or --weights FILE"),
-        ({"units": 7, "save": "output"}, UsageError, r"^save: expected outputs, states, cells, layers, got 'output'$"),
+        ({"units": 7, "save": "output"}, UsageError, r"^save: expected outputs, states, cells, layers, pooled, got 'output'$"),
         ({"units": 7, "dtype": "int8"}, UsageError, r"^dtype: expected float32, float64, got 'int8'$"),
     ]:
         with pytest.raises(kind, match=words):
             lstmcli.run(case.x_npy, **wrong)
+
+
+def test_run_takes_the_choices_of_the_command() -> None:
+    from lstmcli import api
+    from lstmcli.cli.commands.run_and_predict import run
+
+    choices = {param.name: getattr(param.type, "choices", getattr(param.type, "known", None)) for param in run.params}
+    taken = {name: tuple(values) for name, values in choices.items() if values is not None and name != "progress"}
+    assert taken == api.CHOICES
+
+
+def test_run_pools(case: Case, tmp_path: Path) -> None:
+    lstmcli.run(case.x_npy, lens=case.lens_npy, weights=case.weights, output=tmp_path / "out.h5", pool="final", layout="flat")
+    with lstmcli.open_result(tmp_path / "out.h5") as result:
+        assert files.bits(np.asarray(result.pooled)) == files.bits(case.state["1/h"])
+        assert result.outputs[3].shape == (case.lengths[3], 5)

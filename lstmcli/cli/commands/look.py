@@ -1,7 +1,8 @@
 """Commands that look at what files hold: inspect and compare."""
 
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +11,7 @@ from lstmcli.cli.options import as_json, overwrite, quiet
 from lstmcli.cli.param_types import FILE_NAME
 
 if TYPE_CHECKING:
+    from lstmcli.cli.report.inspect_report import Rows
     from lstmcli.cli.report.terminal import Terminal
 
 
@@ -56,7 +58,7 @@ def inspect(terminal: "Terminal", file: str, lens: str | None, plot: str | None,
 
     Shapes and how they are stored, lengths and padding, ids, values, NaN and Inf; what a result was made of; what a run costs.
     """
-    from lstmcli.cli.report.inspect_report import drawing, inspect_rows
+    from lstmcli.cli.report.inspect_report import BLOCK, inspect_rows
     from lstmcli.tools.inspect.inspect import inspect as inspect_file
 
     if plot is None and (rows is not None or overwrite):
@@ -66,10 +68,7 @@ def inspect(terminal: "Terminal", file: str, lens: str | None, plot: str | None,
         from lstmcli.tools.inspect.plot import plot as draw
 
         draw(file, facts["kind"], lens, rows.split(",") if rows else (), Path(plot), overwrite)
-    if terminal.is_interactive():
-        terminal.print_drawing(facts, lambda: drawing(facts))
-    else:
-        terminal.print_rows(facts, inspect_rows(facts))
+    print_found(terminal, facts, inspect_rows(facts, BLOCK if terminal.is_interactive() else "#"))
 
 
 @click.command(
@@ -100,5 +99,15 @@ def compare(terminal: "Terminal", a: str, b: str, tolerance: float | None) -> in
 
     facts = compare_files(a, b, tolerance)
     if not terminal.quiet:
-        terminal.print_rows(facts, compare_rows(facts))
+        print_found(terminal, facts, compare_rows(facts))
     return 0 if facts["same"] else 1
+
+
+def print_found(terminal: "Terminal", facts: dict[str, Any], rows: "Rows") -> None:
+    """Prints the facts as JSON, or the rows: in colour and as wide as a terminal, else plain within 100 columns."""
+    from lstmcli.cli.report.inspect_report import drawing, wrapped
+
+    if terminal.is_interactive():
+        terminal.print_drawing(facts, lambda: drawing(rows, shutil.get_terminal_size().columns))
+    else:
+        terminal.print_rows(facts, wrapped(rows))

@@ -1,12 +1,11 @@
 """What a comparison found: lines of a name and a text, out of the facts that --json prints."""
 
-from collections.abc import Iterable, Iterator
-from textwrap import wrap
+from collections.abc import Iterator
 from typing import Any
 
+from lstmcli.cli.report.inspect_report import block
 from lstmcli.errors import shown
 
-COLUMNS = 88  # beside the names
 MANY = 1_000_000  # ULP; more are told by their first digits
 
 
@@ -27,13 +26,6 @@ def compare_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if names := facts[f"only_in_{side}"]:
             yield from block(f"only in {side.upper()}", [", ".join(map(shown, names))])
     yield "result", conclusion(facts)
-
-
-def block(name: str, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yields texts, broken into lines, of which the first has the name."""
-    lines = [line for text in texts for line in wrap(text, COLUMNS, subsequent_indent="  ", break_long_words=False)]
-    for k, line in enumerate(lines):
-        yield "" if k else name, line
 
 
 def equal_ones(found: list[dict[str, Any]]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lstmcli.errors import shown
 
-COLUMNS = 88  # beside the names
+NAMES, COLUMNS = 10, 88  # of the names, and beside them where a terminal says nothing
 BAR = 40  # columns of the longest bar
 BLOCK = "\N{FULL BLOCK}"
 Rows = Iterator[tuple[str, str]]
@@ -44,10 +44,21 @@ def inspect_rows(facts: dict[str, Any], bar: str = "#") -> Rows:
 
 
 def block(name: str, texts: Iterable[str]) -> Rows:
-    """Yields texts, broken into lines, of which the first has the name."""
-    lines = [line for text in texts for line in wrap(text, COLUMNS, subsequent_indent="  ", break_long_words=False)]
-    for k, line in enumerate(lines):
-        yield "" if k else name, line
+    """Yields texts, of which the first has the name."""
+    for k, text in enumerate(texts):
+        yield "" if k else name, text
+
+
+def wrapped(rows: Rows, columns: int = COLUMNS) -> Rows:
+    """Breaks texts into lines of at most so many columns beside the names, but no bars."""
+    for name, text in rows:
+        if len(text) <= columns or BLOCK in text or "##" in text:
+            yield name, text
+            continue
+        indent = text[: len(text) - len(text.lstrip())]
+        later = f"{indent}  "
+        lines = wrap(text, columns, subsequent_indent=later, break_long_words=False, break_on_hyphens=False)
+        yield from block(name, lines)
 
 
 def length_rows(found: dict[str, Any], bar: str) -> Rows:
@@ -168,13 +179,13 @@ def size_text(count: int) -> str:
     return f"{count} bytes"
 
 
-def drawing(facts: dict[str, Any]) -> Any:
-    """Draws the rows with rich: names bold, bars and what is wrong in colour."""
+def drawing(rows: Rows, columns: int) -> Any:
+    """Draws the rows with rich for a terminal of so many columns: names bold, bars and what is wrong in colour."""
     from rich.text import Text
 
     lines = []
-    for name, text in inspect_rows(facts, BLOCK):
-        line = Text.assemble((f"{name:10}", "bold"), text)
+    for name, text in wrapped(rows, max(20, columns - NAMES)):
+        line = Text.assemble((f"{name:{NAMES}}", "bold"), text)
         line.highlight_regex(f"{BLOCK}+", "cyan")
         line.highlight_regex(r"\b[\d,]+ (NaN|Inf)\b", "red")
         if name == "note":

@@ -76,8 +76,7 @@ class Reader:
         if not text:
             return []
         first, self.began = not self.began, True
-        names_alone = not re.search(r"\d", re.sub(r"[A-Za-z_]\w*", "", text))
-        if first and text != "[" and (self.column is not None or names_alone):
+        if first and text != "[" and (self.column is not None or is_header(text)):
             self._read_header(text)
             return []
         if self.place is not None:
@@ -114,6 +113,15 @@ class Reader:
 
     def _error(self, expected: str, line: str) -> DataError:
         return DataError(f"{self.name}, line {self.line}: {expected}, got {shown(line.strip()[:40])}")
+
+
+def is_header(text: str) -> bool:
+    """Says whether a line holds names alone: of a single column one word, of several no numbers."""
+    fields = [field.strip().strip('"') for field in re.split(r"[,;\t]", text)]
+    names = [field for field in fields if field]
+    if len(names) == 1:
+        return re.fullmatch(r"[A-Za-z_][\w-]*", names[0]) is not None
+    return bool(names) and not any(re.match(r"[\d.+-]", name) for name in names)
 
 
 def whole_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -177,10 +177,7 @@ def of_data(spec: str, opened: ExitStack) -> Side:
     several = is_several(split_spec(spec)[0])
     if not several and not is_hdf5_file(spec):
         arrays = all_arrays(spec, opened)
-        # run would take an array of another rank as one sequence, and the states of an NPZ as a sequence each.
-        if arrays and (
-            [len(arrays[name].shape) for name in arrays if name == LONE] not in ([], [3]) or all(map(is_state, arrays))
-        ):
+        if arrays and not may_be_sequences(arrays):
             return side_of(spec, arrays)
     try:
         source = opened.enter_context(closing(open_floats_or_ids(spec)))
@@ -192,6 +189,13 @@ def of_data(spec: str, opened: ExitStack) -> Side:
     return Side(spec, "sequences", {"sequences": Steps("sequences", source, valid)}, source.ids)
 
 
+def may_be_sequences(arrays: dict[str, Table]) -> bool:
+    """Says whether the arrays of an NPY or NPZ file can be meant as sequences; run takes any array of rank 2 as one of them."""
+    if LONE in arrays:
+        return len(arrays[LONE].shape) == 3
+    return not all(name.rpartition("/")[2] in ("c", "h") for name in arrays)
+
+
 def side_of(spec: str, arrays: dict[str, Table]) -> Side:
     return Side(spec, "arrays", {name: Rows(name, table) for name, table in arrays.items()})
 
@@ -199,10 +203,6 @@ def side_of(spec: str, arrays: dict[str, Table]) -> Side:
 def is_hdf5_file(spec: str) -> bool:
     with open_by_kind(split_spec(spec)[0]) as (_, kind):
         return kind is FileKind.HDF5
-
-
-def is_state(name: str) -> bool:
-    return name.rpartition("/")[2] in ("c", "h")
 
 
 def all_arrays(spec: str, opened: ExitStack) -> dict[str, Table]:
