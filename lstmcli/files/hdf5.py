@@ -30,6 +30,10 @@ PIECE = 4 << 20  # bytes that are copied or summed at a time
 NAMES_LOOKED_AT = 1000  # of a group that may hold a dataset for each of a million sequences
 
 
+ENOTSUPP = 524  # what some network file systems answer to flock(); Python has no name for it
+unlocked: dict[str, None] = {}  # the files that this process has read without a lock, in their order
+
+
 class Extent(NamedTuple):
     """Some bytes of a file."""
 
@@ -76,12 +80,21 @@ def lock_advice(number: int) -> str:
 
 
 def open_file(path: str) -> Any:
-    """Opens an h5py.File to read it: a context manager. Raises MissingInputError, DataError, StorageError."""
+    """Opens an h5py.File to read it: a context manager. Raises MissingInputError, DataError, StorageError.
+
+    Where the file system has no locks, it is read without one, and counted among the `unlocked`.
+    """
     import h5py
 
     os.close(open_readable(path))
     with reading(shown(path)):
-        return h5py.File(path, "r", locking="best-effort")
+        try:
+            return h5py.File(path, "r", locking="best-effort")
+        except OSError as error:
+            if not re.search(f"unable to lock file, errno = ({errno.ENOLCK}|{ENOTSUPP})\\b", str(error)):
+                raise
+            unlocked[shown(path)] = None
+            return h5py.File(path, "r", locking=False)
 
 
 def open_image(data: bytes, name: str) -> Any:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from lstmcli.blocks import Valid
 from lstmcli.engine.cpus import available_threads
+from lstmcli.files import hdf5
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.tree import Bidirectional, Cell, Model, as_chain
 from lstmcli.results.formats.fields import PADDED, PER_SEQUENCE
@@ -88,7 +89,7 @@ def describe(opened: OpenedJob, paths: Paths) -> dict[str, Any]:
         "dry_run": job.resources.dry_run,
         "estimate": None,
         "part": [job.part.first, job.part.stop] if job.part else None,
-        "notes": [*opened.valid_steps.notes, *about.notes, *notes_on_mask(about.masked, opened)],
+        "notes": [*opened.valid_steps.notes, *about.notes, *notes_on_mask(about.masked, opened), *notes_on_locks()],
         "assumed": list(about.assumed),
         "left_out": {"before": list(about.before), "after": list(about.after)},
     }
@@ -135,6 +136,15 @@ def about_arrays(model: "Model | Chain", compute: Compute, batch: int, time: int
         "pooled": {"shape": [batch, model.output_size], "dtype": compute.store or compute.dtype} if compute.pool else None,
         "state": [{"path": path, "shape": shape, "dtype": compute.dtype} for path, shape in shapes.items()],
     }
+
+
+def notes_on_locks() -> list[str]:
+    """Returns what to know of files that were read without a lock."""
+    if not hdf5.unlocked:
+        return []
+    first, *others = hdf5.unlocked
+    more = f" and {len(others)} more" if others else ""
+    return [f"{first}{more}: the file system gives no lock, so it was read without; nothing must write it meanwhile"]
 
 
 def notes_on_mask(masked: bool | None, opened: OpenedJob) -> list[str]:

@@ -16,7 +16,10 @@ from helpers import files
 from helpers.case import Case
 from helpers.command import assert_one_line, lstmcli, succeed
 
+from lstmcli.cluster import merge as merging
 from lstmcli.cluster.job_scripts import INDEX
+from lstmcli.cluster.plan import Plan, read_plan
+from lstmcli.errors import DataError
 
 PLAN = ["plan", "-i", "x.npy", "-l", "lens.npy", "-w", "model.h5", "--shards", "3", "-o", "plan.json"]
 
@@ -211,3 +214,32 @@ def test_job_scripts(scheduler: str, left: Path) -> None:
     whole = script(2)
     assert "1-3" in whole
     assert f"--plan {left / 'plan.json'} --resume --shard auto" in whole
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_part_that_is_made_anew_while_it_is_merged(same: bool, left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it was checked, and before it is copied: its own bytes again, or those of another run."""
+    part = left / "plan.parts" / "part-0002.h5"
+    content = bytearray(part.read_bytes())
+    with h5py.File(part) as file:
+        at = file["outputs"].id.get_offset()
+    if not same:
+        content[at : at + 4] = np.float32(0.25).tobytes()
+    real = merging.check_parts
+
+    def check_parts(plan: Plan) -> merging.JoinedParts:
+        whole = real(plan)
+        (left / "new.h5").write_bytes(content)
+        (left / "new.h5").rename(part)
+        return whole
+
+    monkeypatch.setattr(merging, "check_parts", check_parts)
+    plan = read_plan(str(left / "plan.json"))
+    if same:
+        merging.merge(plan, str(left / "out.h5"), None, overwrite=False, resume=False)
+        succeed("merge", "plan.json", "-o", "want.h5", cwd=left)
+        assert (left / "out.h5").read_bytes() == (left / "want.h5").read_bytes()
+    else:
+        with pytest.raises(DataError, match=r"part-0002\.h5::/outputs, row"):
+            merging.merge(plan, str(left / "out.h5"), None, overwrite=False, resume=False)
+        assert not (left / "out.h5").exists()

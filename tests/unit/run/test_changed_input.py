@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from helpers import files
 from helpers.sources import padded
 
-from lstmcli.errors import ChangedDataError, StoppedError
+from lstmcli.errors import BusyError, ChangedDataError, StoppedError
 from lstmcli.files import positioned_file
 from lstmcli.run.job import Compute, Inputs, Job, NewModel, Output, Resources
 from lstmcli.run.run import run
@@ -194,3 +196,26 @@ def test_damage_in_the_padding_of_what_a_stopped_run_left(output: str, padding: 
     run(job._replace(resources=job.resources._replace(resume=True)), nothing)
     for name, content in want.items():
         assert (tmp_path / name).read_bytes() == content, name
+
+
+def test_two_that_resume_at_once(tmp_path: Path) -> None:
+    job = job_of(tmp_path, write_npy(tmp_path, X))
+    resume = job._replace(resources=job.resources._replace(resume=True))
+    want = undisturbed(job)
+    stop_after(job, 30)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def on_progress(count: int, total: int) -> None:
+        begun.set()
+        go_on.wait(60)
+
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(run, resume, on_progress)
+        assert begun.wait(60)
+        before = files.snapshot(tmp_path)
+        with pytest.raises(BusyError, match="another run is writing it"):
+            run(resume, nothing)
+        assert files.snapshot(tmp_path) == before
+        go_on.set()
+        assert first.result()["resumed_steps"] >= 30
+    assert (tmp_path / "out.h5").read_bytes() == want
