@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -40,3 +41,17 @@ def test_every_byte_of_the_outputs(result: Path, block: int, tmp_path: Path, mon
         what = "checksum" if at < [9, 0, 4][sequence] * 12 else "zeros"
         with pytest.raises(DataError, match=rf"/outputs, row {sequence}: .*{what}"):
             verify.verify(str(copy))
+
+
+def test_a_long_row_is_not_loaded_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, units = 40_000, 8
+    np.save(tmp_path / "x.npy", np.ones((1, steps, 1), np.float32))
+    succeed("run", "-i", "x.npy", "-u", units, "-o", "out.h5", cwd=tmp_path)
+    monkeypatch.setattr(verify, "BLOCK", 1 << 16)
+    verify.verify(str(tmp_path / "out.h5"))  # imports take memory too
+    tracemalloc.start()
+    try:
+        verify.verify(str(tmp_path / "out.h5"))
+        assert tracemalloc.get_traced_memory()[1] < steps * units * 4 // 2
+    finally:
+        tracemalloc.stop()
