@@ -1,10 +1,11 @@
 """The container of a result, which is all of its file but the values of its arrays: whether it is what was written."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstmcli.errors import DataError
+from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.hdf5 import CHECKSUMS, CONTAINER, Extent
 from lstmcli.files.positioned_file import FileBytes
@@ -51,8 +52,18 @@ def datasets_of(file: Any, name: str) -> StoredDatasets:
     group = hdf5_safety.find(file, name)
     if not hasattr(group, "keys"):
         return {ONE: stored_dataset(hdf5_safety.dataset(file, name))}
-    names = [entry.name.removeprefix("/") for entry in hdf5.entries(group)]
-    return {name: stored_dataset(hdf5_safety.dataset(group, name)) for name in names}
+    from lstmcli.files.hdf5_bytes.list_datasets import UNKNOWN, datasets_below
+
+    others: list[str] = []
+    found: StoredDatasets = {}
+    for name, shape, dtype, offset, _ in datasets_below(group, others):
+        if dtype is None or offset == UNKNOWN:
+            found[name] = stored_dataset(hdf5_safety.dataset(group, name))
+        else:
+            found[name] = StoredDataset(Extent(offset, math.prod(shape) * dtype.itemsize), shape, dtype)
+    if others:
+        raise DataError(f"{hdf5.label(group)}: {shown(others[0])} is a link, which no result has")
+    return found
 
 
 def stored_dataset(item: Any) -> StoredDataset:

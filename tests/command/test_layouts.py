@@ -79,7 +79,8 @@ def test_parts(layout: tuple[str, str], case: Case, tmp_path: Path) -> None:
     succeed("merge", "plan.json", "-o", "virtual.h5", "--virtual", "-q", cwd=tmp_path)
     whole = files.read_all(tmp_path / "whole.h5")
     for name, value in files.read_all(tmp_path / "virtual.h5").items():
-        assert files.bits(value) == files.bits(whole[name]), name
+        if not name.startswith("parts/"):  # which says what the parts must be
+            assert files.bits(value) == files.bits(whole[name]), name
 
 
 @UNPADDED

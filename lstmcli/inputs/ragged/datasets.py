@@ -1,33 +1,22 @@
 """Sequences as one HDF5 dataset each: (L, E), or (E,) for a single step; of token ids (L,)."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
-from lstmcli.files.hdf5_bytes.object_headers import addresses_of, attribute_name, read_headers
+from lstmcli.files.hdf5_bytes.list_datasets import UNKNOWN, Listed, datasets_below
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.beside.ids import as_id
 from lstmcli.inputs.ragged.placed import DECODED, Sequences
 from lstmcli.inputs.valid_steps import LENGTHS, MASKS
 
 OTHERS = {*LENGTHS, *MASKS, "offsets", "idptr", "ids", "keys", "names", "texts"}  # integers that are no token ids
-UNKNOWN = -2  # in the place of an offset: to be asked of libhdf5
 ID = "original_id"  # the attribute with the id of a dataset, as bio_embeddings writes it
-
-
-class Listed(NamedTuple):
-    """A dataset below a group, as far as it was looked at."""
-
-    name: str  # from that group on
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any] | None  # None: NumPy has no equivalent
-    offset: int = UNKNOWN
-    has_id: bool = True  # whether it may have the attribute ID
 
 
 def in_datasets(group: Any, listed: list[Listed], token_ids: bool) -> Sequences:
@@ -91,7 +80,7 @@ def sequences_below(group: Any, named: bool, token_ids: bool) -> list[Listed]:
     else that of the file. Raises DataError for links, which would be left out.
     """
     others: list[str] = []
-    found = list(datasets_below(group, "", others, set()))
+    found = list(datasets_below(group, others, ID))
     floats = [one for one in found if one.dtype is not None and one.dtype.kind == "f" and one.shape]
     ranks = {len(one.shape) for one in floats}
     if 2 in ranks and max(ranks) == 2 and (named or ranks == {2} or len({one.shape[-1] for one in floats}) == 1):
@@ -114,39 +103,6 @@ def named_below(group: Any, names: Sequence[str]) -> list[Listed]:
     if absent := [name for name in names if name not in found]:
         raise DataError(f"{hdf5.label(group)}: no dataset {shown(absent[0])}")
     return [found[name] for name in names]
-
-
-def datasets_below(group: Any, above: str, others: list[str], seen: set[int]) -> Iterator[Listed]:
-    """Yields all datasets below a group. Links of another kind than hard ones go into `others`; above, seen: of its groups."""
-    import h5py
-
-    with hdf5.reading(hdf5.label(group)):
-        names, addresses, other = addresses_of(group)
-        if other is not None:
-            others.append(above + other.decode("utf-8", "backslashreplace"))
-        sizes, base = group.file.id.get_create_plist().get_sizes(), group.file.userblock_size
-        data = FileBytes(group.file.id.get_vfd_handle(), hdf5.label(group))
-        headers = read_headers(data, addresses, base) if sizes == (8, 8) else iter([None] * len(names))
-        dtypes: dict[bytes, np.dtype[Any] | None] = {}
-        for name, address, header in zip(names, addresses, headers, strict=True):
-            text = above + name.decode("utf-8", "surrogateescape")
-            if header is not None and header.datatype not in dtypes:
-                entry = hdf5.entry_of(text, group[name])
-                plain = entry.dtype is not None and hdf5.is_plain(group[name])
-                dtypes[header.datatype] = entry.dtype if plain else None
-            dtype = dtypes[header.datatype] if header is not None else None
-            if header is not None and dtype is not None:
-                count = math.prod(header.shape)
-                if header.size == count * dtype.itemsize and (header.address is not None or not count):
-                    has_id = any(attribute_name(attribute) == ID.encode() for attribute in header.attributes)
-                    yield Listed(text, header.shape, dtype, header.address or 0, has_id)
-                    continue
-            item = group[name]
-            if isinstance(item, h5py.Dataset):
-                entry = hdf5.entry_of(text, item)
-                yield Listed(text, entry.shape or (), entry.dtype)
-            elif isinstance(item, h5py.Group) and address not in seen:
-                yield from datasets_below(item, f"{text}/", others, seen | {address})
 
 
 def are_token_ids(one: Listed) -> bool:

@@ -160,7 +160,8 @@ def _in_hdf5(
 ) -> Source | None:
     import h5py
 
-    from lstmcli.inputs.ragged.datasets import Listed, in_datasets, sequences_below
+    from lstmcli.files.hdf5_bytes.list_datasets import Listed
+    from lstmcli.inputs.ragged.datasets import in_datasets, sequences_below
     from lstmcli.inputs.ragged.placed import PlacedSequences
 
     item = file
