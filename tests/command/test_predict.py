@@ -60,7 +60,8 @@ def test_models_of_pytorch(name: str, tmp_path: Path) -> None:
 def test_the_same_bytes_however_it_is_computed(
     how: tuple[object, ...], model: tuple[object, ...], result: str, batch: Path, tmp_path: Path
 ) -> None:
-    succeed("predict", "-i", "x.npy", "-l", "lens.npy", *model, "-o", tmp_path / "p.h5", *how, cwd=batch)
+    given = how if how[0] == "-i" else ("-i", "x.npy", *how)
+    succeed("predict", *given, "-l", "lens.npy", *model, "-o", tmp_path / "p.h5", cwd=batch)
     if how[0] == "-i":  # its ids are in the result, but nothing else may differ
         assert files.bits(predictions(tmp_path / "p.h5")) == files.bits(predictions(batch / result))
         files.write_h5(tmp_path / "x.h5", **files.read_arrays(batch / "x.h5", but="ids"))
