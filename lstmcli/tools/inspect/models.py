@@ -3,11 +3,12 @@
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from lstmcli.errors import LstmcliError, shown
+from lstmcli.errors import DataError, LstmcliError, shown
 from lstmcli.model.tree import Cell, Model
 
 if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
+    from lstmcli.weights.chains.load import WholeModel
 
 Facts = dict[str, Any]
 SHOWN = 20  # tensors that are listed
@@ -19,10 +20,14 @@ def about_weights(spec: str) -> Facts:
     from lstmcli.weights.load import Choices, holds_chain, load_weights
 
     if holds_chain(spec):
-        whole = load_chain(spec, Choices())
-        facts = {"what": f"a whole model, {whole.kind}", "model": about_model(whole.chain), "notes": list(whole.notes)}
-        return facts | {"assumed": list(whole.assumed), "cost": cost_of(whole.chain)}
-    found = load_weights(spec, Choices())
+        return about_whole(load_chain(spec, Choices()))
+    try:
+        found = load_weights(spec, Choices())
+    except DataError as error:  # of LSTMs that are no stack, such as two with a layer between them
+        try:
+            return about_whole(load_chain(spec, Choices()))
+        except LstmcliError:
+            raise error from None
     tensors = [{"name": m.name, "shape": list(m.shape), "becomes": f"{m.path} {m.field}", "how": m.how} for m in found.mapping]
     left_out = [*map(str, found.left_out), *(f"{name}, before the LSTM" for name in found.before)]
     left_out += [f"{name}, after the LSTM" for name in found.after]
@@ -37,6 +42,12 @@ def about_weights(spec: str) -> Facts:
         "notes": list(found.notes),
         "cost": cost_of(found.model),
     }
+
+
+def about_whole(found: "WholeModel") -> Facts:
+    """Returns the facts of a model that predict runs as a whole."""
+    facts = {"what": f"a whole model, {found.kind}", "model": about_model(found.chain), "cost": cost_of(found.chain)}
+    return facts | {"assumed": list(found.assumed), "notes": list(found.notes)}
 
 
 def whole_model(spec: str) -> list[str] | None:

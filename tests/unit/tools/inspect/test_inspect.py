@@ -165,6 +165,21 @@ def test_a_model_and_weights(case: Case, tmp_path: Path) -> None:
     assert facts["tensors"][0]["name"] == "lstm.weight_ih_l0"
 
 
+def test_a_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(__file__).parents[3] / "data" / "models" / "sentiment.keras"
+    facts = inspect(str(path))
+    assert facts["whole"]
+    assert any("after the LSTM" in name for name in facts["left_out"])
+
+    def several(path: str, choices: object) -> None:
+        raise DataError("holds 2 LSTMs")
+
+    monkeypatch.setattr("lstmcli.weights.load.load_weights", several)
+    assert inspect(str(path))["what"].startswith("a whole model, Keras")
+    with pytest.raises(DataError, match=r"^holds 2 LSTMs$"):
+        inspect(str(files.SAMPLE_DATA / "vowels_bilstm.safetensors"))
+
+
 def test_a_plan_and_its_parts(case: Case, tmp_path: Path) -> None:
     succeed("plan", *case.inputs, "--shards", 3, "-o", "plan.json", cwd=tmp_path)
     succeed("run", "--plan", "plan.json", "--shard", 2, cwd=tmp_path)
