@@ -112,6 +112,9 @@ def local_cluster(scheduler: str) -> Iterator["Client"]:
             cluster = opened.enter_context(LocalCluster(local_directory=folder, security=security, **options))
             client = opened.enter_context(Client(cluster, set_as_default=False))
             client.wait_for_workers(int(count), timeout=LOCAL_SECONDS)
+            # A process that can have no more threads is there, and takes tasks that it never begins.
+            for began in [client.submit(os.getpid, workers=[one], pure=False) for one in client.nthreads()]:
+                began.result(timeout=LOCAL_SECONDS)
         except LstmcliError:
             raise
         except Exception as error:  # Dask raises whatever it met
