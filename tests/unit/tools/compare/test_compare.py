@@ -32,9 +32,9 @@ def ulps(a: np.floating, b: np.floating) -> int:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("steps", [0, 1, 7])
-@pytest.mark.parametrize("near", [0.0, 1.0, -1.0, 1e-7, -65000.0])
-def test_ulps(dtype: Any, steps: int, near: float) -> None:
-    a = b = dtype(near)
+@pytest.mark.parametrize("near", [0.0, 1.0, -1.0, 1e-7, -65000.0, "below zero"])
+def test_ulps(dtype: Any, steps: int, near: Any) -> None:
+    a = b = dtype(near) if near != "below zero" else -3 * np.finfo(dtype).smallest_subnormal
     for _ in range(steps):
         b = np.nextafter(b, dtype(np.inf))
     found = differences.ordered(np.array([a, b]))
