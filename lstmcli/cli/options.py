@@ -60,6 +60,22 @@ whole_input_options = option_group(
     ),
     option(
         "Input",
+        "--window",
+        type=click.IntRange(min=1),
+        metavar="W",
+        help="Cut each sequence into windows of W steps, which overlap. Nothing is copied; the result says the series and the "
+        "first step of each.",
+    ),
+    option(
+        "Input",
+        "--stride",
+        type=click.IntRange(min=1),
+        metavar="S",
+        show_default="1",
+        help="Steps from the begin of one window to that of the next.",
+    ),
+    option(
+        "Input",
         "--padding",
         type=click.Choice(["post", "pre"]),
         show_default="post",

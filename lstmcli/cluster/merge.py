@@ -15,9 +15,10 @@ from lstmcli.cluster.job_scripts import array_expression
 from lstmcli.cluster.parts import open_part
 from lstmcli.cluster.plan import Plan
 from lstmcli.errors import ChangedDataError, DataError, LstmcliError, MissingInputError, StoppedError, UsageError, shown
-from lstmcli.files import hdf5
+from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.partial_file import write_whole
 from lstmcli.files.positioned_file import FileBytes, open_readable
+from lstmcli.inputs.beside.ids import strings_of
 from lstmcli.inputs.contiguous import ContiguousArray
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.inputs.source import StoredArray
@@ -27,7 +28,7 @@ from lstmcli.model.tree import Model
 from lstmcli.results.formats.fields import PADDED, PER_SEQUENCE, Arrays, Checksums, Field
 from lstmcli.results.formats.hdf5_result import CHECKSUM, allocate, stored_steps, write_metadata
 from lstmcli.results.formats.paths import Paths, check_paths, result_paths
-from lstmcli.results.formats.result import Metadata
+from lstmcli.results.formats.result import Metadata, WindowRows
 from lstmcli.results.journal import StoredSpan
 from lstmcli.results.naming import UnpublishedResult, publishing
 from lstmcli.results.verify import MERGED_SUM, PART_NAMES, PART_SUMS, container_sum, verify
@@ -55,6 +56,7 @@ class StoredPart:
     sums: dict[str, Checksums]
     nonfinite: Nonfinite  # row: in the whole
     ids: Sequence[str] = ()  # none where the input says none
+    windows: WindowRows | None = None
 
     @property
     def count(self) -> int:
@@ -84,7 +86,16 @@ class JoinedParts:
         run, compute = self.plan.run, self.plan.job.compute
         made = metadata(compute, self.model, self.valid, run.get("assumed", ()))
         has_ids = "ids" in run or made.layout == PER_SEQUENCE
-        return made._replace(ids=[name for part in self.parts for name in part.ids] if has_ids else None)
+        ids = [name for part in self.parts for name in part.ids] if has_ids else None
+        return made._replace(ids=ids, windows=self.windows())
+
+    def windows(self) -> WindowRows | None:
+        """Returns which windows the sequences are, where they are some."""
+        found = [part.windows for part in self.parts if part.windows]
+        if not found:
+            return None
+        series, first_steps = (np.concatenate(arrays) for arrays in zip(*(one[:2] for one in found), strict=True))
+        return WindowRows(series, first_steps, found[0].series_ids)
 
 
 def merge(
@@ -222,7 +233,12 @@ def find_part(plan: Plan, number: int, model: Model | Chain | None) -> tuple[Sto
             found = Nonfinite(steps, row + first, step) if steps else found
         path = str(plan.part_path(number))
         ids = part.ids or ()
-        return StoredPart(number, path, first, part.valid, part.placed, part.fields, part.sums, found, ids), model
+        windows = None
+        if plan.job.inputs.window is not None:
+            series, first_steps = (hdf5.read_array(hdf5_safety.dataset(part.file, name)) for name in ("series", "first_step"))
+            known = hdf5_safety.find(part.file, "series_ids") is not None
+            windows = WindowRows(series, first_steps, strings_of(part.file["series_ids"]) if known else None)
+        return StoredPart(number, path, first, part.valid, part.placed, part.fields, part.sums, found, ids, windows), model
 
 
 def copy(whole: JoinedParts, unpublished: UnpublishedResult, before: Span | None, stop: Stop, on_progress: Progress) -> None:

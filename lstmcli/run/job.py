@@ -32,6 +32,8 @@ class Inputs(NamedTuple):
     axes: str = "NTE"  # N sequences, T steps, E features
     lens: str | None = None
     offsets: str | None = None  # of a flat input
+    window: int | None = None  # steps of the windows that each sequence is cut into
+    stride: int | None = None  # steps from one window to the next; None: 1
     padding: str | None = None  # post | pre; None: post, or what the file says
     initial_state: str | None = None
     follow_links: bool = False

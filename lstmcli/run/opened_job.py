@@ -18,7 +18,7 @@ from lstmcli.model.new_weights import count_parameters, init_model
 from lstmcli.model.tree import Model
 from lstmcli.results.formats.fields import PER_SEQUENCE
 from lstmcli.results.formats.paths import TABLES
-from lstmcli.results.formats.result import TableForm
+from lstmcli.results.formats.result import TableForm, WindowRows
 from lstmcli.results.journal import Fingerprint, StoredSpan, differing
 from lstmcli.run.job import Job, NewModel, Weights
 from lstmcli.version import __version__
@@ -60,6 +60,15 @@ class OpenedJob(NamedTuple):
     def ids(self) -> Sequence[str] | None:
         """The ids of the sequences of this run, where the input says them."""
         return self.source.ids[self.first : self.first + len(self.lengths)] if self.source.ids else None
+
+    def windows(self) -> WindowRows | None:
+        """Returns which windows the sequences of this run are, where they are some."""
+        if self.job.inputs.window is None:
+            return None
+        from lstmcli.inputs.ragged.windows import Windows, columns
+
+        assert isinstance(self.source, Windows)
+        return WindowRows(*columns(self.source, self.first, len(self.lengths)))
 
     @property
     def first(self) -> int:
@@ -172,6 +181,13 @@ def open_job(job: Job) -> Iterator[OpenedJob]:
         )
         source = opened.enter_context(closing(found))
         valid_steps = read_valid_steps(inputs.lens, inputs.padding, source, inputs.follow_links)
+        if inputs.window is not None:
+            from lstmcli.inputs.ragged.windows import Windows
+
+            source = Windows(source, valid_steps, inputs.window, inputs.stride or 1)
+            valid_steps = source.valid_steps
+        elif inputs.stride is not None:
+            raise UsageError(f"--stride {inputs.stride}: is the distance of windows; give --window as well")
         model, about_weights = read_model(job, source)
         job = job._replace(compute=job.compute.decided(source.lengths is not None, model))
         if job.compute.layout == PER_SEQUENCE and source.ids:

@@ -26,7 +26,7 @@ def metadata_of(opened: OpenedJob) -> Metadata:
     ids = opened.ids
     if made.layout == PER_SEQUENCE and ids is None:  # whose datasets need names
         ids = [str(row) for row in range(opened.first, opened.first + len(opened.lengths))]
-    return made._replace(table=opened.table_form(), ids=ids)
+    return made._replace(table=opened.table_form(), ids=ids, windows=opened.windows())
 
 
 def valid_of_result(opened: OpenedJob) -> Valid:

@@ -32,6 +32,7 @@ from lstmcli.results.formats.result import Metadata, Result
 
 CHECKSUM = np.dtype(np.uint32)
 Place = tuple[int, Lengths | None]  # of an array in the file: Field.offset and Field.begins
+ROWS = 1 << 20  # of lengths and the like that are stored at a time
 KEPT = 1 << 20  # bytes of a file whose container is kept till its end: to make it again takes 2 % of a short run
 
 
@@ -82,17 +83,20 @@ class Hdf5Result(Result):
                     for piece, offset in self.pieces(image):
                         self.partial.write(piece, offset)
         for name, values in stored_steps(metadata).items():
-            self.valid_steps[name].put_rows(0, values)
+            for first in range(0, len(values), ROWS):
+                self.valid_steps[name].put_rows(first, values[first : first + ROWS])
         summed_elsewhere = self.extents((*self.fields.values(), self.own_checksum))
         checksum = container_checksum(self.partial.take, self.size, summed_elsewhere)
         self.own_checksum.put_rows(0, np.array([checksum], np.uint32))
         super().seal(nonfinite)
 
 
-def stored_steps(metadata: Metadata) -> dict[str, Lengths]:
+def stored_steps(metadata: Metadata) -> dict[str, Any]:
     """Returns what a result holds of the valid steps: the starts only where padding does not stand behind all sequences."""
     starts, lengths = metadata.valid
-    found = {"lengths": lengths} | ({"starts": starts} if starts.any() else {})
+    found: dict[str, Any] = {"lengths": lengths} | ({"starts": starts} if starts.any() else {})
+    if metadata.windows:
+        found |= {"series": metadata.windows.series, "first_step": metadata.windows.first_steps}
     if metadata.layout == FLAT:
         found["offsets"] = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     return found
@@ -138,7 +142,9 @@ def write_metadata(file: Any, metadata: Metadata) -> None:
         file.attrs["nonfinite_steps"] = np.int64(found.steps)
         file.attrs["nonfinite_first"] = np.array([found.row, found.step], np.int64)
     if metadata.ids is not None:
-        write_ids(file, metadata.ids)
+        write_ids(file, "ids", metadata.ids)
+    if metadata.windows and metadata.windows.series_ids is not None:
+        write_ids(file, "series_ids", metadata.windows.series_ids)
     group = file.create_group("model")
     if chain := as_chain(metadata.model):
         from lstmcli.model.chain_file import write_chain
@@ -149,13 +155,13 @@ def write_metadata(file: Any, metadata: Metadata) -> None:
         write_model(group, metadata.model)
 
 
-def write_ids(file: Any, ids: Sequence[str]) -> None:
+def write_ids(file: Any, name: str, ids: Sequence[str]) -> None:
     """Writes the ids of all sequences as variable-length strings in UTF-8."""
     import h5py
 
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_obj_track_times(False)  # the same run gives the same bytes
-    file.create_dataset("ids", data=np.array(ids, object), dtype=h5py.string_dtype(), dcpl=properties)
+    file.create_dataset(name, data=np.array(ids, object), dtype=h5py.string_dtype(), dcpl=properties)
 
 
 def allocate(file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

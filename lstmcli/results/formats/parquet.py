@@ -52,14 +52,15 @@ class Appended:
 
 
 def write_parquet(
-    table: Partial, form: TableForm, fields: Mapping[str, Field], names: Sequence[str], lines: "Iterator[Lines]"
+    table: Partial, form: TableForm, fields: Mapping[str, Field], names: Sequence[str], lines: "Iterator[Lines]", windows: bool
 ) -> None:
-    """Writes all lines of a table. names: of the columns of predictions."""
+    """Writes all lines of a table. names: of the columns of predictions. windows: lines say series and first step."""
     import pyarrow as pa
     from pyarrow import parquet
 
     has_steps = any(field.has_steps for field in fields.values())
-    columns = [pa.field("id", pa.string()), *([pa.field("step", pa.int64())] if has_steps else [])]
+    columns = [pa.field("series" if windows else "id", pa.string())]
+    columns += [pa.field(name, pa.int64()) for name, there in (("first_step", windows), ("step", has_steps)) if there]
     for name, field in fields.items():
         number = pa.from_numpy_dtype(field.dtype)
         if name == "predictions":
@@ -69,8 +70,8 @@ def write_parquet(
             columns.append(pa.field(name, pa.list_(number, field.shape[-1])))
     schema = pa.schema(columns)
     with parquet.ParquetWriter(Appended(table), schema, use_dictionary=False) as writer:
-        for ids, steps, arrays in lines:
-            values = [pa.array(ids, pa.string())] + ([] if steps is None else [pa.array(steps, pa.int64())])
+        for ids, firsts, steps, arrays in lines:
+            values = [pa.array(ids, pa.string()), *(pa.array(own, pa.int64()) for own in (firsts, steps) if own is not None)]
             for name, rows in arrays.items():
                 values += values_of(form, name, rows)
             writer.write_batch(pa.record_batch(values, schema=schema))

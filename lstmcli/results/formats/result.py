@@ -35,6 +35,19 @@ class TableForm(NamedTuple):
         return {"top": self.top, "labels": zlib.crc32(json.dumps(self.labels).encode())}
 
 
+class WindowRows(NamedTuple):
+    """Which windows over series the sequences are; series, first_steps: arrays (N,) int64, or what gives parts of them."""
+
+    series: Any
+    first_steps: Any
+    series_ids: Sequence[str] | None
+
+    def names(self, first: int, count: int) -> list[str]:
+        """Returns what to call the series of each of some windows."""
+        numbers = self.series[first : first + count].tolist()
+        return [str(number) if self.series_ids is None else self.series_ids[number] for number in numbers]
+
+
 class Metadata(NamedTuple):
     """What a result says besides its arrays. Nothing in it may depend on threads, memory, time or place: the same run gives the
     same bytes."""
@@ -46,6 +59,7 @@ class Metadata(NamedTuple):
     table: TableForm = TableForm()
     ids: Sequence[str] | None = None  # of the sequences, where the input says them
     layout: str = PADDED  # one of LAYOUTS
+    windows: "WindowRows | None" = None  # where the sequences are windows over series
 
     @property
     def placed(self) -> Valid:

@@ -28,7 +28,8 @@ SEQUENCES, STEPS = 4096, 1 << 16  # whose lines are made at a time, at most
 class Lines(NamedTuple):
     """Some lines of a table."""
 
-    ids: list[str]
+    ids: list[str]  # of windows: those of their series
+    firsts: list[int] | None  # of windows: the first step of each
     steps: list[int] | None  # the number of each step in the input, where there is a line for each
     arrays: dict[str, NDArray[Any]]  # rows (lines, width) by name
 
@@ -40,6 +41,7 @@ class TableResult(Result):
         """resume: keeps what an earlier run has stored. Raises OutputError, StorageError, and UsageError for other labels."""
         assert paths.main
         self.form, self.ids, self.suffix = metadata.table, metadata.ids, paths.main.suffix
+        self.windows = metadata.windows
         if "predictions" in arrays:
             check_form(self.form, arrays["predictions"][0][-1])
         if not TABLES[self.suffix]:
@@ -74,7 +76,7 @@ class TableResult(Result):
             from lstmcli.results.formats.parquet import write_parquet
 
             names = self.columns() if "predictions" in self.fields else []
-            write_parquet(self.table, self.form, self.fields, names, self.lines())
+            write_parquet(self.table, self.form, self.fields, names, self.lines(), bool(self.windows))
         super().seal(nonfinite)
 
     def lines(self) -> Iterator[Lines]:
@@ -88,13 +90,16 @@ class TableResult(Result):
                 fitting = int(np.searchsorted(ends, ends[first] - lengths[first] + STEPS, side="right")) - first
                 count = max(1, min(count, fitting))
             part = self.valid.part(first, first + count)
-            ids, steps = [self.name(first + k) for k in range(len(part.lengths))], None
+            ids, steps, firsts = [self.name(first + k) for k in range(len(part.lengths))], None, None
+            if self.windows:
+                ids, firsts = self.windows.names(first, len(ids)), self.windows.first_steps[first : first + len(ids)].tolist()
             if has_steps:
                 starts = self.starts[first : first + count]
                 ids = np.repeat(np.array(ids, object), part.lengths).tolist()
+                firsts = np.repeat(firsts, part.lengths).tolist() if firsts is not None else None
                 begins = np.cumsum(part.lengths) - part.lengths
                 steps = (np.arange(len(ids)) - np.repeat(begins - starts, part.lengths)).tolist()
-            yield Lines(ids, steps, {name: field.get(first, part) for name, field in self.fields.items()})
+            yield Lines(ids, firsts, steps, {name: field.get(first, part) for name, field in self.fields.items()})
             first += count
 
     def columns(self) -> list[str]:
@@ -113,13 +118,11 @@ class TableResult(Result):
             return text.getvalue()
 
         has_steps = any(field.has_steps for field in self.fields.values())
-        yield written([["id", *(["step"] if has_steps else []), *self.columns()]])
-        for ids, steps, arrays in self.lines():
-            heads = (
-                [[name] for name in ids]
-                if steps is None
-                else [[name, str(step)] for name, step in zip(ids, steps, strict=True)]
-            )
+        which = ["series", "first_step"] if self.windows else ["id"]
+        yield written([[*which, *(["step"] if has_steps else []), *self.columns()]])
+        for ids, firsts, steps, arrays in self.lines():
+            numbers = [column for column in (firsts, steps) if column is not None]
+            heads = ([name, *map(str, own)] for name, *own in zip(ids, *numbers, strict=True))
             rows = zip(*arrays.values(), strict=True)
             yield written(
                 [*head, *(cell for row in each for cell in cells(self.form, row))]
