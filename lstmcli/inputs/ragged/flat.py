@@ -84,7 +84,10 @@ def from_offsets(offsets: Lengths, rows: int, name: str, where: str) -> tuple[Le
 
 
 def from_starts(starts: Lengths, lengths: Lengths, rows: int, name: str, where: str) -> Lengths:
-    """Returns where each sequence begins. Raises DataError where it ends beyond the rows. starts: (N,) or offsets (N + 1,)."""
+    """Returns where each sequence begins. starts: (N,), or offsets (N + 1,).
+
+    Raises DataError where one ends beyond the rows, or has rows of another one.
+    """
     if len(starts) == len(lengths) + 1:
         from_offsets(starts, rows, name, where)
         ends, starts = starts[1:], starts[:-1]
@@ -98,6 +101,15 @@ def from_starts(starts: Lengths, lengths: Lengths, rows: int, name: str, where: 
         raise DataError(
             f"{name}, row {row}: the sequence from {starts[row]} on with {lengths[row]} steps goes beyond row {ends[row]} "
             f"of {where}"
+        )
+    used = np.flatnonzero(lengths)
+    order = used[np.argsort(starts[used], kind="stable")]
+    overlap = np.flatnonzero((starts + lengths)[order[:-1]] > starts[order[1:]])
+    if len(overlap):
+        one, other = sorted(order[overlap[0] : overlap[0] + 2].tolist())
+        raise DataError(
+            f"{name}, row {other}: the sequence from {starts[other]} on has steps of that in row {one}, from {starts[one]} on; "
+            "--window makes overlapping ones"
         )
     return starts
 

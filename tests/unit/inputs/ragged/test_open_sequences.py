@@ -181,6 +181,12 @@ def test_bad_lengths(tmp_path):
         open_sequences(flat, lens=lens, offsets=saved(tmp_path, "s.npy", [0, 24]))
     with pytest.raises(DataError, match="row 0: the sequence from 0 on with 3 steps goes beyond row 2"):
         open_sequences(flat, lens=lens, offsets=saved(tmp_path, "s.npy", [0, 2, 27]))
+    with pytest.raises(DataError, match="row 1: the sequence from 2 on has steps of that in row 0, from 0 on"):
+        open_sequences(flat, lens=lens, offsets=saved(tmp_path, "s.npy", [0, 2]))
+    with pytest.raises(DataError, match="row 1: the sequence from 2 on has steps of that in row 0, from 5 on"):
+        open_sequences(flat, lens=lens, offsets=saved(tmp_path, "s.npy", [5, 2]))
+    with pytest.raises(DataError, match="row 0: expected a whole number from 0 on, got 9223372036854775807"):
+        open_sequences(flat, lens=lens, offsets=saved(tmp_path, "s.npy", [(1 << 63) - 1, 2]))
     with pytest.raises(DataError, match="expected 2 starts, one for each length, or one more, got 4"):
         open_sequences(flat, lens=lens, offsets=saved(tmp_path, "s.npy", [0, 2, 3, 4]))
 
