@@ -142,9 +142,9 @@ def write_metadata(file: Any, metadata: Metadata) -> None:
         file.attrs["nonfinite_steps"] = np.int64(found.steps)
         file.attrs["nonfinite_first"] = np.array([found.row, found.step], np.int64)
     if metadata.ids is not None:
-        write_ids(file, "ids", metadata.ids)
+        write_ids(file, metadata.ids)
     if metadata.windows and metadata.windows.series_ids is not None:
-        write_ids(file, "series_ids", metadata.windows.series_ids)
+        write_ids(file, metadata.windows.series_ids, "series_ids")
     group = file.create_group("model")
     if chain := as_chain(metadata.model):
         from lstmcli.model.chain_file import write_chain
@@ -155,8 +155,8 @@ def write_metadata(file: Any, metadata: Metadata) -> None:
         write_model(group, metadata.model)
 
 
-def write_ids(file: Any, name: str, ids: Sequence[str]) -> None:
-    """Writes the ids of all sequences as variable-length strings in UTF-8."""
+def write_ids(file: Any, ids: Sequence[str], name: str = "ids") -> None:
+    """Writes the ids of all sequences, or of series, as variable-length strings in UTF-8."""
     import h5py
 
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
