@@ -7,7 +7,6 @@ import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,7 +21,15 @@ from lstmcli.model.tree import InitialState, Model
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
-_prepared: WeakKeyDictionary[Model, dict[tuple[np.dtype[Any], int | None], PreparedModel]] = WeakKeyDictionary()
+
+class Kept(dict[Any, Any]):
+    """What was made ready of a model, kept in its __dict__: a WeakKeyDictionary never lets go of a value that holds its key.
+
+    A copy or a pickle of a model has none of it.
+    """
+
+    def __reduce__(self) -> tuple[type["Kept"], tuple[()]]:
+        return Kept, ()
 
 
 def run_padded(
@@ -90,7 +97,7 @@ def run_list(
 
 def prepare(model: Model, dtype: np.dtype[Any], threads: int | None) -> PreparedModel:
     """Return the model packed for this dtype and number of threads, and keep that for as long as the model."""
-    known = _prepared.setdefault(model, {})
+    known: dict[tuple[np.dtype[Any], int | None], PreparedModel] = model.__dict__.setdefault("_kept", Kept())
     if (prepared := known.get((dtype, threads))) is None:
         if model.left_out:
             warnings.warn(model.left_out, stacklevel=4)

@@ -144,4 +144,4 @@ def test_on_a_terminal_the_names_are_bold_and_the_bar_fits(case: Case, tmp_path:
         ["script", "-qec", line, "/dev/null"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
     )
     assert "\x1b[1moutputs   \x1b[0m(13, 17, 5) float32" in done.stdout
-    assert f"{case.lengths.sum()} of {case.lengths.sum()} steps" in done.stdout
+    assert f"100 % of {case.lengths.sum()} steps" in done.stdout

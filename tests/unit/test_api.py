@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -306,3 +311,19 @@ def test_run_pools(case: Case, tmp_path: Path) -> None:
     with lstmcli.open_result(tmp_path / "out.h5") as result:
         assert files.bits(np.asarray(result.pooled)) == files.bits(case.state["1/h"])
         assert result.outputs[3].shape == (case.lengths[3], 5)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_model_that_was_called_is_freed_pickled_and_copied(whole: bool, case: Case, tmp_path: Path) -> None:
+    model = lstmcli.load_model(case.weights)
+
+    def call(of: lstmcli.Model) -> Any:
+        return of.predict(case.x, case.lengths) if whole else of(case.x, case.lengths)[0]
+
+    expected = call(model)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert call(other).tobytes() == expected.tobytes()
+    gone = weakref.ref(model)
+    del model, other
+    gc.collect()
+    assert gone() is None

@@ -3,13 +3,12 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from lstmcli.blocks import FLOATS, Floats, Lengths, Valid, is_float
-from lstmcli.engine.call import FLOAT32, FLOAT64, checked_threads, valid_steps
+from lstmcli.engine.call import FLOAT32, FLOAT64, Kept, checked_threads, valid_steps
 from lstmcli.engine.chains.prepared_chain import PreparedChain
 from lstmcli.errors import DataError, SequenceError
 from lstmcli.model.chain import Chain, whole_model
@@ -26,9 +25,6 @@ class Prepared(NamedTuple):
 
     chain: PreparedChain
     turn: threading.Lock
-
-
-_prepared: WeakKeyDictionary[Chain, dict[tuple[np.dtype[Any], int | None], Prepared]] = WeakKeyDictionary()
 
 
 def predict(
@@ -121,7 +117,7 @@ def blocks(prepared: Prepared, take: Take, valid: Valid) -> Iterator[tuple[int, 
 def prepare(chain: Chain, dtype: np.dtype[Any], threads: int | None) -> Prepared:
     """Return the chain packed for inputs of this dtype and this number of threads, and keep that for as long as the chain."""
     computed = FLOAT64 if dtype.kind == "f" and dtype.itemsize == 8 else FLOAT32
-    known = _prepared.setdefault(chain, {})
+    known: dict[tuple[np.dtype[Any], int | None], Prepared] = chain.__dict__.setdefault("_kept", Kept())
     if (prepared := known.get((computed, threads))) is None:
         prepared = Prepared(PreparedChain(chain, computed, checked_threads(threads)), threading.Lock())
         known[computed, threads] = prepared
