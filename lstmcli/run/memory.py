@@ -12,6 +12,7 @@ from lstmcli.inputs.source import Source
 from lstmcli.run.computation import Computation
 
 PROGRAM_BYTES = 100_000_000  # what the program takes before it has read a row: interpreter, libraries, kernel
+ID_BYTES = 100  # of an id, on average, and what is kept of its sequence all the time
 SEQUENCE_BYTES = 256  # what is kept of each sequence of a block besides its states: where it lies, how long it is
 # Of what the program itself leaves, nine tenths are for rows and a tenth is for sequences.
 TENTHS_FOR_ROWS, TENTHS_FOR_SEQUENCES = 9, 1
@@ -30,7 +31,8 @@ class Limits(NamedTuple):
 
 def program_bytes(computation: Computation, source: Source) -> int:
     """Returns what the run takes besides its blocks: the program, the weights, and a chunk of the input, decoded and raw."""
-    return PROGRAM_BYTES + computation.weight_bytes + 2 * source.decoded_at_once * source.dtype.itemsize
+    chunks = 2 * source.decoded_at_once * source.dtype.itemsize
+    return PROGRAM_BYTES + computation.weight_bytes + chunks + ID_BYTES * len(source.ids or ())
 
 
 def memory_note(computation: Computation, source: Source, max_memory: int) -> str | None:

@@ -54,8 +54,10 @@ def in_datasets(group: Any, listed: list[Listed], token_ids: bool) -> Sequences:
             f"{where.rstrip('/')}/{shown(listed[k].name)}: ends at byte {ends[k]}, past the end of the file; it was cut"
         )
 
+    decoded = {k: listed[k].name for k in np.flatnonzero(offsets == DECODED).tolist()}  # not all: there may be a million
+
     def decode(number: int, first: int, count: int) -> NDArray[Any]:
-        item = hdf5_safety.dataset(group, listed[number].name)
+        item = hdf5_safety.dataset(group, decoded[number])
         if item.ndim == 2 or takes_ids:
             return hdf5.DatasetRows(item).rows(first, count).reshape(count, -1)
         return hdf5.DatasetRows(item).rows(0, width)[None]
