@@ -15,10 +15,9 @@ from lstmcli.cluster.job_scripts import array_expression
 from lstmcli.cluster.parts import open_part
 from lstmcli.cluster.plan import Plan
 from lstmcli.errors import ChangedDataError, DataError, LstmcliError, MissingInputError, StoppedError, UsageError, shown
-from lstmcli.files import hdf5, hdf5_safety
+from lstmcli.files import hdf5
 from lstmcli.files.partial_file import write_whole
 from lstmcli.files.positioned_file import FileBytes, open_readable
-from lstmcli.inputs.beside.ids import strings_of
 from lstmcli.inputs.contiguous import ContiguousArray
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.inputs.source import StoredArray
@@ -233,11 +232,7 @@ def find_part(plan: Plan, number: int, model: Model | Chain | None) -> tuple[Sto
             found = Nonfinite(steps, row + first, step) if steps else found
         path = str(plan.part_path(number))
         ids = part.ids or ()
-        windows = None
-        if plan.job.inputs.window is not None:
-            series, first_steps = (hdf5.read_array(hdf5_safety.dataset(part.file, name)) for name in ("series", "first_step"))
-            known = hdf5_safety.find(part.file, "series_ids") is not None
-            windows = WindowRows(series, first_steps, strings_of(part.file["series_ids"]) if known else None)
+        windows = part.windows if plan.job.inputs.window is not None else None
         return StoredPart(number, path, first, part.valid, part.placed, part.fields, part.sums, found, ids, windows), model
 
 

@@ -14,6 +14,7 @@ from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.beside.ids import strings_of
 from lstmcli.model.result_container import ONE, StoredDatasets, check_container
 from lstmcli.results.formats.fields import FLAT, PADDED, PER_SEQUENCE, Checksums, Field, has_steps
+from lstmcli.results.formats.result import WindowRows
 
 
 class CheckedResult(NamedTuple):
@@ -31,6 +32,15 @@ class CheckedResult(NamedTuple):
     def placed(self) -> Valid:
         """As Metadata.placed."""
         return self.valid if self.layout == PADDED else Valid(np.zeros_like(self.valid.lengths), self.valid.lengths)
+
+    @property
+    def windows(self) -> WindowRows | None:
+        """As Metadata.windows. Raises DataError."""
+        if hdf5_safety.find(self.file, "series") is None:
+            return None
+        series, first_steps = (hdf5.read_array(hdf5_safety.dataset(self.file, name)) for name in ("series", "first_step"))
+        known = hdf5_safety.find(self.file, "series_ids") is not None
+        return WindowRows(series, first_steps, strings_of(hdf5_safety.dataset(self.file, "series_ids")) if known else None)
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def metadata_in(whole: CheckedResult, layout: str, a: str) -> Metadata:
     order = ("model_config", "options", "versions")
     attributes = {name: texts[name] for name in order} | {"options": options}
     attributes |= {name: value for name, value in texts.items() if name not in order}
-    return Metadata(model, whole.valid, attributes, nonfinite, ids=ids, layout=layout)
+    return Metadata(model, whole.valid, attributes, nonfinite, ids=ids, layout=layout, windows=whole.windows)
 
 
 def check_sums(a: str, span: Span, whole: CheckedResult, result: Result) -> None:

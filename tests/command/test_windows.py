@@ -55,6 +55,14 @@ def test_one_series_and_a_table(folder: Path) -> None:
     assert [row[:2] for row in rows] == [["series", "first_step"], ["series", "0"], ["series", "70"], ["series", "140"]]
 
 
+@pytest.mark.parametrize("layout", ["padded", "flat", "per-sequence"])
+def test_converted_results_say_which_windows(layout: str, folder: Path) -> None:
+    succeed("run", *MANY, "-o", "padded.h5", cwd=folder)
+    succeed("run", *MANY, "-o", "want.h5", "--layout", layout, cwd=folder)
+    succeed("convert", "padded.h5", "got.h5", "--layout", layout, cwd=folder)
+    assert (folder / "got.h5").read_bytes() == (folder / "want.h5").read_bytes()
+
+
 def test_refused(folder: Path) -> None:
     assert_one_line(lstmcli("run", "-i", "series.npy", "--stride", 2, "-u", 3, cwd=folder), 2, "give --window as well")
     refuse(folder, 65, "at least 201 steps", args=["-i", "series.npy", "--window", "201", "-u", "3"])
