@@ -84,11 +84,10 @@ class Command(Helped):
         try:
             rest = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            from lstmcli.cli.suggestions import OPTIONS
+            from lstmcli.cli.suggestions import hint
 
-            if known := OPTIONS.get(error.option_name):
-                raise click.UsageError(f"No such option: {error.option_name}; {known}", ctx) from error
-            raise
+            ours = [name for param in self.get_params(ctx) for name in param.opts]
+            raise click.UsageError(f"No such option: {error.option_name}{hint(error.option_name, ours)}", ctx) from error
         if plain := ctx.params.pop(PLAIN_INPUTS, ()):
             if ctx.get_parameter_source("input") is ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"{plain[0]}: is an input, and so is what --input names; give all in one way", ctx)

@@ -1,4 +1,6 @@
-"""What people type who know other programs, and what it is called here."""
+"""What people type who know other programs or mistype, and what it is called here."""
+
+from collections.abc import Iterable
 
 OPTIONS = {
     "--model": "--weights FILE (-w) takes the model of a file, --units N (-u) makes a new one",
@@ -21,5 +23,16 @@ COMMANDS = {
     "diff": "compare A B",
     "check": "verify FILE",
     "resume": "run ... --resume",
-    **{name: f"model {name}" for name in ("init", "import", "export")},
+    **{name: f"model {name}" for name in ("init", "import")},
+    "export": "convert A B` for sequences and results, `lstmcli model export",
 }
+
+
+def hint(typed: str, options: Iterable[str]) -> str:
+    """Returns what follows `No such option: TYPED`: the option that is meant, out of these or another program's, or nothing."""
+    from difflib import get_close_matches
+
+    meant = typed if typed in OPTIONS else next(iter(get_close_matches(typed, [*options, *OPTIONS], 1, 0.75)), None)
+    if meant is None:
+        return ""
+    return f"; {OPTIONS[meant]}" if meant in OPTIONS else f"; did you mean {meant}?"

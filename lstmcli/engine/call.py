@@ -51,7 +51,8 @@ def run_padded(
     dtype = FLOAT64 if x.dtype.itemsize == 8 else FLOAT32
     prepared = prepare(model, dtype, threads)
     if x.ndim != 3 or not is_float(x.dtype) or x.shape[2] != prepared.input_size:
-        raise DataError(f"x: expected {FLOATS} (batch, time, {model.input_size}), got {x.dtype} {x.shape}")
+        hint = "; x[None] makes one sequence a batch" if x.ndim == 2 else ""
+        raise DataError(f"x: expected {FLOATS} (batch, time, {model.input_size}), got {x.dtype} {x.shape}{hint}")
     batch, time, features = x.shape
     starts = padded_starts(batch, time)
     if mask is None and padding == "post":

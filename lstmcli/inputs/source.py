@@ -57,6 +57,16 @@ class StoredArray(NamedTuple):
         return at | {"values_at": self.offset, "order": self.order}
 
 
+def no_floats(name: str, dtype: np.dtype[Any]) -> DataError:
+    """Returns the error of an array that is neither floats nor the token ids that were asked for."""
+    hint = ""
+    if dtype.kind in "biu":
+        hint = "; token ids are for lstmcli predict and the whole model; features become floats with x.astype('float32')"
+    elif dtype == np.dtype("V2"):
+        hint = ", which bfloat16 becomes in an NPY file; save x.astype('float32') instead"
+    return DataError(f"{name}: expected {FLOATS}, got {dtype}{hint}")
+
+
 class Source:
     """A padded array in a file or a pipe, read by valid rows only: floats (N, T, E), or token ids (N, T) taken as (N, T, 1)."""
 
@@ -75,12 +85,7 @@ class Source:
         """
         name, shape, dtype = array.name, array.shape, array.dtype
         if not (is_float(dtype) or array.token_ids):
-            hint = ""
-            if dtype.kind in "biu":
-                hint = "; convert it with: x.astype('float32'); token ids are for lstmcli predict and the whole model"
-            elif dtype == np.dtype("V2"):
-                hint = ", which bfloat16 becomes in an NPY file; save x.astype('float32') instead"
-            raise DataError(f"{name}: expected {FLOATS}, got {dtype}{hint}")
+            raise no_floats(name, dtype)
         if len(shape) != 3:
             expected = ", ".join(AXES[axis] for axis in array.axes)
             raise DataError(f"{name}: expected shape ({expected}), got {shape}")

@@ -1,7 +1,7 @@
 """New models: the weights that TensorFlow's cells begin with, the same for a seed on any machine."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import index
 from typing import Any
@@ -68,7 +68,7 @@ PLAIN = CellOptions()
 
 def init_model(
     input_size: int,
-    units: Sequence[int],
+    units: int | Sequence[int],
     seed: int = 0,
     options: CellOptions = PLAIN,
     bidirectional: bool = False,
@@ -82,6 +82,7 @@ def init_model(
     (U, P), limit sqrt(6 / (U + P)), where there are any; zero bias, forget_bias 1 (tf.compat.v1.nn.rnn_cell.LSTMCell with no
     initializer). Weights are float32 whatever they will be computed in.
 
+    units: of each layer, from the bottom to the top; a number alone is one layer.
     options, or its fields as arguments of their own, such as peepholes=True: what every cell has.
     bidirectional: every layer has a cell for each direction, their outputs side by side. residual: the input of every layer
     but the first is added to its output (ResidualWrapper).
@@ -92,9 +93,10 @@ def init_model(
     options = replace(options, **cell_options)
     given = f"input size {input_size}, units {units}, seed {seed}"
     try:
-        features, widths, seed = index(input_size), [index(width) for width in units], index(seed)
+        widths = [index(width) for width in units] if isinstance(units, Iterable) else [index(units)]
+        features, seed = index(input_size), index(seed)
     except TypeError as error:
-        raise UsageError(f"expected whole numbers, and units as a list of them, got {given}") from error
+        raise UsageError(f"expected whole numbers, and units as one or a list of them, got {given}") from error
     if features < 1 or not widths or min(widths) < 1 or seed < 0:
         raise UsageError(f"expected sizes above 0 and a seed from 0 on, got {given}")
     count = count_parameters(features, widths, options, bidirectional)

@@ -156,9 +156,9 @@ def refused(case: Case, tmp_path: Path) -> Iterator[Refusing]:
 
 
 def test_states_of_another_model(state: files.Arrays, refused: Refusing) -> None:
-    refused.npz({name: state[name] for name in ("0/c", "0/h")}, "another model", "expected 0/c, 0/h, 1/c, 1/h", "no 1/c, 1/h")
-    refused.npz(state | {"2/c": state["1/c"]}, "another model", "also 2/c")
-    refused.npz({"c": state["0/c"]}, "no 0/c, 0/h, 1/c, 1/h and also c")
+    refused.npz({name: state[name] for name in ("0/c", "0/h")}, "another model", "named 0/c, 0/h, 1/c, 1/h", "without 1/c, 1/h")
+    refused.npz(state | {"2/c": state["1/c"]}, "another model", "with 2/c")
+    refused.npz({"c": state["0/c"]}, "without 0/c, 0/h, 1/c, 1/h and with c")
     refused.npz(state | {"1/h": np.zeros((13, 6), "f4")}, "1/h", "another model", "expected shape (13, 5)", "got (13, 6)")
     refused.npz(state | {"0/c": np.zeros((13, 21, 1), "f4")}, "0/c", "expected shape (13, 21)", "got (13, 21, 1)")
     refused.npz(state | {"0/c": np.array(3.0, "f4")}, "0/c", "expected shape (13, 21)", "got ()")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import files
 from helpers.case import Case
-from helpers.command import succeed
+from helpers.command import assert_one_line, lstmcli, succeed
 
 
 def run(case: Case, folder: Path, source: object, *args: object, lens: object = None) -> tuple[np.ndarray | None, files.Arrays]:
@@ -167,6 +167,12 @@ def test_kind_of_a_file_is_read_from_its_magic_not_its_name(case: Case, tmp_path
     files.write_h5(tmp_path / "x.npy", x=case.x)
     files.assert_same_bits(run(case, tmp_path, "x.h5"), case.result)
     files.assert_same_bits(run(case, tmp_path, "x.npy", "--overwrite"), case.result)
+
+
+def test_token_ids_are_sent_to_predict(tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.ones((5, 7), np.int32))
+    ran = lstmcli("run", "-i", "ids.npy", "-u", 3, cwd=tmp_path)
+    assert_one_line(ran, 65, "ids.npy: expected float16, float32 or float64, got int32", "lstmcli predict")
 
 
 @pytest.mark.parametrize("dtype", ["i1", "u1", "<i2", ">i4", "<u4", ">i8", "<u8"])

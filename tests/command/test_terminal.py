@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import h5py
@@ -47,6 +48,13 @@ def test_a_summary_fits_and_breaks_no_name(columns: int, tmp_path: Path, sample_
     assert all(len(line) <= columns or str(sample_x.parent) in line for line in lines)
 
 
+def test_the_tree_of_a_model_is_folded_and_loses_nothing(tmp_path: Path) -> None:
+    whole = succeed("model", "init", "--input-size", 300, "-u", 200, "--bidirectional", "-o", "m.h5", cwd=tmp_path).text
+    written = plain(on_terminal("model", "show", "m.h5", cwd=tmp_path))
+    assert all(len(line) <= 80 for line in written.splitlines())
+    assert re.sub(r"[\s│├└─]", "", written) == re.sub(r"[\s│├└─]", "", whole)
+
+
 def test_the_states_of_a_deep_model_are_one_line_unless_all_are_wanted(tmp_path: Path, sample_x: Path) -> None:
     command = ("run", "-i", sample_x, "-u", "7,7", "--bidirectional", "--overwrite")
     short, long = (succeed(*command, *more, cwd=tmp_path).text for more in ((), ("--verbose",)))
@@ -68,7 +76,11 @@ def test_a_number_alone_is_said_to_be_seconds(tmp_path: Path, sample_x: Path) ->
         (("run", "--model", "m.h5"), "--weights FILE"),
         (("run", "--force"), "--overwrite"),
         (("plot", "x.h5"), "lstmcli inspect FILE --plot"),
-        (("export",), "lstmcli model export"),
+        (("export",), "`lstmcli convert A B` for sequences and results, `lstmcli model export`"),
+        (("run", "--hlep"), "did you mean --help?"),
+        (("run", "--unit"), "did you mean --units?"),
+        (("run", "--modle"), "--weights FILE"),
+        (("run", "--xyzzy"), "No such option: --xyzzy (see "),
     ],
 )
 def test_words_of_other_programs_get_an_answer(typed: tuple[str, ...], answer: str, tmp_path: Path) -> None:

@@ -226,6 +226,10 @@ def test_a_list_of_sequences_gives_the_bits_of_a_padded_batch(case: Case) -> Non
         model([sequences[0], sequences[0][:2, :19]])
     with pytest.raises(DataError, match=r"^x\[1\]: expected float32, as x\[0\] is, got float64$"):
         model([sequences[0], sequences[0].astype(float)])
+    with pytest.raises(
+        DataError, match=r"^x: expected float16, .* got float32 \(\d+, 20\); x\[None\] makes one sequence a batch$"
+    ):
+        model(sequences[0])
     with pytest.raises(DataError, match=r"^x: expected an array .* or a list of arrays"):
         model([[1.0, 2.0], [3.0]])
 

@@ -12,15 +12,16 @@ def bench_table(measured: list[Measurement], threads: int) -> Any:
 
 def one_case(case: dict[str, Any], contenders: list[dict[str, Any]], threads: int) -> Any:
     title = f"{', '.join(f'{name} {value}' for name, value in case.items())}; threads {threads}"
-    table = new_table(title, "", ("ms", "GFLOP/s", "time / ours"))
+    table = new_table("", ("ms", "GFLOP/s", "time / ours"))
     for one in contenders:
-        table.add_row(one["name"], f"{one['milliseconds']:.3f}", f"{one['gflops']:.1f}", f"{one['ratio']:.2f}")
-    return table
+        ratio = "" if one["name"] == "sgemm" else f"{one['ratio']:.2f}"  # that computes something else
+        table.add_row(one["name"], f"{one['milliseconds']:.3f}", f"{one['gflops']:.1f}", ratio)
+    return titled(title, table)
 
 
 def many_cases(measured: list[Measurement], threads: int) -> Any:
     title = f"time of the peers / ours, threads {threads}"
-    table = new_table(title, "batch, time, embed, units, fill", ("ms", "GFLOP/s", "of sgemm"))
+    table = new_table("batch, time, embed, units, fill", ("ms", "GFLOP/s", "of sgemm"))
     table.add_column("best in one call")
     table.add_column("best in buckets")
     for case, (ours, *peers, sgemm) in measured:
@@ -32,13 +33,20 @@ def many_cases(measured: list[Measurement], threads: int) -> Any:
             best([one for one in peers if "buckets" not in one["name"]]),
             best([one for one in peers if "buckets" in one["name"]]),
         )
-    return table
+    return titled(title, table)
 
 
-def new_table(title: str, first: str, numbers: tuple[str, ...]) -> Any:
+def titled(title: str, table: Any) -> Any:
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(Text(title, style="bold"), table)
+
+
+def new_table(first: str, numbers: tuple[str, ...]) -> Any:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(first)
     for column in numbers:
         table.add_column(column, justify="right", no_wrap=True)

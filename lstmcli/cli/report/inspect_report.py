@@ -9,6 +9,7 @@ from lstmcli.errors import shown
 NAMES, COLUMNS = 10, 88  # of the names, and beside them where a terminal says nothing
 BAR = 40  # columns of the longest bar
 BLOCK = "\N{FULL BLOCK}"
+MARKS = {"bytes", "modified_ns", "sample", "values_at", "order"}  # of an input: for comparing it, --json has them
 Rows = Iterator[tuple[str, str]]
 
 
@@ -136,7 +137,8 @@ def leaves(value: Any, name: str = "") -> Iterator[str]:
     """Yields `NAME VALUE` for each entry of nested facts; short ones stand in one line."""
     for key, part in value.items():
         if isinstance(part, dict):
-            inner = ", ".join(f"{one} {plain(other)}" for one, other in part.items() if not isinstance(other, dict))
+            told = {one: other for one, other in part.items() if not (isinstance(other, dict) or one in MARKS)}
+            inner = ", ".join(f"{one} {plain(other)}" for one, other in told.items())
             yield f"{key}: {inner}"
         elif part is not None:
             yield f"{key}: {plain(part)}"

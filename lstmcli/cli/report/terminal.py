@@ -62,7 +62,7 @@ class Terminal:
         if self.json:
             self.print_json(facts)
         elif self.out:
-            self._draw(self.out, draw())
+            self._draw(self.out, draw(), wrap=True)
 
     def print_page(self, page: str) -> None:
         """Writes a page of Markdown, rendered on a terminal and plain elsewhere."""

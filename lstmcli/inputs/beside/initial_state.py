@@ -169,10 +169,10 @@ def check(name: str, arrays: dict[str, Array], widths: dict[str, int], batch: in
     if arrays.keys() != widths.keys():
         missing = sorted(widths.keys() - arrays.keys())
         surplus = sorted(arrays.keys() - widths.keys())
-        found = [f"{what} {listed(names)}" for what, names in (("no", missing), ("also", surplus)) if names]
+        found = [f"{what} {listed(names)}" for what, names in (("without", missing), ("with", surplus)) if names]
         raise DataError(
-            f"{name}: the state of another model: expected {listed(list(widths))}, found {' and '.join(found)}; "
-            "give the result of a run with the same --weights"
+            f"{name}: the state of another model: expected arrays named {listed(list(widths))}, got a file "
+            f"{' and '.join(found)}; give the result of a run with the same --weights"
         )
     for cell, width in widths.items():
         array = arrays[cell]

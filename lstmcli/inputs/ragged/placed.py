@@ -12,7 +12,7 @@ from lstmcli.blocks import Lengths, is_float, packed_starts
 from lstmcli.errors import DataError, shown
 from lstmcli.files.positioned_file import Bytes
 from lstmcli.inputs.beside.ids import as_id, check_ids
-from lstmcli.inputs.source import CALL, STAGING, Rows, Source, StoredArray
+from lstmcli.inputs.source import CALL, STAGING, Rows, Source, StoredArray, no_floats
 
 DECODED = -1  # in the place of an offset: the values do not lie in the file as they are
 
@@ -82,11 +82,13 @@ def gathered(data: Bytes, name: str, arrays: Sequence[Found], stored: int, token
     left_out = sorted({one.id for one in arrays} - {one.id for one in found})
     first = next((one for one in found if len(one.shape) == 2 and one.shape[1]), found[0])
     takes_ids = token_ids and first.dtype.kind in "iu"
+    if not takes_ids and not is_float(first.dtype):
+        raise no_floats(first.name, first.dtype)
     width = 1 if takes_ids else first.shape[-1]
     for one in found:
         fits = one.shape[1:] == () if takes_ids else len(one.shape) in (1, 2) and one.shape[-1] == width
         fits = fits or one.shape == (0, 0)  # Kaldi's empty matrices
-        if not fits or one.dtype != first.dtype or not (takes_ids or is_float(one.dtype)):
+        if not fits or one.dtype != first.dtype:
             expected = "(steps,)" if takes_ids else f"(steps, {width})"
             raise DataError(
                 f"{one.name}: expected a sequence {expected} of {first.dtype}, as {shown(first.id)} is, got {one.shape} of "

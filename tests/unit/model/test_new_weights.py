@@ -40,9 +40,9 @@ def test_a_draw_of_several_pieces() -> None:
     assert cell.input_kernel.tobytes() + cell.recurrent_kernel.tobytes() == joint.tobytes()
 
 
-@pytest.mark.parametrize("units", [7, [2.5], "7", ["7"], None, [7, None]])
-def test_units_that_are_no_list_of_integers(units: object) -> None:
-    with pytest.raises(UsageError, match="expected whole numbers, and units as a list of them, got input size 3, units"):
+@pytest.mark.parametrize("units", [7.5, [2.5], "7", ["7"], None, [7, None]])
+def test_units_that_are_no_integers(units: object) -> None:
+    with pytest.raises(UsageError, match="expected whole numbers, and units as one or a list of them, got input size 3, units"):
         init_model(3, units)  # type: ignore[arg-type]
 
 
@@ -56,6 +56,10 @@ def test_sizes_that_are_no_integers(sizes: tuple[object, ...]) -> None:
 def test_sizes_below_1(sizes: tuple[int, list[int], int]) -> None:
     with pytest.raises(UsageError, match="expected sizes above 0 and a seed from 0 on"):
         init_model(*sizes)
+
+
+def test_a_number_alone_is_one_layer() -> None:
+    assert init_model(3, 7).config() == init_model(3, [7]).config()
 
 
 def test_integers_of_numpy() -> None:
