@@ -211,7 +211,7 @@ def attribute(group: Any, name: str, kind: type[Value], default: Value | None = 
     value = hdf5.attribute(group, name)
     with hdf5.reading(where):
         value = value.decode() if isinstance(value, bytes) else value  # a C program's string of fixed length
-    accepted = {str: str, int: int | np.integer, float: int | float | np.integer | np.floating, bool: np.bool}[kind]
+    accepted = {str: str, int: int | np.integer, float: int | float | np.integer | np.floating, bool: np.bool_}[kind]
     if not isinstance(value, accepted):
         raise DataError(f"{where}: expected {kind.__name__}, got {value!r}")
     return kind(value)

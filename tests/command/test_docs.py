@@ -24,6 +24,7 @@ CONTRIBUTING = TOP / ".github" / "CONTRIBUTING.md"
 WRITTEN = [README, CONTRIBUTING, TOP / "CHANGELOG.md", *PAGES]
 # What a block of code may be. Those of two words are run by .ci/run, in tests/cluster, or not at all.
 KINDS = {"sh", "python", "", "sh setup", "sh slurm", "sh dask", "sh slow", "python tensorflow"}
+KINDS |= {"dockerfile", "python snakemake", "groovy", "yaml"}  # run by test_containers_page.py
 EVERYTHING = "\n".join(page.read_text() for page in [README, *PAGES])
 
 
@@ -86,7 +87,8 @@ def test_no_other_option_is_on_a_page() -> None:
     foreign = {"--help", "--version"}  # click's own
     foreign |= {"--parsable", "--dependency", "--wrap"}  # sbatch
     foreign |= {"--host", "--interface", "--memory-limit", "--nthreads", "--nworkers", "--port", "--scheduler-file"}  # dask
-    foreign |= {"--no-deps", "--format", "--check"}  # pip, ruff
+    foreign |= {"--no-deps", "--no-build-isolation", "--format", "--check"}  # pip, ruff
+    foreign |= {"--from"}  # containers
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", EVERYTHING))
     assert sorted(named - options - foreign) == []
 

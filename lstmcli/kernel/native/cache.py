@@ -21,6 +21,7 @@ from lstmcli.kernel.native.target import cpu_facts, levels_here
 
 ROOM = Path(__file__).parents[1]  # all that machine code is written by
 KEPT_SECONDS = 30 * 24 * 60 * 60
+KERNEL_BYTES = 1 << 20  # three times what the largest takes on the disk
 ANOTHER_FOLDER = "LSTMCLI_CACHE_DIR names a folder for it, which must be yours alone"
 PREFIX, SUFFIX = "lstmcli-", ".kernel"
 
@@ -80,8 +81,12 @@ def named_folders() -> list[Path]:
     """
     if os.environ.get("LSTMCLI_NO_CACHE"):
         return []
-    if named := os.environ.get("LSTMCLI_CACHE_DIR"):
-        return [Path(one) for one in named.split(os.pathsep) if one]
+    named = os.environ.get("LSTMCLI_CACHE_DIR", "").split(os.pathsep)
+    return [folder for one in named for folder in ([Path(one)] if one else usual_folders())]
+
+
+def usual_folders() -> list[Path]:
+    """Name the folders of a list that does not say, or for an empty name in it: the user's, then one for temporary files."""
     home = []
     if found := os.environ.get("XDG_CACHE_HOME"):
         home = [Path(found) / "lstmcli"]
@@ -89,7 +94,12 @@ def named_folders() -> list[Path]:
         with suppress(RuntimeError):  # neither HOME nor an entry for this user
             if Path.home().is_dir():
                 home = [Path.home() / ".cache" / "lstmcli"]
-    return [*home, Path(os.environ.get("TMPDIR") or "/tmp", f"lstmcli-{os.geteuid()}")]
+    return [*home, temporary_folder()]
+
+
+def temporary_folder() -> Path:
+    """Name the folder for kernels where there is no home folder to keep them in."""
+    return Path(os.environ.get("TMPDIR") or "/tmp", f"lstmcli-{os.geteuid()}")
 
 
 def folders() -> Iterator[Path]:
@@ -109,21 +119,29 @@ def cache_folder() -> Path | None:
 
 def why_not_kept() -> str:
     """Say why there is no folder for new kernels, or why it is not the first one; empty if that is the first."""
+    if os.environ.get("LSTMCLI_NO_CACHE"):
+        return "LSTMCLI_NO_CACHE is set"
     for folder in named_folders():
         try:
             writable_folder(folder)
         except OSError as error:
             return f"{folder}: {error.strerror}"
-        return ""
-    return "LSTMCLI_NO_CACHE is set" if os.environ.get("LSTMCLI_NO_CACHE") else "there is no home folder"
+        return "there is no home folder" if folder == temporary_folder() else ""
+    return ""
 
 
 def writable_folder(folder: Path) -> Path:
-    """Make a folder for new kernels, or find it. Raises OSError where it cannot be written, or is not the user's alone."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make a folder for new kernels, or find it. Raises OSError where it is full, or others can write it, or nobody can.
+
+    Others may read it, if the umask lets them: what root compiles for an image is loaded by whoever runs there.
+    """
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     found = safe_folder(folder)
     if not os.access(found, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    disk = os.statvfs(found)
+    if disk.f_bavail * disk.f_frsize < KERNEL_BYTES or (disk.f_files and not disk.f_favail):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return found
 
 
@@ -156,20 +174,18 @@ def read(path: Path) -> Compiled:
 
 def write(path: Path, made: Compiled) -> None:
     """Put a file into the cache, whole or not at all, and remove old ones. Raises OSError."""
-    import tempfile
-
     symbol, shape, code, library = made
     digest = digest_of(symbol, shape, len(code), code + library)
     head = {"symbol": symbol, "shape": shape, "object": len(code), "sha256": digest}
     remove_old(path.parent)
     # Named like a kernel, so that what a killed process leaves is removed one day.
-    descriptor, temporary = tempfile.mkstemp(prefix=PREFIX, suffix=SUFFIX, dir=path.parent)
+    temporary = path.with_name(f"{PREFIX}{os.urandom(8).hex()}{SUFFIX}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "wb") as file:
             file.write(json.dumps(head).encode() + b"\n" + code + library)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except OSError:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

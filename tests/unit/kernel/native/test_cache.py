@@ -142,6 +142,27 @@ def test_a_cache_that_cannot_be_written(options: str, cache: Path) -> None:
         assert not list(cache.iterdir())
 
 
+@pytest.mark.root
+def test_where_a_folder_is_full_the_next_one_is_taken(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mounted(cache, "-t", "tmpfs", "-o", "mode=700,size=4k", "tmpfs"):
+        assert "No space left" in kernel_cache.why_not_kept()
+        monkeypatch.setenv("LSTMCLI_CACHE_DIR", f"{cache}:{tmp_path / 'next'}")
+        assert works()
+        assert lstm.is_cached(32)
+        assert only_file(tmp_path / "next").suffix == ".kernel"
+
+
+@pytest.mark.parametrize(("umask", "modes"), [(0o000, {0o755, 0o644}), (0o022, {0o755, 0o644}), (0o077, {0o700, 0o600})])
+def test_others_may_read_what_the_umask_lets_them(umask: int, modes: set[int], cache: Path) -> None:
+    before = os.umask(umask)
+    try:
+        assert works()
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (cache, only_file(cache))} == modes
+    assert lstm.is_cached(32)
+
+
 def test_a_link_to_nothing_is_no_cache(cache: Path, tmp_path: Path) -> None:
     cache.symlink_to(tmp_path / "no" / "where")
     assert kernel_cache.cache_folder() is None
