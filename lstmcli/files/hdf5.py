@@ -177,7 +177,7 @@ def entry_of(name: str, item: Any) -> Entry:
     """Returns the entry of an h5py.Dataset."""
     try:
         return Entry(name, item.shape, item.dtype)
-    except TypeError:
+    except (TypeError, ValueError):  # ValueError: a float of more bits than NumPy's
         return Entry(name, item.shape, None)
 
 
@@ -226,11 +226,14 @@ def raw_offset(item: Any) -> int | None:
 
 
 def header_offset(item: Any) -> int:
-    """Returns where the header of a dataset or group lies in its file. Raises DataError."""
+    """Returns where the header of a dataset or group lies in its file. Raises DataError.
+
+    Not by h5o.get_info(), which asks for sizes as well, as visititems() does.
+    """
     import h5py
 
     with reading(label(item)):
-        return int(h5py.h5o.get_info(item.id).addr)
+        return int(h5py.h5g.get_objinfo(item.id).objno[0])
 
 
 class WrittenChunks:

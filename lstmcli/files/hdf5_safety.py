@@ -22,6 +22,7 @@ from lstmcli.files.positioned_file import is_file
 
 HEAP_MAGIC, HEAP_HEADER, HEAP_OBJECT = b"GCOL", 16, 16  # of a global heap; bytes
 LOCAL_MAGIC, LOCAL_HEADER, LOCAL_BLOCK = b"HEAP", 32, 16  # of a local heap, and the smallest free block in it
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 PIECE = 1 << 24  # bytes searched at a time
 ORIGIN = "${ORIGIN}"  # the folder of a file, in the variables that say where libhdf5 looks for the others
 MAX_DEFLATE = 1032  # times that deflate can make data larger
@@ -300,6 +301,8 @@ def check_heaps(take: Callable[[int, int], bytes], size: int, where: str) -> Non
     one from free block to free block, and takes memory for each, forever where they form a ring (H5HG and H5HL in the file
     format). take(offset, count): bytes of the file, which has `size`.
     """
+    places = [0, *(512 << k for k in range(40) if 512 << k < size)]  # of the superblock, from which addresses count
+    base = next((at for at in places if take(at, min(len(SIGNATURE), size - at)) == SIGNATURE), 0)
     for begin in range(0, size, PIECE):
         piece = take(begin, min(PIECE + LOCAL_HEADER, size - begin))
         at = piece.find(HEAP_MAGIC)
@@ -317,17 +320,17 @@ def check_heaps(take: Callable[[int, int], bytes], size: int, where: str) -> Non
             at = piece.find(HEAP_MAGIC, at + 1)
         at = piece.find(LOCAL_MAGIC)
         while at >= 0:
-            check_free_blocks(
-                take, size, piece[at : at + LOCAL_HEADER], f"{where}: damaged: the heap of names at byte {begin + at}"
-            )
+            what = f"{where}: damaged: the heap of names at byte {begin + at}"
+            check_free_blocks(take, size, piece[at : at + LOCAL_HEADER], base, what)
             at = piece.find(LOCAL_MAGIC, at + 1)
 
 
-def check_free_blocks(take: Callable[[int, int], bytes], size: int, header: bytes, what: str) -> None:
-    """Raises DataError where the free blocks of a local heap form a ring."""
+def check_free_blocks(take: Callable[[int, int], bytes], size: int, header: bytes, base: int, what: str) -> None:
+    """Raises DataError where the free blocks of a local heap form a ring. base: the byte from which addresses count."""
     if len(header) < LOCAL_HEADER or header[4:8] != bytes(4):
         return  # the magic in other data
     length, free, address = struct.unpack_from("<3Q", header, 8)
+    address += base
     left = length // LOCAL_BLOCK
     while free + LOCAL_BLOCK <= length and address + length <= size:
         if not left:

@@ -18,6 +18,7 @@ from lstmcli.blocks import Lengths, Valid
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.positioned_file import FileBytes
+from lstmcli.inputs.beside.ids import strings_of
 from lstmcli.inputs.open_input import source_of
 from lstmcli.inputs.ragged.datasets import in_datasets, in_order, named_below
 from lstmcli.inputs.ragged.flat import FlatSequences
@@ -122,8 +123,7 @@ class Ids:
         item = hdf5_safety.dataset(self.file, "ids")
         if item.shape != (self.count,) or item.dtype.kind not in "OS":
             raise DataError(f"{hdf5.label(item)}: expected {self.count} strings, one for each sequence, got {item.shape}")
-        with hdf5.reading(hdf5.label(item)):
-            return [str(value) for value in item.asstr("utf-8", "backslashreplace")[:]]
+        return strings_of(item)
 
     @cached_property
     def rows(self) -> dict[str, int]:

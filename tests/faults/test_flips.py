@@ -31,6 +31,10 @@ def small_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "s.model.h5").rename(folder / "model.h5")
     with h5py.File(folder / "keras.h5", "w") as file:
         keras(file.create_group, x)
+    texts = np.array(["first", "", "third of them"], object)
+    with h5py.File(folder / "ids.h5", "w") as file:
+        file["x"], file["ids"], file["chunks/x"] = x, texts, x
+        file.create_dataset("chunks/names", data=texts, maxshape=(None,), compression="gzip")
     return folder
 
 

@@ -9,6 +9,7 @@ error of the program's own, or a right result; and at last how often what came. 
 from __future__ import annotations
 
 import collections
+import contextlib
 import mmap
 import os
 import signal
@@ -18,7 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 SECONDS = 5  # for one flip
-FILES = {"result": "result.h5", "npz": "states.npz", "model": "model.h5", "chunked": "x.h5", "keras": "keras.h5"}
+FILES = {
+    "result": "result.h5",
+    "npz": "states.npz",
+    "model": "model.h5",
+    "chunked": "x.h5",
+    "keras": "keras.h5",
+    "ids": "ids.h5",
+}
 
 
 def verified(path: str) -> bytes:
@@ -57,12 +65,30 @@ def values(path: str) -> bytes:
         source.close()
 
 
+def ids(path: str) -> bytes:
+    """The ids beside padded inputs: others are as good as these, as the file has no checksums."""
+    from lstmcli.errors import DataError
+    from lstmcli.inputs.ragged.open_sequences import open_sequences
+
+    failed: DataError | None = None
+    for name in ("x", "chunks/x"):
+        try:
+            with contextlib.closing(open_sequences(f"{path}::/{name}")) as source:
+                source.array.place()
+        except DataError as error:
+            failed = error
+    if failed:
+        raise failed
+    return b"ids"
+
+
 KINDS: dict[str, Callable[[str], bytes]] = {
     "result": verified,
     "npz": verified,
     "model": model,
     "keras": model,
     "chunked": values,
+    "ids": ids,
 }
 
 

@@ -47,7 +47,9 @@ def strings_of(item: Any) -> list[str]:
             raise DataError(f"{where}: some of its chunks were never written; was its writer stopped?")
         if item.dtype.kind in "iu":
             return [str(number) for number in item[:].tolist()]
-        return list(item.asstr("utf-8", "backslashreplace")[:])
+    from lstmcli.files.hdf5_bytes.texts import read_texts
+
+    return read_texts(item)
 
 
 def as_id(name: str | bytes) -> str:

@@ -175,7 +175,7 @@ def _in_hdf5(
         if not _are_rows(entry.shape, entry.dtype, token_ids):
             return None
         group, listed = item.parent, [Listed(posixpath.basename(item.name), item.shape, entry.dtype)]
-    elif item is None:
+    elif not isinstance(item, h5py.Group):
         return None
     else:
         group, listed = item, sequences_below(item, bool(name), token_ids)
