@@ -28,6 +28,7 @@ from lstmcli.run.memory import Limits, cut_into_spans
 from lstmcli.tools.converted_files import ARROW, NAME, ArrowTable, CompressedHdf5, NpyArrays, NpzArrays, PlainHdf5, Target
 from lstmcli.tools.what_is import What, what_is
 
+ORDER = "outputs", "cells", "layers", "predictions", "pooled", "state", "forward", "backward", "c", "h"  # parts of names
 BLOCK_BYTES, SEQUENCES = 32_000_000, 100_000  # that are read at a time
 
 
@@ -89,8 +90,7 @@ def convert_result(a: str, path: Path, layout: str | None, overwrite: bool) -> d
             if field.has_steps and whole.layout != PADDED:  # which does not say how many steps its padding had
                 shape = (shape[0], longest, shape[2])
             arrays[name] = shape, field.dtype
-        order = {name: k for k, name in enumerate(("outputs", "cells", "layers", "predictions", "pooled", "state"))}
-        arrays = dict(sorted(arrays.items(), key=lambda item: order.get(item[0].partition("/")[0], 9)))
+        arrays = dict(sorted(arrays.items(), key=lambda item: place_in_run(item[0])))
         row = sum(shape[2] * dtype.itemsize for shape, dtype in arrays.values() if len(shape) == 3)
         result = Hdf5Result(path, arrays, metadata, overwrite, resume=False)
         with writing(result):
@@ -103,6 +103,11 @@ def convert_result(a: str, path: Path, layout: str | None, overwrite: bool) -> d
             result.seal(metadata.nonfinite)
     shapes = {name: metadata.stored_shape(shape) for name, (shape, _) in arrays.items()}
     return facts(a, path, layout, whole.valid, shapes, [])
+
+
+def place_in_run(name: str) -> list[int]:
+    """Returns what sorts the arrays of a result as a run lays them out: layer 2 before 10, forward before backward."""
+    return [int(part) if part.isdecimal() else ORDER.index(part) if part in ORDER else len(ORDER) for part in name.split("/")]
 
 
 def metadata_in(whole: CheckedResult, layout: str, a: str) -> Metadata:

@@ -92,6 +92,10 @@ def test_an_initial_state_is_found_by_its_id(case: Case, ids: list[str], tmp_pat
     files.write_h5(tmp_path / "less.h5", x=case.x[:4], lengths=case.lengths[:4], ids=np.array([*ids[:3], "new"], "O"))
     ran = lstmcli("run", "-i", "less.h5", "-w", case.weights, "--initial-state", "first.h5", "-o", "o.h5", cwd=tmp_path)
     assert_one_line(ran, 65, "first.h5::/state: has no new, sequence 3 of the input")
+    files.write_h5(tmp_path / "single.h5", x=case.x[:1], lengths=case.lengths[:1], ids=np.array(ids[:1], "O"))
+    succeed("run", "-i", "single.h5", "-w", case.weights, "-o", "single_out.h5", cwd=tmp_path)
+    ran = lstmcli("run", "-i", "less.h5", "-w", case.weights, "--initial-state", "single_out.h5", "-o", "o.h5", cwd=tmp_path)
+    assert_one_line(ran, 65, f"single_out.h5::/state: has no {ids[1]}, sequence 1 of the input")
 
 
 def test_the_same_id_twice(case: Case, ids: list[str], tmp_path: Path) -> None:

@@ -112,10 +112,10 @@ def open_states(
 
 
 def find_ids(file: Any, group: str, arrays: dict[str, Array]) -> list[str] | None:
-    """Returns the ids of the rows of states, beside their group; None where there are none, or a single row for all."""
+    """Returns the ids of the rows of states, beside their group; None where there are none."""
     batch = max((array.shape[0] for array in arrays.values() if array.shape), default=0)
     path = f"{group.rstrip('/').rpartition('/')[0]}/ids"
-    return ids_in(file, [path], batch)[0] if batch > 1 else None
+    return ids_in(file, [path], batch)[0]
 
 
 def gather(array: Array, places: Lengths, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -133,6 +133,14 @@ def test_a_result_has_the_bytes_of_a_run(
         assert (tmp_path / "c.h5").read_bytes() == (results / f"{after}.h5").read_bytes()
 
 
+def test_arrays_keep_the_order_of_a_run(case: Case, tmp_path: Path) -> None:
+    """That of the layers, of which 10 comes behind 2, and of the directions."""
+    words = ("-u", ",".join(11 * "1"), "--bidirectional", "--save", "outputs,states,layers", "-q")
+    succeed("run", *case.inputs[:4], *words, "-o", "a.h5", cwd=tmp_path)
+    convert.convert(str(tmp_path / "a.h5"), str(tmp_path / "b.h5"))
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
 def test_a_result_as_arrays(results: Path, case: Case, tmp_path: Path) -> None:
     succeed("convert", results / "per-sequence.h5", "out.npz", "--layout", "padded", "-q", cwd=tmp_path)
     found = np.load(tmp_path / "out.npz")
