@@ -28,7 +28,7 @@ from lstmcli.errors import ClusterError, LstmcliError, StoppedError, UsageError
 from lstmcli.files.partial_file import Partial
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.formats.fields import Field
-from lstmcli.results.formats.paths import Paths, check_paths
+from lstmcli.results.formats.paths import Paths, check_paths, refuse_inputs
 from lstmcli.results.formats.result import Result
 from lstmcli.results.journal import StoredSpan
 from lstmcli.results.naming import UnpublishedResult, publishing
@@ -36,7 +36,7 @@ from lstmcli.run.job import Job
 from lstmcli.run.opened_job import OpenedJob, open_job
 from lstmcli.run.pipeline import Progress
 from lstmcli.run.stop import Stop
-from lstmcli.run.summary import describe, measured, metadata_of
+from lstmcli.run.summary import describe, measured, metadata_of, with_origins
 from lstmcli.version import __version__
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Ca
     paths = job.paths()
     if paths.main is None or job.inputs.input == "-":
         raise UsageError("--scheduler: the workers open the files themselves; expected files as input and output, got -")
+    refuse_inputs(paths, job.files(), job.inputs.follow_links)
     with open_job(job) as opened, connect(scheduler) as client:
-        check_paths(paths, job.files(), options.overwrite, options.resume, job.inputs.follow_links)
+        check_paths(paths, options.overwrite, options.resume)
         if opened.source.sequential:
             raise UsageError(f"{opened.source.name}: every worker opens the input, so it cannot be a pipe; give a file")
         with suppress(TimeoutError):
@@ -89,15 +90,15 @@ def make(opened: OpenedJob, paths: Paths, tasks: "Tasks") -> Nonfinite | None:
     """Makes the result. Returns which steps are not finite; None: an earlier run has stored everything."""
     compute, resources = opened.job.compute, opened.job.resources
     arrays = compute.arrays(opened.model, len(opened.lengths), opened.source.shape[1])
+    fingerprint = opened.fingerprint()
+    made = with_origins(metadata_of(opened), opened.job, fingerprint)
     until = time.monotonic() + PATIENCE
 
     def wait() -> bool:
         time.sleep(WAIT)
         return not tasks.stop.reason() and time.monotonic() < until
 
-    with publishing(
-        paths, arrays, metadata_of(opened), opened.fingerprint(), resources.overwrite, resources.resume, wait
-    ) as result:
+    with publishing(paths, arrays, made, fingerprint, resources.overwrite, resources.resume, wait) as result:
         if not result:
             return None
         nonfinite = tasks.fill(result)

@@ -26,7 +26,7 @@ from lstmcli.model.chain_file import any_model_in
 from lstmcli.model.tree import Model
 from lstmcli.results.formats.fields import PADDED, PER_SEQUENCE, Arrays, Checksums, Field
 from lstmcli.results.formats.hdf5_result import CHECKSUM, allocate, stored_steps, write_metadata
-from lstmcli.results.formats.paths import Paths, check_paths, result_paths
+from lstmcli.results.formats.paths import Paths, check_paths, refuse_inputs, result_paths
 from lstmcli.results.formats.result import Metadata, WindowRows
 from lstmcli.results.journal import StoredSpan
 from lstmcli.results.naming import UnpublishedResult, publishing
@@ -35,7 +35,7 @@ from lstmcli.run.memory import Limits, cut_into_spans
 from lstmcli.run.opened_job import mark_of_steps
 from lstmcli.run.pipeline import Progress
 from lstmcli.run.stop import Stop
-from lstmcli.run.summary import metadata
+from lstmcli.run.summary import metadata, with_origins
 from lstmcli.version import __version__
 
 BLOCK_BYTES = 32_000_000  # read while as many are written
@@ -86,7 +86,7 @@ class JoinedParts:
         made = metadata(compute, self.model, self.valid, run.get("assumed", ()))
         has_ids = "ids" in run or made.layout == PER_SEQUENCE
         ids = [name for part in self.parts for name in part.ids] if has_ids else None
-        return made._replace(ids=ids, windows=self.windows())
+        return with_origins(made, self.plan.job, run)._replace(ids=ids, windows=self.windows())
 
     def windows(self) -> WindowRows | None:
         """Returns which windows the sequences are, where they are some."""
@@ -175,7 +175,8 @@ def merged_paths(plan: Plan, output: str, states: str | None, overwrite: bool, r
         raise UsageError(f"--output {output}: expected a file; a merge cannot write to a pipe")
     parts = (str(plan.part_path(number)) for number in plan.numbers)
     read = (*plan.job.files(), str(plan.path), *parts)
-    check_paths(paths, read, overwrite, resume, plan.job.inputs.follow_links)
+    refuse_inputs(paths, read, plan.job.inputs.follow_links)
+    check_paths(paths, overwrite, resume)
     return paths
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from lstmcli.blocks import steps_until
 from lstmcli.errors import UsageError
 from lstmcli.files.partial_file import check_left_over
-from lstmcli.results.formats.paths import Paths, check_paths
+from lstmcli.results.formats.paths import Paths, check_paths, refuse_inputs
 from lstmcli.results.naming import publishing
 from lstmcli.run.computation import Work, computation_of, is_compiled
 from lstmcli.run.job import Job
@@ -19,7 +19,7 @@ from lstmcli.run.memory import block_limits, memory_note
 from lstmcli.run.opened_job import OpenedJob, open_job
 from lstmcli.run.pipeline import Pipeline, Progress
 from lstmcli.run.stop import Stop
-from lstmcli.run.summary import describe, measured, metadata_of
+from lstmcli.run.summary import describe, measured, metadata_of, with_origins
 
 
 def run(
@@ -33,9 +33,10 @@ def run(
     """
     stop, resources = stop or Stop(), job.resources
     paths = job.paths()
+    refuse_inputs(paths, job.files(), job.inputs.follow_links)
     with open_job(job) as opened:
         # After the inputs: who mistypes a name beside a result of before is not to be told of the result first.
-        check_paths(paths, job.files(), resources.overwrite, resources.resume, job.inputs.follow_links)
+        check_paths(paths, resources.overwrite, resources.resume)
         compute = opened.job.compute
         facts = describe(opened, paths)
         resumable = can_resume(opened, paths, stop)
@@ -51,11 +52,13 @@ def run(
             facts["notes"].append(note)
         began = time.perf_counter()
         arrays = compute.arrays(opened.model, len(opened.lengths), opened.source.shape[1])
-        fingerprint = opened.fingerprint() if resumable else None
+        fingerprint = opened.fingerprint()
+        made = with_origins(metadata_of(opened), opened.job, fingerprint)
+        journaled = fingerprint if resumable else None
         resumed, nonfinite = int(opened.lengths.sum()), None
         with (
             stop.deferred() if resumable else nullcontext(),
-            publishing(paths, arrays, metadata_of(opened), fingerprint, resources.overwrite, resources.resume) as result,
+            publishing(paths, arrays, made, journaled, resources.overwrite, resources.resume) as result,
         ):
             if result:
                 streams = opened.source.sequential or paths.main is None

@@ -6,17 +6,21 @@ from typing import TYPE_CHECKING, Any
 from lstmcli.blocks import Valid
 from lstmcli.engine.cpus import available_threads
 from lstmcli.files import hdf5
+from lstmcli.files.positioned_file import without_folder
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.tree import Bidirectional, Cell, Model, as_chain
 from lstmcli.results.formats.fields import PADDED, PER_SEQUENCE
 from lstmcli.results.formats.paths import Paths
 from lstmcli.results.formats.result import Metadata, stored_shape
-from lstmcli.run.job import Compute, Part
+from lstmcli.results.journal import Fingerprint
+from lstmcli.run.job import Compute, Job, Part
 from lstmcli.run.opened_job import OpenedJob
 from lstmcli.version import __version__
 
 if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
+
+TOLD_OF_INPUT = ("name", "files", "bytes", "shape", "dtype", "axes", "window", "lengths")  # of a fingerprint
 
 
 def metadata_of(opened: OpenedJob) -> Metadata:
@@ -27,6 +31,26 @@ def metadata_of(opened: OpenedJob) -> Metadata:
     if made.layout == PER_SEQUENCE and ids is None:  # whose datasets need names
         ids = [str(row) for row in range(opened.first, opened.first + len(opened.lengths))]
     return made._replace(table=opened.table_form(), ids=ids, windows=opened.windows())
+
+
+def with_origins(made: Metadata, job: Job, fingerprint: Fingerprint) -> Metadata:
+    """Adds what a result is made of: names without folders, sizes, samples of the content, but no times.
+
+    So a copy of the input gives the same bytes, and results of other inputs or weights can be told apart.
+    """
+    run = job.part.run if job.part else fingerprint
+    origins = {
+        "input": origin({"name": without_folder(job.inputs.input)} | run["input"] | {"lengths": run["lengths"]}),
+        "weights": {"name": without_folder(job.model.origin()), "fingerprint": run["model"]},
+    }
+    if start := run.get("initial_state"):
+        origins["initial_state"] = origin(start)
+    return made._replace(attributes=made.attributes | origins)
+
+
+def origin(told: Fingerprint) -> dict[str, Any]:
+    found = {name: told[name] for name in TOLD_OF_INPUT if name in told}
+    return found | ({"fingerprint": f"{told['sample']:08x}"} if "sample" in told else {})
 
 
 def valid_of_result(opened: OpenedJob) -> Valid:

@@ -21,7 +21,7 @@ from lstmcli.model.chain_file import any_model_in
 from lstmcli.results.checked_result import CheckedResult, open_result
 from lstmcli.results.formats.fields import FLAT, PADDED, PER_SEQUENCE, Arrays
 from lstmcli.results.formats.hdf5_result import Hdf5Result
-from lstmcli.results.formats.paths import HDF5, Paths, check_paths
+from lstmcli.results.formats.paths import HDF5, Paths, check_paths, refuse_inputs
 from lstmcli.results.formats.per_sequence import check_names
 from lstmcli.results.formats.result import Metadata, Result
 from lstmcli.run.memory import Limits, cut_into_spans
@@ -53,7 +53,8 @@ def convert(
         raise UsageError(f"--compress {compress}: is for HDF5; use a name that ends in .h5")
     if layout and suffix in ARROW:
         raise UsageError(f"--layout {layout}: a table has a row for each sequence; leave it out")
-    check_paths(Paths(path), (a, lens, offsets), overwrite, resume=False)
+    refuse_inputs(Paths(path), (a, lens, offsets))
+    check_paths(Paths(path), overwrite, resume=False)
     if not overwrite:
         check_left_over(path)
     name = split_spec(a)[1]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -250,3 +252,34 @@ def test_full_disk_keeps_the_old_output(small_disk: Path, tmp_path: Path) -> Non
     args = ["--input", "x.npy", "--units", 64, "--output", small_disk / "out.h5", "--overwrite"]
     assert_one_line(lstmcli("run", *args, "--progress", "none", cwd=tmp_path), 74, "out.h5")
     assert files.snapshot(small_disk) == {"out.h5": b"precious"}
+
+
+def test_a_result_says_what_it_was_made_of(case: Case, tmp_path: Path) -> None:
+    """By names without folders, sizes and fingerprints; a copy at another time and place gives the same bytes."""
+
+    def result(name: str, *more: object) -> dict[str, Any]:
+        succeed("run", "-i", tmp_path / name, "-l", case.lens_npy, *more, "-o", f"{len(made)}.h5", cwd=tmp_path)
+        made.append((tmp_path / f"{len(made)}.h5").read_bytes())
+        with h5py.File(tmp_path / f"{len(made) - 1}.h5") as file:
+            return {key: json.loads(file.attrs[key]) for key in ("input", "weights", "initial_state") if key in file.attrs}
+
+    made: list[bytes] = []
+    (tmp_path / "elsewhere").mkdir()
+    for folder in (".", "elsewhere"):
+        shutil.copy(case.x_npy, tmp_path / folder / "x.npy")
+    first = result("x.npy", "-w", case.weights)
+    assert first["input"]["name"] == "x.npy"
+    assert first["input"]["bytes"] == case.x_npy.stat().st_size
+    assert first["input"]["shape"] == list(case.x.shape)
+    assert first["weights"]["name"] == case.weights.name
+    assert "initial_state" not in first
+    os.utime(tmp_path / "elsewhere" / "x.npy", (0, 0))
+    assert result("elsewhere/x.npy", "-w", case.weights) == first
+    assert made[0] == made[1]
+    seeded = result("x.npy", "-u", 5)
+    assert seeded["weights"]["name"] == "seed 0"
+    assert seeded["weights"]["fingerprint"] != first["weights"]["fingerprint"]
+    started = result("x.npy", "-u", 5, "--initial-state", "2.h5")
+    assert started["initial_state"]["name"].startswith("2.h5")
+    np.save(tmp_path / "x.npy", case.x + 1)
+    assert result("x.npy", "-w", case.weights)["input"]["fingerprint"] != first["input"]["fingerprint"]

@@ -77,12 +77,11 @@ def default_stem(source: str) -> str:
     return "sequences" if any(mark in stem for mark in "*?[") else stem
 
 
-def check_paths(paths: Paths, inputs: Iterable[str | None], overwrite: bool, resume: bool, follow_links: bool = False) -> None:
-    """Raises OutputError before any work where a file is in the way, or is one of the inputs, or of those they lead to."""
+def check_paths(paths: Paths, overwrite: bool, resume: bool) -> None:
+    """Raises OutputError where a file is in the way of a result."""
     if not (resume and paths.main and mode_of(journal_name(paths.main))):  # else some of them may have their names already
         for path in paths.all():
             check_target(path, overwrite)
-    refuse_inputs(paths, inputs, follow_links)
 
 
 def each_file(path: str) -> list[str]:
@@ -107,7 +106,7 @@ def temporary_names(paths: Paths) -> list[Path]:
     return [*names, journal_name(paths.main)] if paths.main else names
 
 
-def refuse_inputs(paths: Paths, inputs: Iterable[str | None], follow_links: bool) -> None:
+def refuse_inputs(paths: Paths, inputs: Iterable[str | None], follow_links: bool = False) -> None:
     """Raises OutputError where a file that would be replaced is also read, under whatever name."""
     targets = [path for path in temporary_names(paths) if mode_of(path)]
     if not targets:
