@@ -48,6 +48,13 @@ def test_a_summary_fits_and_breaks_no_name(columns: int, tmp_path: Path, sample_
     assert all(len(line) <= columns or str(sample_x.parent) in line for line in lines)
 
 
+def test_a_terminal_without_escapes_shows_plain_lines(tmp_path: Path, sample_x: Path) -> None:
+    whole = succeed("run", "-i", sample_x, "-u", 7, "--dry-run", cwd=tmp_path).text
+    written = on_terminal("run", "-i", sample_x, "-u", 7, cwd=tmp_path, columns=200, TERM="dumb")
+    assert "\x1b" not in written
+    assert written.splitlines()[:3] == whole.splitlines()[:3]
+
+
 def test_the_tree_of_a_model_is_folded_and_loses_nothing(tmp_path: Path) -> None:
     whole = succeed("model", "init", "--input-size", 300, "-u", 200, "--bidirectional", "-o", "m.h5", cwd=tmp_path).text
     written = plain(on_terminal("model", "show", "m.h5", cwd=tmp_path))

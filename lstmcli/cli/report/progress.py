@@ -46,10 +46,10 @@ def bar(console: Any, name: str) -> Iterator[Callable[[int, int], None]]:
     whole = Column(no_wrap=True)
     columns = (
         TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=console.width // 4)),
-        BarColumn(None, table_column=Column(ratio=1)),
+        BarColumn(None, complete_style="cyan", finished_style="green", table_column=Column(ratio=1)),
         TextColumn("{task.percentage:.0f} % of {task.total:,} steps", table_column=whole),
-        TextColumn("{task.fields[speed]}", table_column=whole),
-        TextColumn("{task.fields[time]}", table_column=whole),
+        TextColumn(" {task.fields[speed]}", table_column=whole),
+        TextColumn(" {task.fields[time]}", table_column=whole),
     )
     with Progress(*columns, console=console, expand=True, transient=True) as drawn:
         task = drawn.add_task(name, total=1, speed="", time="", visible=False)

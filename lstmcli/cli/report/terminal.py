@@ -99,7 +99,7 @@ class Terminal:
 
         kind = self.kind_of_progress
         if kind == "auto":
-            kind = "bar" if self.err and self.err.isatty() else "log"
+            kind = "bar" if draws(self.err) else "log"
         if kind == "bar":
             title = shown(name.partition("::")[0].rpartition("/")[2])
             with progress.bar(console(Lossy(self.err)), title) as advance:
@@ -162,10 +162,15 @@ def on_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+def draws(stream: TextIO | None) -> bool:
+    """Says whether a stream is a terminal that can do more than show lines of text."""
+    return on_terminal(stream) and os.environ.get("TERM") != "dumb"
+
+
 def labelled(kind: str, text: str, stream: TextIO | None) -> str:
     """Returns a message with its kind, in colour on a terminal that wants that: https://no-color.org."""
     label = f"{kind}: " if kind else ""
-    if label and on_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
+    if label and draws(stream) and not os.environ.get("NO_COLOR"):
         label = f"\x1b[1;{COLOURS[kind]}m{label}\x1b[0m"
     return f"lstmcli: {label}{text}"
 
