@@ -24,6 +24,7 @@ from lstmcli.results.journal import Fingerprint
 from lstmcli.run.job import Job, Output, Part, Resources
 from lstmcli.run.opened_job import open_job
 from lstmcli.run.summary import describe, metadata_of
+from lstmcli.version import __version__
 
 FORMAT, FORMAT_VERSION = "lstmcli-plan", 1
 
@@ -167,7 +168,9 @@ def read_plan(path: str) -> Plan:
         check_cuts(run, cuts)
         return Plan(absolute_path(Path(path)), job, run, cuts)
     except (KeyError, TypeError, AttributeError, ValueError, UsageError) as error:
-        raise DataError(f"{where}: is not a plan of this version of lstmcli; plan anew") from error
+        made = content["run"].get("lstmcli") if isinstance(content.get("run"), dict) else None
+        by = f"was made by lstmcli {shown(str(made))}, and this is {__version__}" if made else "is not a plan of this version"
+        raise DataError(f"{where}: {by}; plan anew") from error
 
 
 def checksum(content: dict[str, Any]) -> str:

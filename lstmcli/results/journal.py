@@ -145,6 +145,12 @@ class Journal:
     def _compare(self, found: Any) -> None:
         if not isinstance(found, dict) or found.get("format") != FORMAT["format"]:
             raise ValueError("not a journal")
+        if found.get("format_version") != FORMAT["format_version"] and isinstance(found.get("run"), dict):
+            made = shown(str(found["run"].get("lstmcli")))
+            raise DataError(
+                f"{shown(str(self.name))}: was made by lstmcli {made}, whose journals this one does not read; "
+                "go on with that one, or start again with --overwrite"
+            )
         if differences := list(differing(found, self.fingerprint)):
             raise DataError(
                 f"{shown(str(self.name))}: belongs to another run than this one; {'; '.join(differences)}; "
