@@ -17,7 +17,8 @@ from lstmcli.inputs.beside.ids import as_id
 from lstmcli.inputs.ragged.placed import DECODED, Sequences
 
 MAGIC = {b"ARROW1": "Arrow IPC", b"PAR1": "Parquet", b"\xff\xff\xff\xff": "an Arrow stream"}
-IDS = ("id", "ids", "key", "keys", "name", "names")
+SURE = ("id", "ids", "key", "keys")
+IDS = (*SURE, "name", "names")
 
 
 def is_arrow(begin: bytes) -> bool:
@@ -88,7 +89,7 @@ class Batches:
 def in_table(file: FileBytes, path: str, begin: bytes, name: str | None, token_ids: bool, files: ExitStack) -> Sequences:
     """Returns the sequences of a column; name: of the column, where several can be meant. Raises DataError."""
     try:
-        import pyarrow  # noqa: F401
+        import pyarrow as pa
     except ImportError as error:
         raise UsageError(f"{file.name}: Arrow and Parquet need pyarrow: pip install 'lstmcli[parquet]'") from error
     with reading(file.name):
@@ -102,14 +103,23 @@ def in_table(file: FileBytes, path: str, begin: bytes, name: str | None, token_i
         while (batch := batches.load(number, [column, *([id_column] if id_column else [])])) is not None:
             batch.validate(full=True)
             offsets, values = flat(batch.column(0), f"{file.name}::{shown(column)}", rows, width)
-            width = width or values.shape[1]
+            if len(values):  # without any step nothing says how wide it would be
+                width = values.shape[1]
             largest = max(largest, values.nbytes)
             lengths.append(np.diff(offsets))
             if id_column:
-                ids += [as_id(str(one)) for one in batch.column(1).to_pylist()]
+                found = batch.column(1).to_pylist()
+                if None in found:
+                    row = rows + found.index(None)
+                    raise DataError(f"{file.name}::{shown(id_column)}, row {row}: expected an id, got a null")
+                ids += [as_id(str(one)) for one in found]
             rows += batch.num_rows
             number += 1
+    sure = id_column in SURE and not pa.types.is_integer(batches.schema.field(id_column).type)
+    if not sure and len(set(ids)) < len(ids):
+        ids = []  # but something else, such as the speaker
     counts = np.concatenate([np.empty(0, np.int64), *lengths])
+    width = width or int(not counts.any())
     if not rows:
         raise DataError(f"{file.name}: expected sequences in column {shown(column)}, got no rows")
     ends = np.cumsum([len(part) for part in lengths])
@@ -151,7 +161,9 @@ def column_of(schema: Any, name: str | None, token_ids: bool, where: str) -> str
 def is_id(kind: Any) -> bool:
     import pyarrow as pa
 
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    is_view = getattr(pa.types, "is_string_view", lambda kind: False)  # of pyarrow 16
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or is_view(kind) or pa.types.is_integer(kind))
 
 
 def is_list(kind: Any) -> bool:

@@ -403,3 +403,32 @@ def test_hostile_tables(tmp_path):
         with pa.ipc.new_file(tmp_path / "t.arrow", found.schema) as file:
             file.write_table(found)
         refused(f"{tmp_path}/t.arrow", words)
+
+
+@pytest.mark.parametrize("empty", [0, 2])
+def test_tables_whose_first_batch_has_no_steps(empty, tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    found = pa.table({"emb": pa.array([[]] * empty + [rows.tolist()], pa.list_(pa.list_(pa.float32())))})
+    with pa.ipc.new_file(tmp_path / "t.arrow", found.schema) as file:
+        file.write_batch(pa.record_batch(found[:empty].to_pydict(), found.schema))
+        file.write_table(found[empty:])
+    source = opened(f"{tmp_path}/t.arrow")
+    assert source.lengths.tolist() == [0] * empty + [4]
+    np.testing.assert_array_equal(read(source, 0, 0, source.lengths), rows)
+
+
+def test_ids_in_tables(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+
+    def write(name, ids):
+        found = pa.table({name: ids, "emb": pa.array([[[1.0]]] * 3, pa.list_(pa.list_(pa.float32())))})
+        with pa.ipc.new_file(tmp_path / "t.arrow", found.schema) as file:
+            file.write_table(found)
+        return f"{tmp_path}/t.arrow"
+
+    assert opened(write("id", pa.array(["b", "a", "c"]).dictionary_encode())).ids == ["b", "a", "c"]
+    assert opened(write("name", pa.array(["b", "a", "a"]))).ids is None  # the speaker of each, say
+    assert opened(write("id", pa.array([4, 4, 5]))).ids is None
+    refused(write("id", pa.array(["a", None, "c"])), "t.arrow::id, row 1: expected an id, got a null")
+    refused(write("key", pa.array(["b", "a", "a"])), "sequences 1 and 2 have the same id, a")
