@@ -30,7 +30,7 @@ Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
 # What the command line looks at before it makes a job; a test compares these with its options.
 CHOICES = {
-    "dtype": ("float32", "float64"),
+    "dtype": ("float32", "float64", "bfloat16"),
     "nonfinite": ("error", "warn", "pass"),
     "padding": ("post", "pre"),
     "axes": ("NTE", "TNE", "ETN", "ENT"),

@@ -268,9 +268,9 @@ computing_options = option_group(
     option(
         "Computing",
         "--dtype",
-        type=click.Choice(["float32", "float64"]),
+        type=click.Choice(["float32", "float64", "bfloat16"]),
         default="float32",
-        help="The number format to compute in. The outputs have it as well.",
+        help="The number format to compute in. The outputs have it as well; with bfloat16 they are float32.",
     ),
     option(
         "Computing",

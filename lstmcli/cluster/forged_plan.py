@@ -10,7 +10,7 @@ from lstmcli.run.job import Job, Weights
 KNOWN: dict[str, Sequence[Any]] = {
     "axes": ("NTE", "TNE", "ETN", "ENT"),
     "padding": (None, "post", "pre"),
-    "dtype": ("float32", "float64"),
+    "dtype": ("float32", "float64", "bfloat16"),
     "nonfinite": ("error", "warn", "pass"),
     "pool": (None, "mean", "max", "sum", "last", "final"),
     "store": (None, "float16", "float32"),

@@ -40,16 +40,17 @@ def run_padded(
     threads: int | None,
     padding: str,
     mask: ArrayLike | None,
+    chosen: str | None = None,
 ) -> tuple[Any, State]:
     """Do what Model.__call__ says: check arguments and run padded arrays as blocks, without a copy where x allows it."""
     if type(x) in (list, tuple) and len(x) and getattr(x[0], "ndim", 0) == 2 and lengths is None and mask is None:
-        return run_list(model, x, initial_state, threads)
+        return run_list(model, x, initial_state, threads, chosen)
     try:
         x = np.asarray(x)
     except ValueError as error:
         raise DataError("x: expected an array (batch, time, features), or a list of arrays (length, features)") from error
-    dtype = FLOAT64 if x.dtype.itemsize == 8 else FLOAT32
-    prepared = prepare(model, dtype, threads)
+    prepared = prepare(model, x.dtype, threads, chosen)
+    dtype = prepared.dtype
     if x.ndim != 3 or not is_float(x.dtype) or x.shape[2] != prepared.input_size:
         hint = "; x[None] makes one sequence a batch" if x.ndim == 2 else ""
         raise DataError(f"x: expected {FLOATS} (batch, time, {model.input_size}), got {x.dtype} {x.shape}{hint}")
@@ -77,16 +78,16 @@ def run_padded(
 
 
 def run_list(
-    model: Model, x: Sequence[Any], initial_state: InitialState | None, threads: int | None
+    model: Model, x: Sequence[Any], initial_state: InitialState | None, threads: int | None, chosen: str | None
 ) -> tuple[list[Floats], State]:
     """Runs sequences (length, E) that have no padding. Returns an array (length, output_size) for each, and the state."""
     given = [np.asarray(one) for one in x]
-    dtype = FLOAT64 if given[0].dtype.itemsize == 8 else FLOAT32
-    prepared = prepare(model, dtype, threads)
+    prepared = prepare(model, given[0].dtype, threads, chosen)
+    dtype = prepared.dtype
     for k, one in enumerate(given):
         if one.ndim != 2 or not is_float(one.dtype) or one.shape[1] != prepared.input_size:
             raise DataError(f"x[{k}]: expected {FLOATS} (length, {prepared.input_size}), got {one.dtype} {one.shape}")
-        if (one.dtype.itemsize == 8) != (dtype is FLOAT64):
+        if (one.dtype.itemsize == 8) != (given[0].dtype.itemsize == 8):
             raise DataError(f"x[{k}]: expected {given[0].dtype}, as x[0] is, got {one.dtype}")
     lengths = np.array([len(one) for one in given], np.int64)
     block = Block(np.ascontiguousarray(np.concatenate(given), dtype), packed_starts(lengths), lengths)
@@ -96,14 +97,30 @@ def run_list(
     return np.split(outputs.rows, np.cumsum(lengths)[:-1]), state
 
 
-def prepare(model: Model, dtype: np.dtype[Any], threads: int | None) -> PreparedModel:
-    """Return the model packed for this dtype and number of threads, and keep that for as long as the model."""
-    known: dict[tuple[np.dtype[Any], int | None], PreparedModel] = model.__dict__.setdefault("_kept", Kept())
-    if (prepared := known.get((dtype, threads))) is None:
+def prepare(model: Model, given: np.dtype[Any], threads: int | None, chosen: str | None) -> PreparedModel:
+    """Return the model packed for inputs of a dtype and this number of threads, and keep that for as long as the model.
+
+    chosen  "bfloat16", or None for what the dtype of the inputs says
+    Raises UsageError.
+    """
+    dtype, bfloat16 = computed(given, chosen)
+    known: dict[tuple[np.dtype[Any], bool, int | None], PreparedModel] = model.__dict__.setdefault("_kept", Kept())
+    if (prepared := known.get((dtype, bfloat16, threads))) is None:
         if model.left_out:
             warnings.warn(model.left_out, stacklevel=4)
-        prepared = known[dtype, threads] = PreparedModel(model, dtype, checked_threads(threads))
+        prepared = known[dtype, bfloat16, threads] = PreparedModel(model, dtype, checked_threads(threads), bfloat16)
     return prepared
+
+
+def computed(given: np.dtype[Any], chosen: str | None) -> tuple[np.dtype[Any], bool]:
+    """Return the dtype of the arrays for inputs of a dtype, and whether products are of bfloat16. Raises UsageError."""
+    if chosen is None:
+        return FLOAT64 if given.kind == "f" and given.itemsize == 8 else FLOAT32, False
+    if chosen != "bfloat16":
+        raise UsageError(
+            f"dtype: expected 'bfloat16', got {chosen!r}; x.astype('float32') and x.astype('float64') say the others"
+        )
+    return FLOAT32, True
 
 
 def checked_threads(threads: int | None) -> int:

@@ -18,6 +18,7 @@ from lstmcli.kernel.layout import (
     pack,
     pack_cell,
     paused_columns,
+    rounded_bytes,
     scratch_words,
     write_call,
 )
@@ -29,19 +30,20 @@ Shared = Callable[[Callable[[slice], None], int, float], None]
 class PackedCell:
     """A cell ready to run: its kernel loaded, its weights packed. `path` names its state: {path}/c and {path}/h."""
 
-    def __init__(self, path: str, cell: Cell, bits: int) -> None:
-        self.cell, self.products_at = cell, 0
-        self.kernel = lstm.load(bits, kernel_options(cell))
+    def __init__(self, path: str, cell: Cell, bits: int, bfloat16: bool = False) -> None:
+        self.cell, self.products_at, self.bfloat16 = cell, 0, bfloat16
+        self.kernel = lstm.load(bits, kernel_options(cell, bfloat16))
         self.float_bytes = bits // 8
         prefix = f"{path}/" if path else ""
         self.c, self.h = f"{prefix}c", f"{prefix}h"
         kernels = (cell.input_kernel, cell.recurrent_kernel, cell.bias, cell.forget_bias, cell.peephole, cell.projection)
-        self.weights = pack(*kernels, self.kernel.shape)
+        self.weights = pack(*kernels, self.kernel.shape, bfloat16)
         sizes = inputs, units, outputs = cell.input_size, cell.units, cell.output_size
         clips = (cell.cell_clip or 0.0, cell.projection_clip or 0.0, cell.gate_clip or 0.0)
         self.packed = pack_cell(tuple(map(address, self.weights)), sizes, clips)
-        flops = 8 * units * (inputs + outputs) + 2 * self.weights.projection.size
+        flops = 8 * units * (inputs + outputs) + 2 * self.weights.projection.size * (2 if bfloat16 else 1)
         self.size = CellSize(flops, self.weights.panels.nbytes, len(self.weights.biases), self.kernel.shape.rows)
+        self.rounded_bytes = rounded_bytes(inputs, units, outputs) if bfloat16 else 0
         # Bytes of a lane's h before the projection.
         self.hidden_bytes = units * self.float_bytes if cell.projection is not None else 0
 
@@ -63,8 +65,11 @@ class PackedCell:
 
     @property
     def is_wide(self) -> bool:
-        """Whether the products of an input take longer to be computed than to be read: measured for 16 to 512 units."""
-        return 2 * self.cell.input_size >= self.cell.units
+        """Whether the products of an input take longer to be computed than to be read: measured for 16 to 512 units.
+
+        Of bfloat16 they are never computed once: no kernel does that in its order of sums.
+        """
+        return 2 * self.cell.input_size >= self.cell.units and not self.bfloat16
 
     def product_bytes(self, words: int) -> int:
         """Return how large the products are of a table of so many rows."""
@@ -91,7 +96,7 @@ class PackedCell:
 
         # One array for the table of the call, its counters, and the memory of all threads, in words of 8 bytes.
         hidden_words = -(-split.lanes * self.hidden_bytes // 8)
-        scratch = scratch_words(split.lanes, split.ahead, self.weights.biases)
+        scratch = scratch_words(split.lanes, split.ahead, self.weights.biases, self.rounded_bytes)
         scratch_first = ARGUMENTS + SYNC_WORDS
         hidden_first = scratch_first + scratch * split.threads
         sharers, owners = (split.threads, 1) if split.share_steps else (1, split.threads)
@@ -112,6 +117,7 @@ class PackedCell:
                 8 * scratch,
                 table_at + 8 * hidden_first,
                 0 if split.share_steps else 8 * hidden_words,
+                self.rounded_bytes,
                 self.products_at,
             ),
         )
@@ -123,7 +129,7 @@ class PackedCell:
             worker_threads().run(self.kernel.call, table_at, split.threads, work)
 
 
-def kernel_options(cell: Cell) -> Options:
+def kernel_options(cell: Cell, bfloat16: bool = False) -> Options:
     """Return what the cell's kernel is compiled for."""
     return Options(
         activation=cell.activation,
@@ -134,6 +140,7 @@ def kernel_options(cell: Cell) -> Options:
         projection_clip=cell.projection is not None and cell.projection_clip is not None,
         gate_clip=cell.gate_clip is not None,
         input_forget=cell.input_forget,
+        bfloat16=bfloat16,
     )
 
 

@@ -19,17 +19,20 @@ if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
 
 NOTHING: Mapping[str, Block] = MappingProxyType({})
+BEYOND_BFLOAT16 = 2.0**128 * (1 - 2.0**-9)  # from here on a number is rounded to Inf
 
 
 class PreparedModel:
     """A model ready to run: kernels loaded, weights packed. It may be called from several threads at once."""
 
-    def __init__(self, model: Model, dtype: np.dtype[Any], threads: int) -> None:
+    def __init__(self, model: Model, dtype: np.dtype[Any], threads: int, bfloat16: bool = False) -> None:
         check_range(model, dtype)
+        if bfloat16:
+            check_bfloat16(model)
         self.model, self.dtype, self.threads = model, dtype, threads
         self.widths, self.input_size, self.output_size = model.state_widths(), model.input_size, model.output_size
         self.learned = model.learned_state()
-        self.cells = {path: PackedCell(path, cell, dtype.itemsize * 8) for path, cell in model.cells()}
+        self.cells = {path: PackedCell(path, cell, dtype.itemsize * 8, bfloat16) for path, cell in model.cells()}
         self.tile_rows = max(cell.size.tile_rows for cell in self.cells.values())  # sequences that fill a tile
         self.flops = sum(cell.size.flops for cell in self.cells.values())  # of one step of one sequence
         # The model's own weights and the packed ones.
@@ -167,9 +170,9 @@ class Pass:
         return block.like(self.prepared.buffer(key, self.schedule.steps, width))
 
 
-def kernels_are_cached(model: Model, dtype: np.dtype[Any]) -> bool:
+def kernels_are_cached(model: Model, dtype: np.dtype[Any], bfloat16: bool) -> bool:
     """Whether PreparedModel will find all kernels in the cache."""
-    kinds = {kernel_options(cell) for _, cell in model.cells()}
+    kinds = {kernel_options(cell, bfloat16) for _, cell in model.cells()}
     return all(lstm.is_cached(dtype.itemsize * 8, kind) for kind in kinds)
 
 
@@ -205,6 +208,15 @@ def check_range(model: "Model | Chain", dtype: np.dtype[Any]) -> None:
             raise DataError(
                 f"{name} of the model, {largest:g}, is too large for {dtype}; compute in float64, or rescale the model"
             ) from error
+
+
+def check_bfloat16(model: Model) -> None:
+    """Raises DataError where a weight of an LSTM that fits float32 would be rounded to Inf."""
+    for _, cell in model.cells():
+        for weight in (cell.input_kernel, cell.recurrent_kernel, cell.projection):
+            largest = 0 if weight is None else np.abs(weight).max(initial=0, where=np.isfinite(weight))
+            if largest >= BEYOND_BFLOAT16:
+                raise DataError(f"a weight of the model, {largest:g}, is too large for bfloat16; compute in float32")
 
 
 def numbers_in(config: Any, name: str = "") -> Iterator[tuple[str, float]]:

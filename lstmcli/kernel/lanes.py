@@ -6,7 +6,6 @@ panel of weights is read once a step for all lanes.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import llvmlite.ir as ir
@@ -14,9 +13,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from lstmcli.kernel import tile
-from lstmcli.kernel.layout import GATES, LINE_BYTES, Argument, Column, Options, Shape, Sync
+from lstmcli.kernel.layout import BLOCK, GATES, LINE_BYTES, Argument, Column, Options, Shape, Sync
 from lstmcli.kernel.simd import I64, POINTER
+from lstmcli.kernel.tile_calls import projection_call, rounding, tile_call
 from lstmcli.kernel.waiting import ADDRESSES, add, now, publish, read, sleep, wait_for
 
 COLUMNS = len(Column)
@@ -90,64 +89,6 @@ def prefetch(context: Any, address: types.Type) -> Any:
     return types.none(types.int64), emit
 
 
-def tile_call(shape: Shape, options: Options) -> Callable[..., None]:
-    """Return a function that runs the tile of `rows` lanes, from lane `first` on; its other arguments are those of tile.define.
-
-    half_unit  the first unit of the panel that has two gates in a vector; -1: none
-    """
-
-    @intrinsic
-    def call(context, rows, call, weights, table, lanes, first, unit, half_unit, resume, pause):  # type: ignore[no-untyped-def]
-        def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            rows, call, weights, table, lanes, first, unit, half_unit, *flags = args
-            values = [call, builder.inttoptr(weights, POINTER), builder.gep(table, [first], source_etype=I64), lanes, unit]
-            values += [builder.icmp_signed("!=", flag, ir.Constant(I64, 0)) for flag in flags]
-            with builder.if_else(builder.icmp_signed("==", unit, half_unit)) as branches:
-                for half, branch in zip((True, False), branches, strict=True):
-                    with branch:
-                        if shape.half or not half:
-                            define = partial(tile.define, builder.module, shape, options, half=half)
-                            switch_rows(builder, shape, rows, values, define)
-            return context.get_dummy_value()
-
-        return types.none(types.int64, ADDRESSES, types.int64, ADDRESSES, *[types.int64] * 6), emit
-
-    return call
-
-
-def projection_call(shape: Shape, options: Options) -> Callable[..., None]:
-    """Return a function that runs the projection of `rows` lanes from lane `first` on, as tile.define_projection says."""
-
-    @intrinsic
-    def call(context, rows, call, weights, table, lanes, first, column):  # type: ignore[no-untyped-def]
-        def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            rows, call, weights, table, lanes, first, column = args
-            values = [call, builder.inttoptr(weights, POINTER), builder.gep(table, [first], source_etype=I64), lanes, column]
-            switch_rows(
-                builder, shape, rows, values, lambda count: tile.define_projection(builder.module, shape, options, count)
-            )
-            return context.get_dummy_value()
-
-        return types.none(types.int64, ADDRESSES, types.int64, ADDRESSES, *[types.int64] * 3), emit
-
-    return call
-
-
-def switch_rows(
-    builder: ir.IRBuilder, shape: Shape, rows: ir.Value, values: list[ir.Value], function: Callable[[int], ir.Function]
-) -> None:
-    """Write a switch: call the function for the number of rows that there are."""
-    after = builder.append_basic_block()
-    switch = builder.switch(rows, after)
-    for count in range(1, shape.rows + 1):
-        block = builder.append_basic_block()
-        switch.add_case(ir.Constant(I64, count), block)
-        builder.position_at_end(block)
-        builder.call(function(count), values)
-        builder.branch(after)
-    builder.position_at_end(after)
-
-
 @register_jitable(inline="always")
 def start_lane(call, table, lanes, lane, sequence, float_bytes, sums_step):  # type: ignore[no-untyped-def]
     """Put the first step of a sequence into an empty lane."""
@@ -201,6 +142,7 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
     tile_of, projection_of = tile_call(shape, options), projection_call(shape, options)
     width, half, rows, size, projected = shape.width, shape.half, shape.rows, shape.bits // 8, options.projection
     row_bytes = GATES * width * size  # of a panel
+    rounds, round_row, block = options.bfloat16, rounding(shape), BLOCK
 
     def lstm(call, thread):  # type: ignore[no-untyped-def]
         """Run one cell over the sequences that the table `call` names (see layout.Argument), as thread number `thread`.
@@ -222,6 +164,11 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
         panels, columns = (units + width - 1) // width, (outputs + GATES * width - 1) // (GATES * width)
         half_unit = (panels - 1) * width if 0 < units % width <= half else -1
         panel_bytes, projection_bytes = (inputs + outputs) * row_bytes, units * row_bytes
+        x_bytes, rounded_step = 0, get(call, Argument.ROUNDED_STEP)
+        if rounds:  # two weights in a word, and rows that are filled up
+            x_bytes, h_block = (inputs + block - 1) // block * block * size, (outputs + block - 1) // block * block
+            panel_bytes = (x_bytes // size + h_block) // 2 * row_bytes
+            projection_bytes = (units + block - 1) // block * block // 2 * row_bytes
         sums_step = panels * row_bytes
 
         hand = thread if sharers > 1 else add(at(sync + Sync.HANDS), 1)
@@ -231,6 +178,7 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
             coming = at(scratch + 8 * COLUMNS * lanes)  # a second table, for the steps whose input products are computed now
             sums = (scratch if sharers == 1 else scratches) + 8 * COLUMNS * (lanes + slots)  # of all that share
             hidden = get(call, Argument.HIDDEN_AT) + hand * get(call, Argument.HIDDEN_STEP)
+            rounded = scratch + 8 * COLUMNS * (lanes + slots) + slots * sums_step  # of each thread, also where they share
             for lane in range(lanes):
                 put(table, Column.HOME * lanes + lane, sums + lane * ahead * sums_step)
                 put(table, Column.HIDDEN * lanes + lane, hidden + lane * units * size)
@@ -295,6 +243,10 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                         put(coming, Column.X * slots + coming_rows, get(table, Column.X * lanes + lane) + k * x_step)
                         put(coming, Column.BIAS * slots + coming_rows, biases)
                         put(coming, Column.SUMS * slots + coming_rows, home + k * sums_step)
+                        if rounds:
+                            row = rounded + (lanes + coming_rows) * rounded_step
+                            put(coming, Column.ROUNDED * slots + coming_rows, row)
+                            round_row(row, get(coming, Column.X * slots + coming_rows), inputs)
                         coming_rows += 1
                     put(table, Column.SUMS * lanes + lane, home)
                     put(table, Column.READY * lanes + lane, ready)
@@ -303,6 +255,14 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                     for first in range(0, coming_rows, rows):
                         tile_rows = min_of(rows, coming_rows - first)
                         tile_of(tile_rows, call, weights, coming, slots, first, panel * width, half_unit, 0, 1)
+
+                if rounds:
+                    for lane in range(active):
+                        row = rounded + lane * rounded_step
+                        put(table, Column.ROUNDED * lanes + lane, row)
+                        if ahead == 0:
+                            round_row(row, get(table, Column.X * lanes + lane), inputs)
+                        round_row(row + x_bytes, get(table, Column.H * lanes + lane), outputs)
 
                 # One step of all lanes.
                 for panel in range(first_panel, end_panel):
@@ -320,6 +280,10 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                         add(arrived, 1)
                         since = wait_for(arrived, met)
                         waited = now() - since if since > 0 else 0
+                    if rounds:
+                        for lane in range(active):
+                            row = get(table, Column.ROUNDED * lanes + lane)
+                            round_row(row, get(table, Column.HIDDEN * lanes + lane), units)
                     for panel in range(columns * share // crew, columns * (share + 1) // crew):
                         weights, column = get(call, Argument.PROJECTION_AT) + panel * projection_bytes, panel * GATES * width
                         for first in range(0, active, rows):

@@ -12,6 +12,7 @@ from lstmcli.kernel.native.target import Target
 
 GATES = 4  # input, forget, candidate, output
 LINE_BYTES = 64  # of the cache
+BLOCK = 32  # inputs whose products bfloat16.py sums from zero
 Floats = NDArray[np.floating]
 
 
@@ -36,9 +37,12 @@ class Shape(NamedTuple):
         return self.width // 2 if self.width > 2 else 0
 
 
-def tile_shape(target: Target, bits: int) -> Shape:
-    """Choose the widest vectors, and tiles of 24 vectors where the CPU has 32 registers, of 12 where it has 16."""
-    together = 4 if target.vector_registers == 32 else 2
+def tile_shape(target: Target, bits: int, bfloat16: bool = False) -> Shape:
+    """Choose the widest vectors, and tiles of 24 vectors where the CPU has 32 registers, of 12 where it has 16.
+
+    With bfloat16, two vectors are one chain.
+    """
+    together = (4 if target.vector_registers == 32 else 2) // (2 if bfloat16 else 1)
     return Shape(bits, target.vector_bytes * 8 // bits, rows=6, together=together)
 
 
@@ -53,6 +57,7 @@ class Options(NamedTuple):
     projection_clip: bool = False
     gate_clip: bool = False
     input_forget: bool = False
+    bfloat16: bool = False  # products as bfloat16.py says; the floats are float32
 
 
 class FromZero(IntEnum):
@@ -98,6 +103,7 @@ class Argument(FromZero):
     SCRATCH_STEP = auto()
     HIDDEN_AT = auto()  # (LANES, units) of each thread, or of all that share: h before the projection
     HIDDEN_STEP = auto()  # bytes from thread to thread; 0 where they share
+    ROUNDED_STEP = auto()  # from lane to lane in a thread's scratch memory, with bfloat16
     PRODUCTS_AT = auto()  # (V, panels, GATES, width) paused sums of each token id, of which X has one at a step; 0: X is input
 
 
@@ -148,7 +154,7 @@ def write_call(
     sequences  (LENGTHS_AT, ORDER_AT, COUNT)
     cell       of pack_cell()
     split      (LANES, AHEAD, THREADS, SHARERS)
-    memory     (SYNC_AT, SCRATCH_AT, SCRATCH_STEP, HIDDEN_AT, HIDDEN_STEP, PRODUCTS_AT)
+    memory     (SYNC_AT, SCRATCH_AT, SCRATCH_STEP, HIDDEN_AT, HIDDEN_STEP, ROUNDED_STEP, PRODUCTS_AT)
 
     Groups, because a name for each number would take a call of a small batch a tenth longer (1.7 us of 13).
     """
@@ -159,6 +165,7 @@ class Column(FromZero):
     """A thread's table of lanes: one column of int64 each, for the running sequence of every lane."""
 
     X = auto()  # address of the step's input
+    ROUNDED = auto()  # with bfloat16, of the step's x and h, rounded; then of h before the projection
     H = auto()  # of the previous output
     C = auto()  # of c before the step
     NEW_C = auto()  # of c after it: the same place, or the step's row of the cells
@@ -176,19 +183,34 @@ class Column(FromZero):
 TABLE_WORDS = len(Column)
 
 
-def scratch_words(lanes: int, ahead: int, biases: Floats) -> int:
-    """Return how many words a thread needs: for its lanes, the steps that it computes in advance, and their paused sums."""
-    return TABLE_WORDS * lanes + (lanes * ahead * (TABLE_WORDS + biases.nbytes // 8) if ahead else 0) + 8
+def scratch_words(lanes: int, ahead: int, biases: Floats, rounded: int = 0) -> int:
+    """Return how many words a thread needs: for its lanes, the steps that it computes in advance, and their paused sums.
+
+    rounded  bytes of a rounded row, which bfloat16 has for each lane and each of these steps
+    """
+    slots = lanes * ahead
+    return TABLE_WORDS * (lanes + slots) + slots * (biases.nbytes // 8) + (lanes + slots) * (rounded // 8) + 8
+
+
+def rounded_bytes(inputs: int, units: int, outputs: int) -> int:
+    """Return how far apart bfloat16's rows of a step's x and h lie, or of h before the projection, rounded, as float32.
+
+    A line more than they need: at a multiple of 4096 bytes they would take each other's place in the first-level cache.
+    """
+    return 4 * max(padded(inputs) + padded(outputs), padded(units)) + LINE_BYTES
 
 
 class Weights(NamedTuple):
     """A cell's weights in the order in which the tile reads them; zero past the last unit.
 
     panels      (ceil(units / width), groups, E + P, together, width)  gates i, f, g, o in groups of `together`; the last one,
-                where it has no more than `half` units: (E + P, 2, width) with the gates i and f, g and o in a vector
+                where it has no more than `half` units: (E + P, 2, width) with the gates i and f, g and o in a vector, or
+                (2, E + P, 1, width) where `together` is 1
     biases      (ceil(units / width), GATES, width); likewise (2, width)
     peepholes   (ceil(units / width), 3, width)  rows i, f, o
     projection  (ceil(P / (GATES * width)), groups, units, together, width), columns in order; empty: none
+
+    With bfloat16 a float is a word of two weights: for E stands padded(E) / 2, and so for P and for the units of a projection.
     """
 
     panels: Floats
@@ -205,6 +227,7 @@ def pack(
     peephole: Floats | None,
     projection: Floats | None,
     shape: Shape,
+    bfloat16: bool = False,
 ) -> Weights:
     """Packs a cell's weights, with `forget_bias` added to the forget gate's bias.
 
@@ -217,6 +240,8 @@ def pack(
     joint = np.zeros((inputs + outputs, GATES, count * width), dtype)
     joint[:inputs, :, :units] = input_kernel.reshape(-1, GATES, units)
     joint[inputs:, :, :units] = recurrent_kernel.reshape(-1, GATES, units)
+    if bfloat16:
+        joint = np.concatenate([pairs(joint[:inputs]), pairs(joint[inputs:])])
     vectors = np.zeros((GATES + 3, count * width), np.float64)
     if bias is not None:
         vectors[:GATES, :units] = bias.reshape(GATES, units)
@@ -226,24 +251,49 @@ def pack(
     vectors = vectors.astype(dtype).reshape(-1, count, width).transpose(1, 0, 2)
     panels, biases = in_panels(joint, shape), np.ascontiguousarray(vectors[:, :GATES])
     if 0 < units % width <= shape.half:
-        last = joint[..., -width : -width + shape.half].reshape(-1)
-        panels = in_lines(np.concatenate([panels[:-1].reshape(-1), last]))
+        together = min(2, shape.together)
+        last = joint[..., -width : -width + shape.half].reshape(len(joint), 2 // together, together * width).swapaxes(0, 1)
+        panels = in_lines(np.concatenate([panels[:-1].reshape(-1), last.reshape(-1)]))
         biases[-1].reshape(-1)[: GATES * shape.half] = biases[-1, :, : shape.half].reshape(-1)
     return Weights(
         panels,
         biases,
         np.ascontiguousarray(vectors[:, GATES:]),
-        np.zeros(0, dtype) if projection is None else projection_panels(projection, shape),
+        np.zeros(0, dtype) if projection is None else projection_panels(projection, shape, bfloat16),
     )
 
 
-def projection_panels(projection: Floats, shape: Shape) -> Floats:
+def padded(count: int) -> int:
+    """Return how many inputs there are with the zeros that fill up the last block."""
+    return -(-count // BLOCK) * BLOCK
+
+
+def rounded(values: Floats) -> NDArray[np.uint16]:
+    """Return the bfloat16 bits of float32 numbers: to nearest, ties to even, one NaN, subnormal numbers to zero."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    found = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    found = np.where(bits & 0x7F800000 == 0, bits >> 16 & 0x8000, found)
+    found[bits & 0x7FFFFFFF > 0x7F800000] = 0x7FC0
+    return found.astype(np.uint16)
+
+
+def pairs(rows: Floats) -> Floats:
+    """Return weights (K, ...) as words (padded(K) / 2, ...) of two bfloat16 numbers each, with the dtype float32."""
+    halves = np.zeros((padded(len(rows)), *rows.shape[1:]), np.uint32)
+    halves[: len(rows)] = rounded(rows)
+    words: Floats = (halves[::2] | halves[1::2] << 16).view(np.float32)
+    return words
+
+
+def projection_panels(projection: Floats, shape: Shape, bfloat16: bool) -> Floats:
     """Pack a projection (units, P): GATES * width columns are a panel, as if they were the gates of `width` units."""
     units, outputs = projection.shape
     count = -(-outputs // (GATES * shape.width))
     columns = np.zeros((units, count * GATES * shape.width), shape.dtype)
     columns[:, :outputs] = projection
-    return in_panels(columns.reshape(units, count, GATES, shape.width).transpose(0, 2, 1, 3), shape)
+    if bfloat16:
+        columns = pairs(columns)
+    return in_panels(columns.reshape(-1, count, GATES, shape.width).transpose(0, 2, 1, 3), shape)
 
 
 def in_panels(columns: Floats, shape: Shape) -> Floats:

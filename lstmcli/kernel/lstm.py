@@ -25,8 +25,8 @@ def recipe(bits: int, options: Options = PLAIN) -> compiled.Recipe:
     def compile_kernel(here: Target) -> Compiled:
         from lstmcli.kernel import lanes
 
-        shape = tile_shape(here, bits)
-        return compiled.compile_function(here, shape, lanes.define(shape, options))
+        shape = tile_shape(here, bits, options.bfloat16)
+        return compiled.compile_function(here, shape, lanes.define(shape, options), flushes=options.bfloat16)
 
     return compiled.Recipe(f"lstm-f{bits}", options, compile_kernel)
 

@@ -9,7 +9,7 @@ cell has none. `forget_bias` is part of bf here. (Hochreiter & Schmidhuber 1997;
 A gate is one fixed chain: its bias, then a fused multiply-add for each input feature, then one for each feature of h. The
 chain of every (sequence, unit, gate) stays in a register over the loop, and goes from there into the activation. A chain may
 also pause: its sum is stored as it is and taken up again later. That changes no bit. Nor does the size of the tile, which only
-says which chains run side by side.
+says which chains run side by side. With bfloat16 the chain is another one, that of bfloat16.py.
 """
 
 import itertools
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import llvmlite.ir as ir
 
+from lstmcli.kernel import bfloat16
 from lstmcli.kernel.activations import ACTIVATIONS, clipped
 from lstmcli.kernel.layout import GATES, Argument, Column, Options, Shape
 from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, join, one_nan, split
@@ -50,6 +51,7 @@ class Tile:
 
     simd: Simd
     shape: Shape
+    options: Options
     rows: int
     call: ir.Value
     table: ir.Value
@@ -117,6 +119,8 @@ class Tile:
 
         streams  where the weights (count, together, width) of each group of gates begin
         """
+        if self.options.bfloat16:
+            return bfloat16.accumulate(self.simd, sums, streams, rows, count)
         simd, builder, together = self.simd, self.simd.builder, len(sums[0]) // len(streams)
         before = builder.block
         loop, after = (builder.function.append_basic_block() for _ in range(2))
@@ -181,6 +185,7 @@ def define(module: ir.Module, shape: Shape, options: Options, rows: int, half: b
         SUMS         (panels, GATES, width)              in/out  where it pauses
         X            (E,)                                in      the step's input
         H            (P,)                                in      the previous step's output
+        ROUNDED      (padded(E) + padded(P),)            in      with bfloat16, instead of X and H
         C            (units,)                            in
         NEW_C        (units,)                            out     may be C
         Y or HIDDEN  (units,)                            out     h, or h before the projection; must not overlap H
@@ -194,7 +199,7 @@ def define(module: ir.Module, shape: Shape, options: Options, rows: int, half: b
     call, weights, table, lanes, unit, resume, pause = function.args
     builder = ir.IRBuilder(function.append_basic_block())
     simd = Simd(builder, shape.bits, shape.width)
-    tile = Tile(simd, shape, rows, call, table, lanes)
+    tile = Tile(simd, shape, options, rows, call, table, lanes)
     zero = ir.Constant(I64, 0)
 
     panel = builder.mul(unit, ir.Constant(I64, GATES))
@@ -202,9 +207,16 @@ def define(module: ir.Module, shape: Shape, options: Options, rows: int, half: b
     begin = [builder.select(resume, *pair) for pair in zip(paused, biases, strict=True)]
     sums = [[simd.load(tile.vector(row, number)) for number in range(GATES // 2 if half else GATES)] for row in begin]
     inputs, outputs = tile.number(Argument.INPUTS), tile.number(Argument.OUTPUTS)
-    x = (tile.addresses(Column.X), zero, builder.select(resume, zero, inputs))
-    h = (tile.addresses(Column.H), inputs, builder.select(pause, zero, outputs))
-    sums = tile.products(sums, weights, builder.add(inputs, outputs), [x, h])
+    if options.bfloat16:  # x and h are one row
+        inputs, outputs = bfloat16.words(builder, inputs), bfloat16.words(builder, outputs)
+        depth = builder.add(inputs, outputs)
+        first, end = builder.select(resume, inputs, zero), builder.select(pause, inputs, depth)
+        both = tile.addresses(Column.ROUNDED, builder.mul(first, ir.Constant(I64, 2)))
+        sums = tile.products(sums, weights, depth, [(both, first, builder.sub(end, first))])
+    else:
+        x = (tile.addresses(Column.X), zero, builder.select(resume, zero, inputs))
+        h = (tile.addresses(Column.H), inputs, builder.select(pause, zero, outputs))
+        sums = tile.products(sums, weights, builder.add(inputs, outputs), [x, h])
 
     with builder.if_else(pause) as (then, otherwise):
         with then:
@@ -251,7 +263,7 @@ def define_projection(module: ir.Module, shape: Shape, options: Options, rows: i
 
     weights      (groups, units, together, width)  in   of the columns first .. first + GATES * width
     table        as for define(); its addresses point to
-        HIDDEN   (units,)                          in
+        HIDDEN   (units,)                          in      with bfloat16 ROUNDED (padded(units),) instead
         Y        (P,)                              out
     """
     name = f"lstm_projection_{rows}"
@@ -261,11 +273,13 @@ def define_projection(module: ir.Module, shape: Shape, options: Options, rows: i
     call, weights, table, lanes, first = function.args
     builder = ir.IRBuilder(function.append_basic_block())
     simd = Simd(builder, shape.bits, shape.width)
-    tile = Tile(simd, shape, rows, call, table, lanes)
+    tile = Tile(simd, shape, options, rows, call, table, lanes)
 
-    units = tile.number(Argument.UNITS)
+    units, hidden = tile.number(Argument.UNITS), Column.HIDDEN
+    if options.bfloat16:
+        units, hidden = bfloat16.words(builder, units), Column.ROUNDED
     sums = [[simd.constant(0.0)] * GATES for _ in range(rows)]
-    sums = tile.products(sums, weights, units, [(tile.addresses(Column.HIDDEN), ir.Constant(I64, 0), units)])
+    sums = tile.products(sums, weights, units, [(tile.addresses(hidden), ir.Constant(I64, 0), units)])
     limits = {"projection": tile.limit(Argument.PROJECTION_CLIP, simd)} if options.projection_clip else {}
     for number in range(GATES):
         column = builder.add(first, ir.Constant(I64, number * shape.width))

@@ -34,7 +34,7 @@ CELL_OPTIONS = (
 )  # fmt: skip
 
 InitialState = Mapping[str, ArrayLike] | tuple[ArrayLike, ArrayLike]
-Runner = Callable[["Model", Any, ArrayLike | None, InitialState | None, int | None, str, ArrayLike | None], tuple[Any, State]]
+Runner = Callable[..., tuple[Any, State]]  # with the arguments of Model.__call__, the model first
 _run: Runner | None = None
 
 
@@ -125,6 +125,7 @@ class Model:
         threads: int | None = None,
         padding: str = "post",
         mask: ArrayLike | None = None,
+        dtype: str | None = None,
         **unknown: object,
     ) -> tuple[Any, State]:
         """Runs the model over a padded batch, or over a list of sequences.
@@ -135,6 +136,7 @@ class Model:
         Or x is a list of B arrays (length, E), without any of these.
         initial_state: arrays (B, width) by name as in the returned state, or the pair (c, h) for a single cell; None: zeros, or
         what the model has learned. threads: at most so many; None: all CPUs this process may use.
+        dtype: "bfloat16" computes any x with products of bfloat16 numbers, and returns float32.
 
         Returns outputs (B, T, output_size), where x has its steps and zeros in the padding (of a list: a list of B arrays
         (length, output_size)), and the state after each last valid step, such as {"0/c": (B, U), "0/h": (B, P)}; the initial
@@ -146,7 +148,7 @@ class Model:
 
             raise TypeError(unknown_argument(*unknown))
         try:
-            return _run(self, x, lengths, initial_state, threads, padding, mask)
+            return _run(self, x, lengths, initial_state, threads, padding, mask, dtype)
         except LstmcliError as error:  # a notebook would show the code of every call in between
             raise error.with_traceback(None) from None
 

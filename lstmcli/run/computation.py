@@ -60,7 +60,7 @@ class LstmComputation:
     """The LSTMs of a model: outputs, and where wanted cells and the outputs of each layer; final states."""
 
     def __init__(self, model: Model, compute: Compute, threads: int) -> None:
-        self.forward = PreparedModel(model, np.dtype(compute.dtype), threads)
+        self.forward = PreparedModel(model, compute.floats, threads, compute.bfloat16)
         self.dtype, self.threads, self.causal = self.forward.dtype, threads, model.causal
         self.input_width, self.input_dtype = model.input_size, self.dtype
         self.step_widths = compute.step_widths(model) | {"outputs": model.output_size}  # computed in any case
@@ -116,7 +116,7 @@ class ChainComputation:
     def __init__(self, chain: "Chain", compute: Compute, threads: int, work: Work) -> None:
         from lstmcli.engine.chains.prepared_chain import PreparedChain
 
-        self.prepared = PreparedChain(chain, np.dtype(compute.dtype), threads)
+        self.prepared = PreparedChain(chain, compute.floats, threads, compute.bfloat16)
         self.prepared.expect(work.steps, work.memory // PART_FOR_PRODUCTS)
         self.dtype, self.threads = self.prepared.dtype, threads
         self.input_width = chain.input_size
@@ -135,12 +135,12 @@ class ChainComputation:
         return dict(state)
 
 
-def is_compiled(model: "Model | Chain", dtype: np.dtype[Any]) -> bool:
+def is_compiled(model: "Model | Chain", compute: Compute) -> bool:
     """Says whether the kernels of a model's LSTMs are in the cache."""
     if chain := as_chain(model):
-        return all(kernels_are_cached(layer, dtype) for layer in chain.layers if isinstance(layer, Model))
+        return all(is_compiled(layer, compute) for layer in chain.layers if isinstance(layer, Model))
     assert isinstance(model, Model)
-    return kernels_are_cached(model, dtype)
+    return kernels_are_cached(model, compute.floats, compute.bfloat16)
 
 
 def computation_of(model: "Model | Chain", compute: Compute, threads: int, work: Work) -> Computation:

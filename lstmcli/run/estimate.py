@@ -45,7 +45,7 @@ def estimate(opened: OpenedJob, paths: Paths, threads: int) -> dict[str, Any]:
 
 def seconds_of(opened: OpenedJob, threads: int) -> float | None:
     """Returns how long all steps take to compute, from a sample of them."""
-    if not is_compiled(opened.model, np.dtype(opened.job.compute.dtype)):
+    if not is_compiled(opened.model, opened.job.compute):
         return None
     work = Work(int(opened.lengths.sum()), opened.job.resources.max_memory)
     computation = computation_of(opened.model, opened.job.compute, threads, work)

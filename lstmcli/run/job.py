@@ -74,10 +74,19 @@ class Compute(NamedTuple):
     store: str | None = None  # float16 | float32, of what is stored of steps; None: as `dtype`
     layout: str | None = None  # padded | flat | per-sequence; None: padded for a padded input, flat for a ragged one
 
+    @property
+    def floats(self) -> np.dtype[Any]:
+        """The dtype of what is read, computed and stored: with bfloat16 float32, which the kernel rounds for its products."""
+        return np.dtype("float32" if self.bfloat16 else self.dtype)
+
+    @property
+    def bfloat16(self) -> bool:
+        return self.dtype == "bfloat16"
+
     def decided(self, ragged: bool, model: "Model | Chain") -> "Compute":
         """Returns the same with its layout decided. Where no array has steps, all layouts are one."""
         layout = self.layout or (FLAT if ragged else PADDED)
-        store = None if self.store == self.dtype else self.store
+        store = None if self.store == self.floats.name else self.store
         return self._replace(layout=layout if self.step_widths(model) else PADDED, store=store)
 
     def mark(self) -> dict[str, Any]:
@@ -99,11 +108,11 @@ class Compute(NamedTuple):
 
     def arrays(self, model: "Model | Chain", batch: int, time: int) -> Arrays:
         """Returns what a result of `batch` sequences of up to `time` steps holds; shapes are those of the padded layout."""
-        dtype = np.dtype(self.dtype)
+        dtype = self.floats
         if chain := as_chain(model):
             return {"predictions": (chain.prediction_shape(batch, time), dtype)}
         assert isinstance(model, Model)
-        stored = np.dtype(self.store or self.dtype)
+        stored = np.dtype(self.store or self.floats)
         arrays: Arrays = {name: ((batch, time, width), stored) for name, width in self.step_widths(model).items()}
         if "pooled" in self.save:
             arrays["pooled"] = (batch, model.output_size), stored

@@ -86,7 +86,7 @@ class OpenedJob(NamedTuple):
         span, found = stored.span, Checksum()
         valid = span.valid(self.valid)
         first = self.first + span.first
-        rows = np.empty((limit, self.source.shape[2]), np.int64 if self.source.token_ids else self.job.compute.dtype)
+        rows = np.empty((limit, self.source.shape[2]), np.int64 if self.source.token_ids else self.job.compute.floats)
         for piece in cut_into_spans(valid.lengths, Limits(limit, span.count, fill=1), (1, 1)):
             starts, steps = piece.valid(valid)
             part = rows[: steps.sum()]
@@ -199,9 +199,7 @@ def open_job(job: Job) -> Iterator[OpenedJob]:
             from lstmcli.inputs.beside.initial_state import open_states
 
             assert isinstance(model, Model)
-            states = open_states(
-                inputs.initial_state, model.state_widths(), source.shape[0], np.dtype(job.compute.dtype), source.ids
-            )
+            states = open_states(inputs.initial_state, model.state_widths(), source.shape[0], job.compute.floats, source.ids)
             initial = opened.enter_context(closing(states))
         yield OpenedJob(job, source, valid_steps, model, about_weights, initial).restricted()
 
@@ -249,6 +247,6 @@ def is_whole(model: NewModel | Weights) -> bool:
 
 
 def check_memory(job: Job, parameters: int) -> None:
-    size, limit = parameters * np.dtype(job.compute.dtype).itemsize, job.resources.max_memory
+    size, limit = parameters * job.compute.floats.itemsize, job.resources.max_memory
     if size > limit:
         raise UsageError(f"--max-memory {limit:,}: the weights alone take {size:,} bytes; raise it")

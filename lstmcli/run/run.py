@@ -6,8 +6,6 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from lstmcli.blocks import steps_until
 from lstmcli.errors import UsageError
 from lstmcli.files.partial_file import check_left_over
@@ -44,7 +42,7 @@ def run(
             from lstmcli.run.estimate import estimate
 
             return facts | {"estimate": estimate(opened, paths, facts["threads"])}
-        if not is_compiled(opened.model, np.dtype(compute.dtype)):
+        if not is_compiled(opened.model, compute):
             on_compile()
         work = Work(int(opened.lengths.sum()), resources.max_memory)
         computation = computation_of(opened.model, compute, facts["threads"], work)

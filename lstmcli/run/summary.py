@@ -148,17 +148,18 @@ def about_arrays(model: "Model | Chain", compute: Compute, batch: int, time: int
     layout = compute.layout or PADDED
     if chain := as_chain(model):
         shape = stored_shape(chain.prediction_shape(batch, time), layout, total)
-        return {"predictions": {"shape": list(shape), "dtype": compute.dtype}}
+        return {"predictions": {"shape": list(shape), "dtype": compute.floats.name}}
     assert isinstance(model, Model)
+    stored = compute.store or compute.floats.name
     shapes = {f"/state/{name}": [batch, width] for name, width in model.state_widths().items()}
     return {
         "outputs": {
             "shape": list(stored_shape((batch, time, model.output_size), layout, total)),
-            "dtype": compute.store or compute.dtype,
+            "dtype": stored,
             "stored": "outputs" in compute.save,
         },
-        "pooled": {"shape": [batch, model.output_size], "dtype": compute.store or compute.dtype} if compute.pool else None,
-        "state": [{"path": path, "shape": shape, "dtype": compute.dtype} for path, shape in shapes.items()],
+        "pooled": {"shape": [batch, model.output_size], "dtype": stored} if compute.pool else None,
+        "state": [{"path": path, "shape": shape, "dtype": compute.floats.name} for path, shape in shapes.items()],
     }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lstmcli.blocks import FLOATS, Floats, Lengths, Valid, is_float
-from lstmcli.engine.call import FLOAT32, FLOAT64, Kept, checked_threads, valid_steps
+from lstmcli.engine.call import FLOAT32, Kept, checked_threads, computed, valid_steps
 from lstmcli.engine.chains.prepared_chain import PreparedChain
 from lstmcli.errors import DataError, SequenceError
 from lstmcli.model.chain import Chain, whole_model
@@ -34,12 +34,14 @@ def predict(
     threads: int | None = None,
     padding: str = "post",
     mask: ArrayLike | None = None,
+    dtype: str | None = None,
 ) -> Any:
     """Run a whole model: with what stands before and after the LSTMs in the file that these came from.
 
     x (B, T, E) float16, float32 or float64, of which float64 is computed in float64 and all else in float32; or token ids
     (B, T), where the model begins with an embedding. lengths, threads, padding and mask as calling a model takes them.
     Or x is a list of B arrays (T, E) or (T,), without any of these.
+    dtype: "bfloat16" computes the LSTMs with products of bfloat16 numbers, and all other layers in float32.
 
     Returns the predictions (B, K), or (B, T', K) with zeros in the padding where each step has one; of a list, a list of
     arrays (T', K). Raises DataError for arrays that do not fit and for an id that the table does not have, and what reading
@@ -47,7 +49,7 @@ def predict(
     """
     chain = whole_model(model)
     if isinstance(x, list | tuple) and lengths is None and mask is None:
-        return predict_ragged(chain, [np.asarray(one) for one in x], threads)
+        return predict_ragged(chain, [np.asarray(one) for one in x], threads, dtype)
     x = checked(np.asarray(x), chain, "x", ("batch", "time"))
     batch, time = x.shape[:2]
     valid = valid_steps(batch, time, lengths, padding, mask)
@@ -57,7 +59,7 @@ def predict(
         begins, counts = (part[:, None] for part in valid.part(first, stop))
         return x[first:stop][(begins <= steps) & (steps < begins + counts)]
 
-    prepared = prepare(chain, x.dtype, threads)
+    prepared = prepare(chain, x.dtype, threads, dtype)
     predictions = np.zeros(chain.prediction_shape(batch, time), prepared.chain.dtype)
     shown = chain.valid_predictions(valid)
     for first, stop, rows, _ in blocks(prepared, take, valid):
@@ -70,12 +72,12 @@ def predict(
     return predictions
 
 
-def predict_ragged(chain: Chain, sequences: Sequence[Any], threads: int | None) -> Floats | list[Floats]:
+def predict_ragged(chain: Chain, sequences: Sequence[Any], threads: int | None, chosen: str | None) -> Floats | list[Floats]:
     """Return the predictions for arrays (T, E) or (T,), each of its own length."""
     parts = [checked(one, chain, f"x[{k}]", ("time",)) for k, one in enumerate(sequences)]
     lengths = np.array([len(part) for part in parts], np.int64)
     dtype = np.result_type(*parts) if parts else FLOAT32
-    prepared = prepare(chain, dtype, threads)
+    prepared = prepare(chain, dtype, threads, chosen)
 
     def take(first: int, stop: int) -> Any:
         return np.concatenate(parts[first:stop])
@@ -114,13 +116,13 @@ def blocks(prepared: Prepared, take: Take, valid: Valid) -> Iterator[tuple[int, 
             first = stop
 
 
-def prepare(chain: Chain, dtype: np.dtype[Any], threads: int | None) -> Prepared:
+def prepare(chain: Chain, given: np.dtype[Any], threads: int | None, chosen: str | None) -> Prepared:
     """Return the chain packed for inputs of this dtype and this number of threads, and keep that for as long as the chain."""
-    computed = FLOAT64 if dtype.kind == "f" and dtype.itemsize == 8 else FLOAT32
-    known: dict[tuple[np.dtype[Any], int | None], Prepared] = chain.__dict__.setdefault("_kept", Kept())
-    if (prepared := known.get((computed, threads))) is None:
-        prepared = Prepared(PreparedChain(chain, computed, checked_threads(threads)), threading.Lock())
-        known[computed, threads] = prepared
+    dtype, bfloat16 = computed(given, chosen)
+    known: dict[tuple[np.dtype[Any], bool, int | None], Prepared] = chain.__dict__.setdefault("_kept", Kept())
+    if (prepared := known.get((dtype, bfloat16, threads))) is None:
+        prepared = Prepared(PreparedChain(chain, dtype, checked_threads(threads), bfloat16), threading.Lock())
+        known[dtype, bfloat16, threads] = prepared
     return prepared
 
 

@@ -57,8 +57,9 @@ PRODUCT_STEPS = 8
 class PreparedChain:
     """A chain ready to run: kernels loaded, weights packed. Called from one thread at a time."""
 
-    def __init__(self, chain: Chain, dtype: np.dtype[Any], threads: int) -> None:
+    def __init__(self, chain: Chain, dtype: np.dtype[Any], threads: int, bfloat16: bool = False) -> None:
         check_range(chain, dtype)
+        self.bfloat16 = bfloat16  # of the LSTMs; all other layers compute in float32 then
         self.chain, self.dtype, self.threads = chain, dtype, threads
         self.bits = dtype.itemsize * 8
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
@@ -152,7 +153,7 @@ class PreparedChain:
 class LstmStep:
     def __init__(self, chain: PreparedChain, model: Model, number: int) -> None:
         self.chain, self.number = chain, number
-        self.forward = PreparedModel(model, chain.dtype, chain.threads)
+        self.forward = PreparedModel(model, chain.dtype, chain.threads, chain.bfloat16)
         self.takes_ids = False  # and not rows of the table below
 
     def __call__(self, passing: Passing) -> None:

@@ -85,13 +85,16 @@ def is_cached(recipe: Recipe) -> bool:
     return cache.find(recipe.name, recipe.options) is not None
 
 
-def compile_function(here: Target, shape: Sequence[int], function: Callable[..., None]) -> Compiled:
-    """Compile a Python function of SIGNATURE, written as Numba takes it, for the CPU `here`."""
+def compile_function(here: Target, shape: Sequence[int], function: Callable[..., None], flushes: bool = False) -> Compiled:
+    """Compile a Python function of SIGNATURE, written as Numba takes it, for the CPU `here`.
+
+    flushes  whether subnormal numbers count as zero in it
+    """
     import llvmlite.binding as llvm
     from numba import cfunc
 
     from lstmcli.kernel.native.float_mode import with_own_mode
 
     made = cfunc(SIGNATURE, nopython=True, error_model="numpy")(function)
-    assembly, symbol = with_own_mode(made._library.get_llvm_str(), made.native_name, here.triple)
+    assembly, symbol = with_own_mode(made._library.get_llvm_str(), made.native_name, here.triple, flushes)
     return Compiled(symbol, list(shape), here.machine().emit_object(llvm.parse_assembly(assembly)))

@@ -14,6 +14,8 @@ HASH = "af67c62cf9820fa744324f94ed7fb9067aba8b24d39158261001726da7bb90a5"
 
 EVERY_OPTION_HASH = "c6507e35fd19a014413099bf55116a1eeda23a602a0618b2cf2c67f6115dcfc9"
 
+BFLOAT16_HASH = "624965385ab5f5d1aa1db697ecacd0bf216762886a3209d48f81d6c3483ed93f"
+
 PROGRAM = """
 import dataclasses, hashlib, sys
 import numpy as np
@@ -35,8 +37,9 @@ if "every option" in sys.argv:
     cells = [dataclasses.replace(cell, **change) for change in changes]
     models = [lstmcli.Bidirectional(one, both.backward, merge="mean") for one in cells]
 for model in models:
+    chosen = "bfloat16" if "bfloat16" in sys.argv else None
     for dtype in ("float32", "float64"):
-        outputs, state = model(x.astype(dtype), lengths, threads=2)
+        outputs, state = model(x.astype(dtype), lengths, threads=2, dtype=chosen)
         for array in (outputs, *(state[name] for name in sorted(state))):
             digest.update(array.tobytes())
 print(digest.hexdigest(), "numba" in sys.modules)
@@ -83,6 +86,10 @@ def test_other_cpus_give_the_same_bits(target, tmp_path):
 @pytest.mark.slow
 def test_other_cpus_give_the_same_bits_for_every_option(target, tmp_path):
     assert run(target, tmp_path, "every option")[0] == EVERY_OPTION_HASH
+
+
+def test_other_cpus_give_the_same_bits_in_bfloat16(target, tmp_path):
+    assert run(target, tmp_path, "bfloat16")[0] == BFLOAT16_HASH
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "foreign", "link"])

@@ -1,0 +1,71 @@
+"""`--dtype bfloat16`: products of bfloat16 numbers, everything else float32, in run, plan, predict and Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from helpers import files
+from helpers.command import assert_one_line, succeed
+from helpers.command import lstmcli as command
+
+import lstmcli
+
+SAMPLE = Path(__file__).parents[2] / "sample_data"
+WORDS = ("-i", SAMPLE / "vowels.h5", "-w", SAMPLE / "vowels_bilstm.safetensors", "--dtype", "bfloat16")
+
+
+def arrays(path: Path) -> dict[str, bytes]:
+    return {name: files.bits(value) for name, value in files.read_all(path).items() if name != "ids"}
+
+
+def test_a_run_its_parts_and_python_give_the_same_bits(tmp_path: Path) -> None:
+    facts = succeed("run", *WORDS, "--threads", 1, "-o", "one.h5", "--json", cwd=tmp_path).json
+    assert {facts["outputs"]["dtype"], *(state["dtype"] for state in facts["state"])} == {"float32"}
+    want = arrays(tmp_path / "one.h5")
+    succeed("run", *WORDS, "--threads", 2, "--max-memory", "300KB", "-o", "two.h5", "-q", cwd=tmp_path)
+    assert arrays(tmp_path / "two.h5") == want
+    succeed("plan", *WORDS, "--shards", 2, "-o", "plan.json", "-q", cwd=tmp_path)
+    for part in (1, 2):
+        succeed("run", "--plan", "plan.json", "--shard", part, "-q", cwd=tmp_path)
+    succeed("merge", "plan.json", "-o", "merged.h5", "-q", cwd=tmp_path)
+    assert arrays(tmp_path / "merged.h5") == want
+    with h5py.File(SAMPLE / "vowels.h5") as file:
+        x, lengths = next(file[name][:] for name in file if file[name].ndim == 3), file["lengths"][:]
+    outputs, _ = lstmcli.load_model(SAMPLE / "vowels_bilstm.safetensors")(x, lengths, dtype="bfloat16")
+    assert files.bits(outputs) == want["outputs"]
+    single, _ = lstmcli.load_model(SAMPLE / "vowels_bilstm.safetensors")(x, lengths)
+    assert 1e-5 < np.abs(outputs - single).mean() < 1e-3
+
+
+def test_another_dtype_is_another_run(tmp_path: Path) -> None:
+    succeed("run", *WORDS, "-o", "first.h5", "-q", cwd=tmp_path)
+    words = [word if word != "bfloat16" else "float32" for word in WORDS]
+    ran = command("run", *words, "--resume", "-o", "first.h5", "-q", cwd=tmp_path)
+    assert_one_line(ran, 73, "first.h5")
+
+
+def test_a_run_goes_on_from_the_states_of_another(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(5, 12, 9)).astype(np.float32)
+    for name, part in {"whole": x, "first": x[:, :7], "second": x[:, 7:]}.items():
+        np.save(tmp_path / f"{name}.npy", part)
+    words = ("-u", "20,8", "--dtype", "bfloat16", "-q")
+    succeed("run", "-i", "whole.npy", *words, "-o", "whole.h5", cwd=tmp_path)
+    succeed("run", "-i", "first.npy", *words, "-o", "first.h5", cwd=tmp_path)
+    succeed("run", "-i", "second.npy", *words, "--initial-state", "first.h5", "-o", "second.h5", cwd=tmp_path)
+    want, got = (files.read_all(tmp_path / name) for name in ("whole.h5", "second.h5"))
+    assert files.bits(got["state/1/h"]) == files.bits(want["state/1/h"])
+    assert files.bits(got["outputs"]) == files.bits(np.ascontiguousarray(want["outputs"][:, 7:]))
+
+
+def test_a_weight_that_bfloat16_does_not_hold_is_refused() -> None:
+    cell = lstmcli.Cell(np.full((1, 4), 3.4e38, np.float32), np.zeros((1, 4), np.float32))
+    with pytest.raises(lstmcli.LstmcliError, match=r"3\.4e\+38, is too large for bfloat16; compute in float32"):
+        cell(np.ones((1, 1, 1), np.float32), dtype="bfloat16")
+
+
+def test_python_knows_no_other_dtype() -> None:
+    with pytest.raises(lstmcli.LstmcliError, match="dtype: expected 'bfloat16', got 'float16'"):
+        lstmcli.init_model(2, [3])(np.ones((1, 1, 2), np.float32), dtype="float16")
