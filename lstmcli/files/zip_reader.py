@@ -1,6 +1,7 @@
 """ZIP archives of other people: what zipfile raises as this program's errors, and the arrays of an NPZ read by rows."""
 
 import errno
+import math
 import os
 import struct
 import zlib
@@ -19,6 +20,7 @@ from lstmcli.files.positioned_file import FileBytes, as_bytes
 
 LOCAL_HEADER = 30  # bytes in front of a member, before its name
 ENCRYPTED = 1
+PIECE = 1 << 22  # bytes read at a time for a checksum
 MEMORY = 256 << 20  # bytes of a deflated array, which is decoded as a whole
 
 
@@ -39,8 +41,8 @@ def reading_zip(where: str) -> Iterator[None]:
 class NpzArray(NpyArray):
     """An array of an NPZ, stored or deflated. Reading on is cheap, reading back starts again.
 
-    Its checksum is compared when its last rows are read, where all were read one after the other: zipfile gives that up when
-    it seeks.
+    Its checksum is compared when its last rows are read, where all were read one after the other (zipfile gives that up when
+    it seeks), and otherwise over the whole array: before rows that do not follow the others, and by finish().
     """
 
     def __init__(self, stream: IO[bytes], size: int, checksum: int, name: str) -> None:
@@ -53,6 +55,8 @@ class NpzArray(NpyArray):
         self.check_size(size)
 
     def rows(self, first: int, count: int) -> NDArray[Any]:
+        if first > self.summed:
+            self.finish()
         rows = super().rows(first, count)
         if first == self.summed:
             self.found = zlib.crc32(as_bytes(rows), self.found)
@@ -60,6 +64,12 @@ class NpzArray(NpyArray):
             if self.summed == self.shape[0] and self.found != self.expected:
                 raise DataError(f"{self.name}: is not what was written: its checksum differs")
         return rows
+
+    def finish(self) -> None:
+        """Reads the rows that were not read, for the checksum. Raises DataError where it differs."""
+        step = max(1, PIECE // max(1, self.dtype.itemsize * math.prod(self.shape[1:])))
+        while self.summed < self.shape[0]:
+            self.rows(self.summed, min(step, self.shape[0] - self.summed))
 
 
 def fetch_from(stream: IO[bytes], name: str, view: memoryview, offset: int) -> None:

@@ -247,3 +247,19 @@ def test_damaged_npz(state: files.Arrays, refused: Refusing) -> None:
         refused(65, "s.npz", "s.npz, 0/c", words)
     write_npz(path, state, how=zipfile.ZIP_BZIP2)
     refused(65, "s.npz", "s.npz, 0/c: expected what np.savez", "another compression")
+
+
+@pytest.mark.parametrize("shard", [1, 2])
+def test_a_damaged_npz_is_found_in_every_part(shard: int, case: Case, tmp_path: Path) -> None:
+    """Whose rows are not all of the array, and the damage is in those of the other part."""
+    rng = np.random.default_rng(0)
+    files.write_npy(tmp_path / "x.npy", rng.normal(size=(2000, 1, 20)).astype(np.float32))
+    state = {name: rng.normal(size=(2000, width)).astype(np.float32) for name, width in WIDTHS.items()}
+    np.savez(tmp_path / "s.npz", **state)  # type: ignore[arg-type]
+    whole = bytearray((tmp_path / "s.npz").read_bytes())
+    whole[whole.index(state["0/h"][{1: 1990, 2: 500}[shard]].tobytes())] ^= 1
+    (tmp_path / "s.npz").write_bytes(whole)
+    words = ("-i", "x.npy", "-l", "none", "-w", case.weights, "--initial-state", "s.npz")
+    succeed("plan", *words, "--shards", 2, "-o", "plan.json", cwd=tmp_path)
+    done = lstmcli("run", "--plan", "plan.json", "--shard", shard, "-q", cwd=tmp_path)
+    assert_one_line(done, 65, "0/h", "CRC" if shard == 2 else "")

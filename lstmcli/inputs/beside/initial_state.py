@@ -31,6 +31,8 @@ class Array(Protocol):
 
     def rows(self, first: int, count: int) -> NDArray[Any]: ...
 
+    def finish(self) -> None: ...
+
 
 class States(NamedTuple):
     """The rows of all arrays of a model's state, by the names in it, such as "0/c"."""
@@ -69,7 +71,9 @@ class States(NamedTuple):
         return found
 
     def finish(self) -> None:
-        """Raises DataError if the file was changed meanwhile."""
+        """Raises DataError if the file was changed meanwhile, or an array of an NPZ is not what was written."""
+        for array in self.arrays.values():
+            array.finish()
         self.data.finish()
 
     def close(self) -> None:
