@@ -113,7 +113,12 @@ def describe(opened: OpenedJob, paths: Paths) -> dict[str, Any]:
         "dry_run": job.resources.dry_run,
         "estimate": None,
         "part": [job.part.first, job.part.stop] if job.part else None,
-        "notes": [*opened.valid_steps.notes, *about.notes, *notes_on_mask(about.masked, opened), *notes_on_locks()],
+        "notes": [
+            *dict.fromkeys((*opened.valid_steps.notes, *source.notes)),
+            *about.notes,
+            *notes_on_mask(about.masked, opened),
+            *notes_on_locks(),
+        ],
         "assumed": list(about.assumed),
         "left_out": {"before": list(about.before), "after": list(about.after)},
     }

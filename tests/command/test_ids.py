@@ -112,3 +112,14 @@ def test_on_a_cluster(case: Case, ids: list[str], tmp_path: Path) -> None:
     succeed("run", *said, "-o", "whole.h5", cwd=tmp_path)
     succeed("run", *said, "--scheduler", "local:2", "-o", "out.h5", cwd=tmp_path)
     assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["names", "ids"])
+def test_what_repeats_is_said(name: str, case: Case, tmp_path: Path) -> None:
+    """Texts may be of speakers, and numbers of anything: the run goes on without ids and says so."""
+    values = np.array(["a", "b"] * 7, object)[:13] if name == "names" else np.arange(13) % 5
+    files.write_h5(tmp_path / "x.h5", x=case.x, lengths=case.lengths, **{name: values})
+    done = succeed("run", "-i", "x.h5", "-w", case.weights, "-o", "out.h5", "--json", cwd=tmp_path)
+    assert done.json["input"]["ids"] is None
+    same = "a" if name == "names" else "0"
+    assert done.json["notes"] == [f"x.h5::/{name}: holds {same} more than once, so it is not taken for the ids of sequences"]

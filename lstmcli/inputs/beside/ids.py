@@ -4,8 +4,9 @@ Strings in a dataset `ids` or `keys` must differ. Names, texts and numbers that 
 the speaker of each sequence, and are left alone.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
@@ -13,22 +14,36 @@ from lstmcli.files import hdf5, hdf5_safety
 SURE = ("ids", "keys")
 
 
-def ids_in(file: Any, paths: Iterable[str], batch: int, follow_links: bool = False) -> tuple[list[str] | None, str | None]:
+class Found(NamedTuple):
+    """The ids of sequences, where there are some."""
+
+    ids: list[str] | None = None
+    where: str | None = None
+    note: str | None = None  # why what looks like ids is none
+
+
+def ids_in(file: Any, paths: Iterable[str], batch: int, follow_links: bool = False) -> Found:
     """Reads the ids of `batch` sequences from the first of these datasets of an h5py.File that can be ids.
 
-    Returns the ids, or None, and where they lie. Raises DataError where they are damaged, or two of them are the same.
+    Raises DataError where they are damaged, or two of them are the same.
     """
+    note = None
     for path in paths:
         dataset = hdf5_safety.find(file, path, follow_links)
         if getattr(dataset, "shape", None) != (batch,) or not may_be_ids(dataset):
             continue
         ids = strings_of(hdf5_safety.dataset(file, path, follow_links))
         if len(set(ids)) < len(ids) and (dataset.dtype.kind in "iu" or path.rpartition("/")[2] not in SURE):
+            same = next(name for name, count in Counter(ids).items() if count > 1)
+            note = (
+                note
+                or f"{hdf5.label(dataset)}: holds {shown(same)} more than once, so it is not taken for the ids of sequences"
+            )
             continue
         where = hdf5.label(dataset)
         check_ids(ids, where)
-        return ids, where
-    return None, None
+        return Found(ids, where)
+    return Found(note=note)
 
 
 def may_be_ids(item: Any) -> bool:

@@ -90,7 +90,7 @@ def in_table(file: FileBytes, path: str, begin: bytes, name: str | None, token_i
     """Returns the sequences of a column; name: of the column, where several can be meant. Raises DataError."""
     try:
         import pyarrow as pa
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UsageError(f"{file.name}: Arrow and Parquet need pyarrow: pip install 'lstmcli[parquet]'") from error
     with reading(file.name):
         batches = Batches(path, begin, files)

@@ -90,7 +90,8 @@ def with_ids(source: Source, follow_links: bool = False) -> Source:
             if paths := hdf5_safety.beside(source.dataset, IDS, follow_links):
                 from lstmcli.inputs.beside.ids import ids_in
 
-                source.ids, source.ids_origin = ids_in(source.dataset.file, paths, source.shape[0], follow_links)
+                source.ids, source.ids_origin, note = ids_in(source.dataset.file, paths, source.shape[0], follow_links)
+                source.notes += (note,) if note else ()
         except BaseException:
             source.close()
             raise
