@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 import click
 
 from lstmcli.cli.report.terminal import labelled, on_terminal
-from lstmcli.errors import LstmcliError, StoppedError, StorageError, interrupt
+from lstmcli.errors import LstmcliError, StoppedError, StorageError, interrupt, shown
 
 IO_ERROR = StorageError.exit_code
 NO_ERRORS = (StoppedError.exit_code, 130, 143)  # exit codes of what the user asked for
@@ -38,7 +38,8 @@ ENDINGS: dict[type[BaseException], Ending] = {
     OSError: Ending(IO_ERROR, f"{{error}}; {LIMITS}"),
     SystemError: Ending(1, f"{{error}}; {LIMITS}"),
 }
-NO_THREAD = Ending(1, "{error}: out of memory, or a limit is too low (ulimit -a); fewer --threads take less")
+NO_MEMORY = "out of memory, or a limit is too low (ulimit -a)"
+NO_THREAD = Ending(1, f"{{error}}: {NO_MEMORY}; fewer --threads take less")
 
 
 def prepare() -> None:
@@ -107,6 +108,8 @@ def ending_of(error: BaseException) -> Ending | None:
         return Ending(error.exit_code, f"{error}; go on with: {resuming(sys.argv)}")
     if isinstance(error, LstmcliError):
         return Ending(error.exit_code, str(error), error.candidates, error.advice)
+    if isinstance(error, ImportError) and lacks_memory(error):
+        return Ending(1, f"{NO_MEMORY}: {shown(str(error).strip().splitlines()[-1])}")
     found = next((ending for kind, ending in ENDINGS.items() if isinstance(error, kind)), None)
     if found is None and starts_a_thread(error):
         found = NO_THREAD
@@ -114,6 +117,15 @@ def ending_of(error: BaseException) -> Ending | None:
         return None
     code = 1 if isinstance(error, OSError) and not error.errno else found.code  # a library's own complaint has no number
     return Ending(code, found.message.format(error=error))
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Says whether a library could not be loaded for want of memory: by the errors that caused this one, or by their words."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    words = ("cannot allocate memory", "failed to map segment")
+    return any(isinstance(one, MemoryError) or any(each in str(one).lower() for each in words) for one in causes)
 
 
 def starts_a_thread(error: BaseException) -> bool:

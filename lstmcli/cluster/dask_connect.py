@@ -31,7 +31,7 @@ def connect(scheduler: str) -> Iterator["Client"]:
     try:
         import cryptography  # noqa: F401  # local:N makes keys with it
         import distributed
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UsageError(f"--scheduler: needs Dask, which is not installed ({error}); pip install 'lstmcli[dask]'") from error
     except Exception as error:  # while it is loaded Dask reads its settings, and raises what it likes
         raise ClusterError(

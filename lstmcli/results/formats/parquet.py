@@ -22,7 +22,7 @@ def check_installed(path: str) -> None:
     """Raises UsageError where pyarrow is not installed."""
     try:
         import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UsageError(
             f"{path}: Parquet needs pyarrow, which is not installed ({error}); pip install 'lstmcli[parquet]', or use "
             "--output NAME.csv"

@@ -33,6 +33,11 @@ def test_a_thread_that_cannot_start_is_no_bug(monkeypatch: pytest.MonkeyPatch) -
     assert ending_of(caught.value) is None
 
 
+def caused_by(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
@@ -40,6 +45,9 @@ def test_a_thread_that_cannot_start_is_no_bug(monkeypatch: pytest.MonkeyPatch) -
         (click.Abort(), 130, "interrupted"),
         (MemoryError(), 1, "--max-memory"),
         (ModuleNotFoundError("No module named 'h5py'"), 1, "'h5py'; the installation is incomplete: reinstall lstmcli"),
+        (ImportError("x.so: failed to map segment from shared object"), 1, "out of memory, or a limit is too low"),
+        (ImportError("IMPORTANT: read this\nx.so: cannot allocate memory"), 1, "(ulimit -a): x.so: cannot allocate memory"),
+        (caused_by(ImportError("numpy.core failed to import"), MemoryError()), 1, "out of memory"),
         (OSError(errno.ENOSPC, "No space left on device"), 74, "is something full"),
         (OSError("dlopen failed"), 1, "dlopen failed"),
         (SystemError("a {brace}"), 1, "a {brace}"),
