@@ -83,7 +83,7 @@ def stepwise(rng: np.random.Generator) -> Any:
         lambda: layers.TimeDistributed(layers.Dense(int(rng.integers(1, 6)), activation=str(rng.choice(ACTIVATIONS)))),
         lambda: layers.Dense(int(rng.integers(1, 6))),
         lambda: layers.BatchNormalization(),
-        lambda: layers.LayerNormalization(),
+        lambda: layers.LayerNormalization(center=bool(rng.integers(2)), scale=bool(rng.integers(2))),
         lambda: layers.Activation(str(rng.choice(ACTIVATIONS))),
         lambda: layers.LeakyReLU(negative_slope=0.3),
         lambda: layers.SpatialDropout1D(0.2),

@@ -115,7 +115,8 @@ def in_one_line(graph: Graph) -> list[LayerRecord]:
 
 
 class Maker:
-    """Makes layers of records, one after the other: `steps` is how many steps come out of the last one, if that is known."""
+    """Makes layers of records, one after the other. steps, width: how many steps and features come out of the last one, if
+    that is known."""
 
     def __init__(self, draft: Draft, found: Found, reader: Reader, major: int) -> None:
         self.draft, self.found, self.reader, self.major = draft, found, reader, major
@@ -133,12 +134,23 @@ class Maker:
             self.vectors = self.vectors or isinstance(layer, Pool | Flatten)
             if isinstance(layer, Repeat):
                 self.vectors, self.steps = False, layer.steps
+            match layer:
+                case Model():
+                    self.width = layer.output_size
+                case Embedding():
+                    self.width = layer.table.shape[1]
+                case Dense() | Conv1D():
+                    self.width = layer.kernel.shape[-1]
+                case Flatten() if self.width is not None:
+                    self.width *= layer.steps
             yield layer
 
     def input(self, config: dict[str, Json]) -> None:
         shape = config.get("batch_shape", config.get("batch_input_shape"))
         if isinstance(shape, list) and len(shape) > 1 and isinstance(shape[1], int):
             self.steps = shape[1]
+        if isinstance(shape, list) and len(shape) == 3 and isinstance(shape[2], int):
+            self.width = shape[2]
 
     def made(self, record: LayerRecord, entry: Json, kind: str, config: dict[str, Json]) -> Iterator[Layer | Model]:
         if kind in NOTHING and is_own(entry):
@@ -270,10 +282,11 @@ class Maker:
             raise DataError("rms_scaling is not known to this program")
         scales, shifts = bool(config.get("scale", True)), bool(config.get("center", True))
         arrays = self.arrays(record, *[1] * (scales + shifts))
-        if not arrays:
-            raise DataError("without scale and center is not known to this program")
+        width = len(arrays[0]) if arrays else self.width
+        if width is None:
+            raise DataError("without scale and center: the model does not say how many features it takes")
         scale, shift = arrays[0] if scales else None, arrays[-1] if shifts else None
-        yield LayerNorm(len(arrays[0]), scale, shift, float(config.get("epsilon", 1e-3)))
+        yield LayerNorm(width, scale, shift, float(config.get("epsilon", 1e-3)))
 
     def make_Conv1D(self, record: LayerRecord, config: dict[str, Json]) -> Iterator[Layer]:  # noqa: N802
         kernel, *bias = self.arrays(record, *((3, 1) if config.get("use_bias", True) else (3,)))
