@@ -26,6 +26,7 @@ from lstmcli.version import __version__
 if TYPE_CHECKING:
     from lstmcli.inputs.beside.initial_state import States
     from lstmcli.model.chain import Chain
+    from lstmcli.weights.draft import Imported
 
 
 class AboutWeights(NamedTuple):
@@ -35,6 +36,7 @@ class AboutWeights(NamedTuple):
     assumed: tuple[str, ...] = ()  # what the file does not say itself, in sentences
     before: tuple[str, ...] = ()  # layers before the LSTMs, which are left out
     after: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()  # what else is left out of a file that names no layers
     masked: bool | None = None  # whether its framework masks the padding of what comes to the LSTMs; None: not known
 
 
@@ -221,7 +223,17 @@ def read_model(job: Job, source: Source) -> "tuple[Model | Chain, AboutWeights]"
         raise DataError(
             f"{said.weights}: the model takes {model.input_size} features, {source.name} {source.stored_shape} has {features}"
         )
-    return model, AboutWeights(imported.notes, imported.assumed, imported.before, imported.after, imported.masked)
+    tensors = () if imported.before or imported.after else tensors_left_out(imported)
+    return model, AboutWeights(imported.notes, imported.assumed, imported.before, imported.after, tensors, imported.masked)
+
+
+def tensors_left_out(imported: "Imported") -> tuple[str, ...]:
+    """Returns what stands beside the LSTMs in a file of weights, but for what an optimizer keeps."""
+    if not imported.left_out:
+        return ()
+    from lstmcli.weights.draft import is_slot
+
+    return tuple(str(tensor) for tensor in imported.left_out if not is_slot(tensor.name))
 
 
 def read_chain(job: Job, said: Weights, source: Source) -> "tuple[Chain, AboutWeights]":

@@ -120,7 +120,7 @@ def describe(opened: OpenedJob, paths: Paths) -> dict[str, Any]:
             *notes_on_locks(),
         ],
         "assumed": list(about.assumed),
-        "left_out": {"before": list(about.before), "after": list(about.after)},
+        "left_out": {"before": list(about.before), "after": list(about.after), "tensors": list(about.tensors)},
     }
 
 

@@ -50,6 +50,15 @@ def test_show_draws_all_layers(tmp_path: Path) -> None:
     assert facts["model"]["kind"] == "chain"
 
 
+def test_run_names_the_tensors_that_it_leaves_out(tmp_path: Path) -> None:
+    samples = Path(__file__).parents[2] / "sample_data"
+    args = ["run", "-i", samples / "vowels.h5", "-w", samples / "vowels_bilstm.safetensors", "--dry-run"]
+    left_out = succeed(*args, "--json", cwd=tmp_path).json["left_out"]
+    assert left_out == {"before": [], "after": [], "tensors": ["head.bias (9,)", "head.weight (9, 64)"]}
+    summary = succeed(*args, cwd=tmp_path).text
+    assert "left out  head.bias (9,), head.weight (9, 64); lstmcli predict runs whole models\n" in summary
+
+
 def test_run_takes_the_lstms_and_names_the_others(tmp_path: Path) -> None:
     imported(tmp_path, "torch_forecast")
     done = lstmcli("run", "-i", "x.npy", "-w", "m.h5", "-o", "y.npy", "--json", cwd=tmp_path)

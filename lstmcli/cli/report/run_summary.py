@@ -7,6 +7,7 @@ from lstmcli.errors import shown
 
 Rows = Iterator[tuple[str, str]]
 CELL_STATES = 2  # c and h
+LEFT_OUT = 4  # tensors that are named
 
 
 def run_rows(facts: dict[str, Any], verbose: bool) -> Rows:
@@ -41,6 +42,9 @@ def run_rows(facts: dict[str, Any], verbose: bool) -> Rows:
     yield from companion_rows(facts)
     if after := facts["left_out"]["after"]:
         yield "left out", f"after the LSTM: {shown(', '.join(after))}"
+    elif tensors := facts["left_out"]["tensors"]:
+        more = f" and {len(tensors) - LEFT_OUT} more" if len(tensors) > LEFT_OUT else ""
+        yield "left out", f"{shown(', '.join(tensors[:LEFT_OUT]))}{more}; lstmcli predict runs whole models"
     if facts["output"] == "-" and "state" in facts and not facts["states"]:
         yield "", "the final states are not kept: --states FILE keeps them"
 
