@@ -17,7 +17,10 @@ from lstmcli.version import __version__
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     """A copy of the files of 0.1.0."""
-    return shutil.copytree(TOP / "tests" / "data" / "version_0_1_0", tmp_path / "old")
+    folder = shutil.copytree(TOP / "tests" / "data" / "version_0_1_0", tmp_path / "old")
+    for kind in ("journal", "partial"):  # git is told to leave out files with their own names
+        (folder / f"stopped_{kind}").rename(folder / f"stopped.h5.{kind}")
+    return folder
 
 
 def outputs(path: Path) -> np.ndarray:
