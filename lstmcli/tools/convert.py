@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.blocks import Span, Valid
-from lstmcli.errors import DataError, UsageError, shown
+from lstmcli.errors import DataError, LstmcliError, UsageError, shown
 from lstmcli.files.file_kind import split_spec
 from lstmcli.files.partial_file import check_left_over
 from lstmcli.inputs.nonfinite import Nonfinite
@@ -157,7 +157,7 @@ def convert_data(
 ) -> dict[str, Any]:
     """Writes the sequences of an input, without padding or with it behind each."""
     with ExitStack() as opened:
-        source = opened.enter_context(closing(open_sequences(a, lens, offsets)))
+        source = opened.enter_context(closing(open_floats(a, lens, offsets)))
         valid = read_valid_steps(lens, padding, source).valid
         lengths = valid.lengths
         layout = layout or (PADDED if source.lengths is None else FLAT)
@@ -176,6 +176,21 @@ def convert_data(
         lost = path.suffix == ".npy" and ids is not None
         notes = ["an NPY file holds no ids, and they are left out; .h5 and .npz hold them"] if lost else []
         return facts(a, path, layout, valid, {NAME: target.stored_shape}, notes)
+
+
+def open_floats(a: str, lens: str | None, offsets: str | None) -> Source:
+    """Opens the sequences. Raises LstmcliError, and where they are token ids DataError that says so."""
+    try:
+        return open_sequences(a, lens, offsets)
+    except DataError:
+        found = None
+        with suppress(LstmcliError), closing(open_sequences(a, lens, offsets, token_ids=True)) as ids:
+            found = f"{ids.name}: holds token ids, {ids.dtype}" if ids.token_ids else None
+        if found is None:
+            raise
+        raise DataError(
+            f"{found}; expected floats, (steps, features) of each sequence; lstmcli predict takes token ids as they are"
+        ) from None
 
 
 def writer(target: Target, compress: str | None) -> Result:

@@ -48,6 +48,9 @@ KINDS = [
     "kaldi",
     "safetensors",
     "model",
+    "convert",
+    "convert npz",
+    "convert result",
     "journal",
     "result",
 ]

@@ -30,6 +30,9 @@ KINDS = {  # the option that gets the damaged file, the file, and the bytes in w
     "kaldi": ("-i", "many.ark", 10_000),
     "safetensors": ("-i", "many.safetensors", 1500),
     "model": ("-w", "model.h5", 8000),
+    "convert": (None, "chunked.h5", 8000),  # these for `lstmcli convert`
+    "convert npz": (None, "many.npz", 3000),
+    "convert result": (None, "golden.h5", 10_000),
     "journal": (None, "out.h5.journal", 10_000),
     "result": (None, "golden.h5", 10_000),  # for `lstmcli verify`
 }
@@ -111,6 +114,8 @@ def main() -> None:
     argv += ["--threads", "1", "--max-memory", "60KB", "-q"] + ["--resume"] * (kind == "journal")
     if kind == "result":
         argv = ["verify", "-q", name]
+    if kind.startswith("convert"):
+        argv = ["convert", "-q", name, "out.h5", "--layout", "per-sequence"]
     codes: collections.Counter[int] = collections.Counter()
     for number in range(seed, seed + count):
         restore(before)
@@ -120,7 +125,7 @@ def main() -> None:
         fine = len(stderr.splitlines()) <= 1 if code == 0 else code in (65, 2) and len(stderr.splitlines()) == 1
         if fine and code == 0:
             made = {"journal": "out.h5", "result": name}.get(kind)
-            fine = Path(made).read_bytes() == golden if made else right(kind)
+            fine = Path(made).read_bytes() == golden if made else kind.startswith("convert") or right(kind)
         if not fine or "Traceback" in stderr:
             print(f"{kind} {number}: exit code {code}: {stderr.strip()[-600:]}")
     print(dict(codes))

@@ -8,7 +8,7 @@ import numpy as np
 from lstmcli.blocks import Valid
 from lstmcli.errors import DataError, shown
 from lstmcli.tools.compare.differences import Array, compare_values
-from lstmcli.tools.compare.sides import Side, Steps, open_side
+from lstmcli.tools.compare.sides import FlatSteps, Rows, Side, Steps, open_side
 
 MADE_OF = ("input", "weights", "model_config", "options", "assumed", "nonfinite_steps", "versions")  # attributes of a result
 
@@ -69,15 +69,20 @@ def paired(one: Side, other: Side) -> list[tuple[Array, Array]]:
         pairs = [(a[x], b[y]) for x in a for y in b if x.removeprefix("state/") == y.removeprefix("state/")]
     if not pairs:
         found = [[array for array in side.values() if array.lengths is not None] or list(side.values()) for side in (a, b)]
-        if len(a) == len(b) == 1 or all(side[0].lengths is not None for side in found):
-            pairs = [(found[0][0], found[1][0])]
+        x, y = found[0][0], found[1][0]
+        if len(a) == len(b) == 1 or all(array.lengths is not None for array in with_the_steps_of(x, y)):
+            pairs = [(x, y)]
     if not pairs:
         raise DataError(f"{shown(one.spec)} and {shown(other.spec)} have no array in common: {', '.join(a)}; {', '.join(b)}")
     return [with_the_steps_of(x, y) for x, y in pairs]
 
 
 def with_the_steps_of(a: Array, b: Array) -> tuple[Array, Array]:
-    """Gives a padded array that has no lengths those of the other one."""
+    """Gives a padded or flat array that has no lengths those of the other one."""
+    if isinstance(a, Rows) and isinstance(b, Steps) and a.shape == (b.valid.lengths.sum(), b.width):
+        return FlatSteps(a, b.valid.lengths), b
+    if isinstance(b, Rows) and isinstance(a, Steps) and b.shape == (a.valid.lengths.sum(), a.width):
+        return a, FlatSteps(b, a.valid.lengths)
     x, y = (known_valid(array) for array in (a, b))
     if isinstance(a, Steps) and isinstance(b, Steps) and (x is None) != (y is None):
         bare, told = (a, b) if x is None else (b, a)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import Valid
+from lstmcli.blocks import Lengths, Valid, packed_starts
 from lstmcli.errors import DataError, LstmcliError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, is_several, open_by_kind, split_spec
@@ -80,6 +80,26 @@ class Rows(Array):
     def read(self, piece: Piece, buffer: Values) -> Values:
         rows = np.ascontiguousarray(self.table.rows(piece.first, piece.count), self.dtype)
         return rows.reshape(piece.count, self.width)
+
+
+class FlatSteps(Array):
+    """Rows (R, width) taken as the steps of sequences of these lengths, one after the other."""
+
+    def __init__(self, rows: Rows, lengths: Lengths) -> None:
+        super().__init__(rows.name, (len(lengths), int(lengths.max(initial=0)), rows.width), rows.dtype)
+        self.width, self.table, self.lengths, self.begins = rows.width, rows.table, lengths, packed_starts(lengths)
+
+    def read(self, piece: Piece, buffer: Values) -> Values:
+        assert piece.lengths is not None
+        begins, rows = self.begins[piece.first : piece.first + piece.count] + piece.start, buffer[: piece.rows]
+        if (np.diff(begins) == piece.lengths[:-1]).all():
+            rows[:] = self.table.rows(int(begins[0]), piece.rows)
+            return rows
+        at = 0
+        for begin, count in zip(begins.tolist(), piece.lengths.tolist(), strict=True):
+            rows[at : at + count] = self.table.rows(begin, count)
+            at += count
+        return rows
 
 
 class InMemory:

@@ -164,15 +164,17 @@ def test_a_damaged_result(results: Path, tmp_path: Path) -> None:
 def test_what_is_refused(results: Path, tmp_path: Path) -> None:
     write_input(tmp_path / "x.h5", "f4")
     files.write_npy(tmp_path / "there.npy", 1)
+    files.write_npy(tmp_path / "tokens.npy", np.ones((3, 4), np.int64))
     for code, text, words in (
         (2, "expected a name that ends in", ("x.h5", "b.txt")),
         (2, "--compress gzip: is for HDF5", ("x.h5", "b.npz", "--compress", "gzip")),
         (2, "--layout per-sequence: an NPY file holds one array", ("x.h5", "b.npy", "--layout", "per-sequence")),
         (2, "--layout flat: a table has a row for each sequence", ("x.h5", "b.parquet", "--layout", "flat")),
         (2, "a result lies in one piece", (results / "flat.h5", "b.h5", "--compress", "gzip")),
+        (65, "tokens.npy: holds token ids, int64; expected floats", ("tokens.npy", "b.h5")),
         (66, "no.h5", ("no.h5", "b.h5")),
         (73, "there.npy: exists already", ("x.h5", "there.npy")),
         (73, "is also an input", ("x.h5", "x.h5", "--overwrite")),
     ):
         assert_one_line(lstmcli("convert", *words, cwd=tmp_path), code, text)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["there.npy", "x.h5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there.npy", "tokens.npy", "x.h5"]

@@ -80,6 +80,7 @@ def folder(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     succeed(*args, "-o", "padded.h5", cwd=folder)
     succeed(*args, "--layout", "flat", "-o", "flat.h5", cwd=folder)
     succeed("run", *case.inputs, "-o", "out.npy", cwd=folder)
+    succeed("run", *case.inputs, "--layout", "flat", "-o", "rows.npy", cwd=folder)
     return folder
 
 
@@ -87,6 +88,7 @@ def folder(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("a", "b"),
     [
         ("padded.h5", "padded.h5"), ("padded.h5", "flat.h5"), ("flat.h5", "padded.h5"), ("out.npy", "flat.h5"),
+        ("rows.npy", "padded.h5"), ("flat.h5", "rows.npy"),
         ("padded.h5", "out.npy"), ("out.states.npz", "flat.h5"), ("padded.h5::/state", "out.states.npz"),
         ("out.model.h5", "padded.h5"), ("padded.h5::/cells", "flat.h5::/cells"), ("out.npy", "out.npy"),
     ],
@@ -97,6 +99,17 @@ def test_the_same_in_another_form(a: str, b: str, folder: Path) -> None:
     assert facts["same"]
     assert all(found["compared"] for found in facts["arrays"])
     assert not facts["other_weights"]
+
+
+def test_a_flat_array_that_differs(folder: Path, case: Case, tmp_path: Path) -> None:
+    """The place is told by the sequences of the result."""
+    rows = np.load(folder / "rows.npy")
+    row = int(np.flatnonzero(case.lengths > 2)[-1])
+    rows[case.lengths[:row].sum() + 2, 3] += 1
+    facts = compare(str(folder / "padded.h5"), str(files.write_npy(tmp_path / "rows.npy", rows)))
+    (found,) = facts["arrays"]
+    assert (facts["equal"], found["differing"]) == (False, 1)
+    assert [found["first"][name] for name in ("row", "step")] == [row, 2]
 
 
 @pytest.mark.parametrize("piece", [64, 500, 1 << 20])
