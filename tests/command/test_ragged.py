@@ -11,6 +11,7 @@ import pytest
 from helpers import files
 from helpers.case import Case
 from helpers.command import assert_one_line, lstmcli, succeed
+from helpers.small_run import write_sequences
 from helpers.system_tools import run_with_faults
 
 PADDED = ("--layout", "padded")
@@ -77,6 +78,46 @@ def test_a_killed_run_is_resumed(form: str, forms: dict[str, list[str]], case: C
     told = run_with_faults(tmp_path, argv=[*argv, "out.h5"], output="out.h5", fault="kill", step=7)
     assert len(told) > 4
     assert all(one.get("result", one["output"]) == want for one in told), told
+
+
+@pytest.mark.parametrize("name", ["many.ark", "many.safetensors", "many.pt", "many.arrow", "many.parquet"])
+def test_files_of_other_programs(name: str, case: Case, tmp_path: Path) -> None:
+    """The bits of the padded run with any threads and memory, in parts, and killed and resumed."""
+    write_others(name, case, tmp_path)
+    said = ("-i", name, "-w", str(case.weights), *PADDED, "-q")
+    want = b""
+    for threads, memory in ((1, "1GB"), (2, "50KB"), (1, "50KB")):
+        succeed("run", *said, "-o", "o.h5", "--threads", threads, "--max-memory", memory, "--overwrite", cwd=tmp_path)
+        files.assert_same_bits(files.read_result(tmp_path / "o.h5"), case.result)
+        want = want or (tmp_path / "o.h5").read_bytes()
+        assert (tmp_path / "o.h5").read_bytes() == want
+    argv = ["run", *said, "--threads", "1", "--max-memory", "50KB", "-o", "k.h5"]
+    run_with_faults(tmp_path, argv=argv, output="k.h5", fault="kill", stop=30)
+    assert (tmp_path / "k.h5.journal").exists()
+    succeed(*argv, "--resume", cwd=tmp_path)
+    assert (tmp_path / "k.h5").read_bytes() == want
+    succeed("plan", *said, "--shards", 2, "--output", "plan.json", cwd=tmp_path)
+    for number in (1, 2):
+        succeed("run", "--plan", "plan.json", "--shard", number, "-q", cwd=tmp_path)
+    succeed("merge", "plan.json", "--output", "m.h5", "-q", cwd=tmp_path)
+    assert (tmp_path / "m.h5").read_bytes() == want
+
+
+def write_others(name: str, case: Case, folder: Path) -> None:
+    sequences = [row[:length] for row, length in zip(case.x, case.lengths, strict=True)]
+    if name in ("many.ark", "many.safetensors"):
+        write_sequences(folder, sequences)
+    elif name == "many.pt":
+        torch = pytest.importorskip("torch")
+        torch.save({f"s{k:02}": torch.from_numpy(rows.copy()) for k, rows in enumerate(sequences)}, folder / name)
+    else:
+        pa = pytest.importorskip("pyarrow")
+        from pyarrow import feather, parquet
+
+        rows = pa.array([list(sequence) for sequence in sequences], pa.list_(pa.list_(pa.float32())))
+        table = pa.table({"id": [f"s{k:02}" for k in range(len(sequences))], "x": rows})
+        write = parquet.write_table if name == "many.parquet" else feather.write_feather
+        write(table, folder / name, compression="NONE" if write is parquet.write_table else "uncompressed")
 
 
 def test_the_default_layout_is_flat(forms: dict[str, list[str]], case: Case, tmp_path: Path) -> None:
