@@ -146,3 +146,14 @@ def test_ids_that_cannot_be_names(bad: str, case: Case, tmp_path: Path) -> None:
 def test_only_hdf5_has_datasets(case: Case, tmp_path: Path) -> None:
     for output in ("out.npy", "-"):
         assert_one_line(lstmcli("run", *case.inputs, *EACH, "-o", output, cwd=tmp_path), 2, "--layout per-sequence")
+
+
+def test_the_next_run_keeps_the_order(tmp_path: Path) -> None:
+    """That of /ids, and not that of the names in the file, in which 10 and b come before."""
+    x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
+    for ids in (["c", "b", "10", "9"], ["10", "9", "2", "1"], ["é/2", "é/10", "a", "é/1"]):
+        files.write_h5(tmp_path / "x.h5", x=x, ids=np.array(ids, "O"))
+        for name, spec in (("each.h5", "x.h5::/x"), ("next.h5", "each.h5::/outputs")):
+            succeed("run", "-i", spec, *EACH, "-u", 2, "--overwrite", "-o", name, "-q", cwd=tmp_path)
+            with h5py.File(tmp_path / name) as file:
+                assert file["ids"].asstr()[:].tolist() == ids

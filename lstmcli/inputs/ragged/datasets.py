@@ -1,6 +1,7 @@
 """Sequences as one HDF5 dataset each: (L, E), or (E,) for a single step; of token ids (L,)."""
 
 import math
+import posixpath
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.hdf5_bytes.list_datasets import UNKNOWN, Listed, datasets_below
 from lstmcli.files.positioned_file import FileBytes
-from lstmcli.inputs.beside.ids import as_id
+from lstmcli.inputs.beside.ids import as_id, ids_in
 from lstmcli.inputs.ragged.placed import DECODED, Sequences
 from lstmcli.inputs.valid_steps import LENGTHS, MASKS
 
@@ -46,7 +47,7 @@ def in_datasets(group: Any, listed: list[Listed], token_ids: bool) -> Sequences:
             chunk = max(chunk, math.prod(item.chunks or (0,)))
         offsets[k] = offset
         own = original_id(hdf5_safety.dataset(group, name)) if has_id else None
-        ids.append(own or (name if name.isascii() else as_id(name.encode("utf-8", "surrogateescape"))))
+        ids.append(own or id_of(name))
     ends = offsets + lengths * (width * dtype.itemsize)
     if len(beyond := np.flatnonzero((offsets != DECODED) & (ends > data.opened.st_size))):
         k = int(beyond[0])
@@ -78,8 +79,9 @@ def sequences_below(group: Any, named: bool, token_ids: bool) -> list[Listed]:
     """Lists the datasets of a group that are sequences, in their order: floats, or where there are none of rank 2 token ids.
 
     None: floats of rank 2 are not what it holds. named: somebody says that it holds sequences, so that others among them are an
-    error. Groups in it are gone through as well. Where all names of a group are numbers, their order is that of the numbers,
-    else that of the file. Raises DataError for links, which would be left out.
+    error. Groups in it are gone through as well. Their order is that of the ids beside the group, if these are their names, as
+    in a result; else, where all names of a group are numbers, that of the numbers, else that of the file. Raises DataError for
+    links, which would be left out.
     """
     others: list[str] = []
     found = list(datasets_below(group, others, ID))
@@ -96,7 +98,22 @@ def sequences_below(group: Any, named: bool, token_ids: bool) -> list[Listed]:
             f"{hdf5.label(group).rstrip('/')}/{shown(others[0])}: is a soft or external link, which are not followed in a "
             "ragged input; copy into the file what it points to"
         )
-    return [chosen[k] for k in places_in_order([one.name for one in chosen])]
+    return [chosen[k] for k in places_beside(group, [one.name for one in chosen])]
+
+
+def places_beside(group: Any, names: list[str]) -> list[int]:
+    """Returns the places of names in the order that a dataset `ids` beside the group says, or else as places_in_order()."""
+    path = posixpath.join(posixpath.dirname(group.name), "ids")
+    if names and (ids := ids_in(group.file, [path], len(names))[0]):
+        places = {id_of(name): k for k, name in enumerate(names)}
+        if places.keys() == set(ids):
+            return [places[name] for name in ids]
+    return places_in_order(names)
+
+
+def id_of(name: str) -> str:
+    """Returns the name of a dataset as an id."""
+    return name if name.isascii() else as_id(name.encode("utf-8", "surrogateescape"))
 
 
 def named_below(group: Any, names: Sequence[str]) -> list[Listed]:

@@ -3,6 +3,7 @@
 Nothing of a window is kept but its number: 10^7 of them take no memory here.
 """
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -47,7 +48,10 @@ class Windows(Source):
         return self.series.decoded_at_once
 
     def identity(self) -> dict[str, Any]:
-        return self.series.identity() | {"window": [self.width, self.stride]}
+        found = self.series.identity() | {"window": [self.width, self.stride]}
+        if self.series.ids is not None:
+            found["series ids"] = hashlib.sha256("\0".join(self.series.ids).encode()).hexdigest()[:16]
+        return found
 
     def rows(self, first: int, count: int) -> tuple[Lengths, Lengths]:
         """Returns the series of each of the windows first, first + 1, ..., and its first step among the valid ones of that."""

@@ -70,3 +70,6 @@ def test_series_that_are_too_short(series):
     with pytest.raises(DataError, match="expected series of at least 13 steps, the window, got at most 12"):
         Windows(*series, 13, 1)
     assert Windows(*series, 2, 1).identity() != Windows(*series, 2, 2).identity()
+    before = Windows(*series, 2, 1).identity()
+    series[0].ids = list("abcdef")  # which are stored as well
+    assert Windows(*series, 2, 1).identity() != before
