@@ -23,7 +23,7 @@ Call = Callable[[], Floats]
 BUCKETS = (2, 4, 8)  # into how many buckets a sorted batch is cut for a peer that computes the padding
 ROUNDS = 5
 TURN, PAUSE = 0.05, 0.2  # seconds; OpenBLAS and ONNX Runtime keep a core busy for 0.1 s after their work is done
-TOLERANCE = 1e-5
+TOLERANCES = {"float32": 1e-5, "bfloat16": 0.05}
 SGEMM_SIZE = 1024
 
 
@@ -113,22 +113,23 @@ class Measured:
     ratio: float
 
 
-def measure(case: Case, threads: int) -> list[Measured]:
-    """Measure lstmcli, then all frameworks that are installed, then NumPy's matrix product.
+def measure(case: Case, threads: int, dtype: str = "float32") -> list[Measured]:
+    """Measure lstmcli with float32 or bfloat16, then all frameworks that are installed and NumPy's matrix product with float32.
 
-    Raises LstmcliError if their results differ by more than TOLERANCE.
+    Raises LstmcliError if their results differ by more than TOLERANCES says.
     """
     model = init_model(case.embed, [case.units])
     lengths = case.lengths()
     x = np.random.default_rng(1).standard_normal((case.batch, case.time, case.embed), dtype=np.float32)
     x[np.arange(case.time) >= lengths[:, None]] = 0
     batch = Batch(x, lengths, model, threads)
-    calls = {"lstmcli": lambda: model(x, lengths, threads=threads)[0]} | dict(peers(batch))
+    chosen, tolerance = None if dtype == "float32" else dtype, TOLERANCES[dtype]
+    calls = {"lstmcli": lambda: model(x, lengths, threads=threads, dtype=chosen)[0]} | dict(peers(batch))
     want = calls["lstmcli"]()
     for name, call in calls.items():
         error = np.abs(call() - want)[np.arange(case.time) < lengths[:, None]].max()
-        if not error <= TOLERANCE:
-            raise LstmcliError(f"{name}: expected the outputs of lstmcli within {TOLERANCE}, got a difference of {error}")
+        if not error <= tolerance:
+            raise LstmcliError(f"{name}: expected the outputs of lstmcli within {tolerance}, got a difference of {error}")
     times = in_rounds(calls | {"sgemm": sgemm()})
     flops = dict.fromkeys(times, case.flops()) | {"sgemm": 2 * SGEMM_SIZE**3}
     return [

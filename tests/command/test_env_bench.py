@@ -43,6 +43,12 @@ def test_a_run_with_a_cached_kernel_loads_neither_numba_nor_in_a_pipe_rich(sampl
     assert not loaded & {"numba", "rich", "torch", "tensorflow", "keras", "onnx", "onnxruntime"}
 
 
+def test_bench_of_bfloat16(tmp_path: Path) -> None:
+    ran = succeed("bench", "--batch", 4, "--time", 6, "--embed", 5, "--units", 3, "--dtype", "bfloat16", "--json", cwd=tmp_path)
+    assert ran.json["dtype"] == "bfloat16"
+    assert ran.json["cases"][0]["contenders"][0]["milliseconds"] > 0
+
+
 def test_bench_of_one_shape(tmp_path: Path) -> None:
     ran = succeed("bench", "--batch", 4, "--time", 6, "--embed", 5, "--units", 3, "--json", cwd=tmp_path)
     (case,) = ran.json["cases"]

@@ -61,8 +61,15 @@ def verify(terminal: "Terminal", files: tuple[str, ...]) -> None:
 )
 @option("Model", "--units", type=click.IntRange(min=1), metavar="N", show_default="128", help="Units of the one layer.")
 @option("Computing", "--threads", type=click.IntRange(min=1), metavar="N", default=1, help="Threads of every contender.")
+@option(
+    "Computing",
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    help="The number format of lstmcli; that of all others is float32.",
+)
 @as_json
-def bench(terminal: "Terminal", threads: int, **shape: Any) -> None:
+def bench(terminal: "Terminal", threads: int, dtype: str, **shape: Any) -> None:
     """Compare with whatever of PyTorch, ONNX Runtime and OpenVINO is installed, and with NumPy's matrix product.
 
     From a padded array in memory to a padded array. Peers run the batch in one call, and sorted and cut into trimmed buckets.
@@ -75,9 +82,9 @@ def bench(terminal: "Terminal", threads: int, **shape: Any) -> None:
 
     chosen = {name: value for name, value in shape.items() if value is not None}
     cases = (Case(**chosen),) if chosen else CASES
-    measured = [(asdict(case), [asdict(one) for one in measure(case, threads)]) for case in cases]
+    measured = [(asdict(case), [asdict(one) for one in measure(case, threads, dtype)]) for case in cases]
     found = [{"case": case, "contenders": contenders} for case, contenders in measured]
-    terminal.print_drawing({"threads": threads, "cases": found}, lambda: bench_table(measured, threads))
+    terminal.print_drawing({"threads": threads, "dtype": dtype, "cases": found}, lambda: bench_table(measured, threads))
 
 
 @click.command(

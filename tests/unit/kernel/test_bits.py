@@ -16,6 +16,8 @@ EVERY_OPTION_HASH = "c6507e35fd19a014413099bf55116a1eeda23a602a0618b2cf2c67f6115
 
 BFLOAT16_HASH = "624965385ab5f5d1aa1db697ecacd0bf216762886a3209d48f81d6c3483ed93f"
 
+EVERY_OPTION_BFLOAT16_HASH = "091aa9cab72d79697bec2254b13b8ff169468ded79e723d08aed030650a895d0"
+
 PROGRAM = """
 import dataclasses, hashlib, sys
 import numpy as np
@@ -90,6 +92,11 @@ def test_other_cpus_give_the_same_bits_for_every_option(target, tmp_path):
 
 def test_other_cpus_give_the_same_bits_in_bfloat16(target, tmp_path):
     assert run(target, tmp_path, "bfloat16")[0] == BFLOAT16_HASH
+
+
+@pytest.mark.slow
+def test_other_cpus_give_the_same_bits_for_every_option_in_bfloat16(target, tmp_path):
+    assert run(target, tmp_path, "every option", "bfloat16")[0] == EVERY_OPTION_BFLOAT16_HASH
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "foreign", "link"])
