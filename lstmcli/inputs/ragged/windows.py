@@ -25,14 +25,14 @@ class Windows(Source):
         if series.sequential:
             raise UsageError(f"--window {width}: {series.name} is a pipe, in which overlapping windows come once; give a file")
         starts, lengths = valid_steps.valid
+        longest = int(lengths.max(initial=0))
+        if width > longest:
+            raise DataError(f"{series.name}: expected series of at least {width} steps, the window, got at most {longest}")
+        stride = min(stride, longest)  # which leaves a window of each series; NumPy has no larger numbers than int64
         counts = np.where(lengths < width, 0, (lengths - width) // stride + 1)
         self.series, self.starts, self.ends = series, starts, np.cumsum(counts)
         self.width, self.stride = width, stride
         number = int(counts.sum())
-        if not number:
-            raise DataError(
-                f"{series.name}: expected series of at least {width} steps, the window, got at most {lengths.max(initial=0)}"
-            )
         array = StoredArray(series.data, series.name, (number, width, series.shape[2]), series.dtype)
         super().__init__(array._replace(token_ids=series.token_ids), ExitStack(), 8 * number)
         one = np.zeros(1, np.int64)

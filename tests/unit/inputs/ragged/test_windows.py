@@ -69,6 +69,9 @@ def test_series_that_are_too_short(series):
     assert "3 of 6 series have fewer steps than a window" in Windows(*series, 4, 1).valid_steps.notes[-1]
     with pytest.raises(DataError, match="expected series of at least 13 steps, the window, got at most 12"):
         Windows(*series, 13, 1)
+    with pytest.raises(DataError, match="at least 1000000000000000000000 steps"):
+        Windows(*series, 10**21, 1)
+    assert Windows(*series, 2, 10**21).shape[0] == 5
     assert Windows(*series, 2, 1).identity() != Windows(*series, 2, 2).identity()
     before = Windows(*series, 2, 1).identity()
     series[0].ids = list("abcdef")  # which are stored as well
