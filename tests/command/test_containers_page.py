@@ -128,6 +128,6 @@ def test_the_steps_of_the_image(job: Path) -> None:
     done = subprocess.run(call, cwd=job, env=env, capture_output=True, text=True, timeout=4 * SECONDS, check=False)
     if "No matching distribution" in done.stderr or "unshare failed" in done.stderr:
         pytest.skip(f"no image can be made here: {done.stderr.splitlines()[-1]}")
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert done.returncode == 0, done.stderr
     assert "compiling" not in done.stderr
     assert (job / "out.h5").read_bytes() == (job / "want.h5").read_bytes()
