@@ -36,7 +36,8 @@ def cell(inputs: int, units: int, projection: int | None = None, scale: float = 
 
     return dataclasses.replace(
         made, input_kernel=draw(inputs, 4 * units), recurrent_kernel=draw(made.output_size, 4 * units),
-        bias=draw(4 * units), peephole=draw(3, units), projection=None if projection is None else draw(units, projection),
+        bias=draw(4 * units) * (scale == 1),  # which would hide sums of subnormal products
+        peephole=draw(3, units), projection=None if projection is None else draw(units, projection),
         forget_bias=0.0, **EXACT,
     )  # fmt: skip
 
