@@ -47,7 +47,7 @@ def names_in(path: str) -> list[str]:
 FILE_NAME = FileName(readable=False)
 
 
-class InputName(click.Path):
+class InputName(FileName):
     """The name of an input. Several of them in a variable stand on lines of their own: a name may hold a colon."""
 
     envvar_list_splitter = "\n"
