@@ -130,8 +130,8 @@ def metadata_in(whole: CheckedResult, layout: str, a: str) -> Metadata:
         ids = numbers if ids is None else ids
         check_names(ids, f"{shown(a)}::/ids")
     model = any_model_in(whole.file)
-    order = ("model_config", "options", "versions")
-    attributes = {name: texts[name] for name in order} | {"options": options}
+    order = ("model_config", "options", "versions", "assumed", "part", "input", "weights", "initial_state")  # that of a run
+    attributes = {name: texts[name] for name in order if name in texts} | {"options": options}
     attributes |= {name: value for name, value in texts.items() if name not in order}
     return Metadata(model, whole.valid, attributes, nonfinite, ids=ids, layout=layout, windows=whole.windows)
 

@@ -137,8 +137,10 @@ def test_arrays_keep_the_order_of_a_run(case: Case, tmp_path: Path) -> None:
     """That of the layers, of which 10 comes behind 2, and of the directions."""
     words = ("-u", ",".join(11 * "1"), "--bidirectional", "--save", "outputs,states,layers", "-q")
     succeed("run", *case.inputs[:4], *words, "-o", "a.h5", cwd=tmp_path)
-    convert.convert(str(tmp_path / "a.h5"), str(tmp_path / "b.h5"))
-    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    succeed("run", *case.inputs[:4], *words, "--initial-state", "a.h5", "-o", "c.h5", cwd=tmp_path)
+    for made in ("a.h5", "c.h5"):
+        convert.convert(str(tmp_path / made), str(tmp_path / "b.h5"), overwrite=True)
+        assert (tmp_path / made).read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
 def test_a_result_as_arrays(results: Path, case: Case, tmp_path: Path) -> None:
