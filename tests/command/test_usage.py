@@ -51,6 +51,7 @@ def test_an_input_may_be_a_plain_argument(case: Case, tmp_path: Path) -> None:
     assert (tmp_path / "plain.h5").read_bytes() == (tmp_path / "named.h5").read_bytes()
     assert_one_line(lstmcli("predict", "x.h5", "-w", "model.pt", cwd=tmp_path), 66, "x.h5")
     assert_one_line(lstmcli("run", "x.h5", "-i", "y.h5", "-u", 7, cwd=tmp_path), 2, "x.h5", "--input")
+    assert_one_line(lstmcli("run", case.x_npy, "-", "-u", 7, cwd=tmp_path), 2, "standard input")
 
 
 @pytest.mark.parametrize(

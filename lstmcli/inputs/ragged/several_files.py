@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from lstmcli.errors import ChangedDataError, DataError, MissingInputError, shown
+from lstmcli.errors import ChangedDataError, DataError, MissingInputError, UsageError, shown
 from lstmcli.files.file_kind import FileKind, is_several, open_by_kind
 from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes, open_readable
@@ -90,7 +90,9 @@ class JoinedFiles:
 
 
 def names_of(specs: Sequence[str]) -> list[str]:
-    """Returns the files that some --input name, sorted by their names. Raises MissingInputError and DataError."""
+    """Returns the files that some --input name, sorted by their names. Raises MissingInputError, DataError and UsageError."""
+    if "-" in specs and len(specs) > 1:
+        raise UsageError(f"--input: standard input (-) is one of {len(specs)} inputs; give it alone")
     found = [path for spec in specs for path in files_of(spec)]
     return sorted(found, key=lambda path: (Path(path).name, path))
 
