@@ -98,9 +98,9 @@ def lstmcli() -> None:
 
 def main() -> None:
     """Runs the command and ends the process with the exit code of what happened."""
-    process.prepare()
-    stdout = sys.stdout
     try:
+        process.prepare()
+        stdout = sys.stdout
         try:
             code = lstmcli.main(standalone_mode=False) or 0
             if sys.stdout:
@@ -112,5 +112,5 @@ def main() -> None:
         except BaseException as error:
             process.fail(error)
         process.end(code)
-    except SignalError as error:  # of a signal while the process ends
+    except SignalError as error:  # of a signal while the process begins or ends
         process.fail(error)

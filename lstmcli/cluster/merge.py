@@ -175,8 +175,8 @@ def merged_paths(plan: Plan, output: str, states: str | None, overwrite: bool, r
         raise UsageError(f"--output {output}: expected a file; a merge cannot write to a pipe")
     parts = (str(plan.part_path(number)) for number in plan.numbers)
     read = (*plan.job.files(), str(plan.path), *parts)
-    refuse_inputs(paths, read, plan.job.inputs.follow_links)
     check_paths(paths, overwrite, resume)
+    refuse_inputs(paths, read, plan.job.inputs.follow_links)
     return paths
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command import LSTMCLI, SECONDS, assert_one_line, lstmcli, shell, succeed
+from helpers.result_content import content
 from helpers.small_run import SmallRun
 from helpers.system_tools import started
 
@@ -60,7 +61,7 @@ def test_a_signal_stops_the_run_and_the_printed_command_goes_on(name: str, job: 
     done = shell(f"{told[2]} --json", tmp_path)
     assert done.code == 0, done.err
     assert done.json["resumed_steps"] == int(told[1].replace(",", "")) > 0
-    assert (tmp_path / "out.h5").read_bytes() == job.result
+    assert content(tmp_path / "out.h5") == content(job.result)
 
 
 def test_sequences_that_were_stopped_midway_go_on_from_there(small_run: Callable[..., SmallRun], tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_sequences_that_were_stopped_midway_go_on_from_there(small_run: Callable
     assert told, err
     done = succeed(*job.words(x=NAME), "--resume", "--json", cwd=tmp_path)
     assert done.json["resumed_steps"] == int(told[1].replace(",", "")) > 0
-    assert (tmp_path / "out.h5").read_bytes() == job.result
+    assert content(tmp_path / "out.h5") == content(job.result)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
@@ -86,7 +87,7 @@ def test_a_second_signal_ends_it_at_once(name: str, code: int, job: SmallRun, tm
     assert (running.returncode, err) == (code, "") or running.returncode == 75  # it was done with the block by then
     if name == "SIGINT":
         succeed(*job.words(x=NAME), "--resume", cwd=tmp_path)
-        assert (tmp_path / "out.h5").read_bytes() == job.result
+        assert content(tmp_path / "out.h5") == content(job.result)
 
 
 def test_stop_after(job: SmallRun, tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_stop_after(job: SmallRun, tmp_path: Path) -> None:
             break
         assert_one_line(ran, 75, "stopped by --stop-after", "--resume")
         assert ran.err.count("--resume") == 1
-    assert (tmp_path / "out.h5").read_bytes() == job.result
+    assert content(tmp_path / "out.h5") == content(job.result)
 
 
 @pytest.mark.parametrize("text", ["", "5x", "-1s", "1h 5m", "m"])

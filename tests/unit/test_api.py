@@ -295,7 +295,7 @@ def test_run_does_what_the_command_does(case: Case, tmp_path: Path) -> None:
         ({"unit": 7}, TypeError, r"^run\(\) takes no option unit; it takes activation, axes"),
         ({}, UsageError, "expected either --units, for new weights, or --weights FILE"),
         ({"units": 7, "save": "output"}, UsageError, r"^save: expected outputs, states, cells, layers, pooled, got 'output'$"),
-        ({"units": 7, "dtype": "int8"}, UsageError, r"^dtype: expected float32, float64, got 'int8'$"),
+        ({"units": 7, "dtype": "int8"}, UsageError, r"^dtype: expected float32, float64, bfloat16, got 'int8'$"),
     ]:
         with pytest.raises(kind, match=words):
             lstmcli.run(case.x_npy, **wrong)

@@ -92,7 +92,7 @@ def test_the_only_float_dataset_of_rank_3(tmp_path):
         f["loop"] = f["/"]
     with pytest.raises(DataError, match=r"found 0: /i \(2, 3, 4\) int64, /two \(2, 3\) float64; name the one to read"):
         open_source(str(path))
-    with pytest.raises(DataError, match=r"got int64; convert it with: x\.astype\('float32'\)"):
+    with pytest.raises(DataError, match=r"got int64; .* with x\.astype\('float32'\)"):
         open_source(f"{path}::/i")
     with h5py.File(path, "a") as f:
         f["deep/er/x"] = np.ones((2, 3, 4))

@@ -34,7 +34,7 @@ def kernel() -> kernel_cache.Compiled:
 def cache(tmp_path: Path, kernel: kernel_cache.Compiled, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache; compiling takes no time."""
     monkeypatch.setenv("LSTMCLI_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(compiled, "compile_function", lambda here, shape, function: kernel)
+    monkeypatch.setattr(compiled, "compile_function", lambda here, shape, function, **options: kernel)
     lstm.load.cache_clear()
     yield tmp_path / "cache"
     lstm.load.cache_clear()
