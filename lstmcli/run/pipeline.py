@@ -89,7 +89,7 @@ class Pipeline:
         self.total = int(opened.lengths.sum())
         self.done = 0  # steps that are stored
         self.nonfinite = Nonfinite()  # in the spans that are stored
-        self.buffers = [self.new_buffer(), self.new_buffer()]
+        self.buffers: list[Buffer] = []
         self.spans: Iterator[Span] = iter(())
         self.reader: ThreadPoolExecutor | InPlace = InPlace()
         self.writer: ThreadPoolExecutor | InPlace = InPlace()
@@ -123,6 +123,12 @@ class Pipeline:
                 from concurrent.futures import ThreadPoolExecutor
 
                 self.reader, self.writer = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
+                for thread in (
+                    self.reader,
+                    self.writer,
+                ):  # before the buffers: Python waits for ever for a thread without memory
+                    thread.submit(int).result()
+            self.buffers = [self.new_buffer(), self.new_buffer()]
             try:
                 coming = self.submit_next()
                 while coming and not self.stop.reason():
