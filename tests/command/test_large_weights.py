@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from helpers import files
+from helpers import files, weight_files
 from helpers.command import assert_one_line, lstmcli, succeed
 
 import lstmcli as api
+from lstmcli.files.file_kind import open_by_kind
+from lstmcli.weights.containers.safetensors import read_tensors
 
 
 @pytest.fixture
@@ -46,14 +47,12 @@ def test_an_option(option: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("layer", ["fc1", "embedding"])
 def test_a_whole_model(layer: str, tmp_path: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
     name = "torch_sentiment.safetensors"
-    tensors: dict[str, Any] = {
-        k: v.astype(np.float64) for k, v in load_file(Path(__file__).parents[1] / "data/models" / name).items()
-    }
+    with open_by_kind(str(Path(__file__).parents[1] / "data/models" / name)) as (file, _):
+        stored = read_tensors(file)
+        tensors = {tensor.name: tensor.read().reshape(tensor.shape).astype(np.float64) for tensor in stored}
     tensors[f"{layer}.weight"][1, 1] = 1e300
-    save_file(tensors, tmp_path / name)
+    weight_files.write_safetensors(tmp_path / name, tensors)
     np.save(tmp_path / "x.npy", np.ones((2, 3), np.int32))
     chain = "embedding, lstm, final, fc1, relu, fc2, softmax"
     ran = lstmcli("predict", "-i", "x.npy", "-w", name, "--chain", chain, "-o", "out.h5", "-q", cwd=tmp_path)
