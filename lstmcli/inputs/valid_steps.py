@@ -231,8 +231,8 @@ def _from_stream(data: PipeBytes, padding: str | None, source: Source) -> ValidS
     return found
 
 
-class _Text:
-    """Lengths that were written as text; its dtype is that in which they were written."""
+class TextNumbers:
+    """A Table of numbers (N,) that were written as text; its dtype is that in which they were written."""
 
     def __init__(self, name: str, values: Lengths, floats: bool) -> None:
         self.name, self.values, self.shape, self.dtype = name, values, values.shape, np.dtype(float if floats else np.int64)
@@ -245,12 +245,12 @@ def _text_limit(source: Source) -> int:
     return 2 * HEADER_LIMIT + TEXT_ROW * source.shape[0]
 
 
-def _read_text(pieces: Iterable[bytes], name: str, column: str | None, source: Source) -> _Text:
+def _read_text(pieces: Iterable[bytes], name: str, column: str | None, source: Source) -> TextNumbers:
     from lstmcli.inputs.beside.number_lines import parse_numbers  # loaded for a text alone
 
     values, floats = parse_numbers(_at_most(_text_limit(source), pieces, name, source), name, column, LENGTH_COLUMNS)
     _check_form(name, values.shape, values.dtype, source)
-    return _Text(name, values, floats)
+    return TextNumbers(name, values, floats)
 
 
 def _at_most(limit: int, pieces: Iterable[bytes], name: str, source: Source) -> Iterator[bytes]:

@@ -12,9 +12,10 @@ from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
 from lstmcli.inputs.source import Rows, Source, StoredArray
-from lstmcli.inputs.valid_steps import LENGTH_COLUMNS, Table, likely_name
+from lstmcli.inputs.valid_steps import LENGTH_COLUMNS, Table, TextNumbers, likely_name
 
 TEXT_LIMIT = 64 << 20  # bytes of offsets or lengths in a text
+SUMMED = 1 << 14  # numbers below 2^48 whose sum fits an int64
 
 
 class FlatSequences(Source):
@@ -59,7 +60,8 @@ class FlatSequences(Source):
 
 def from_lengths(lengths: Lengths, shape: tuple[int, ...], name: str, where: str) -> Lengths:
     """Returns where each sequence begins, one after the other. Raises DataError unless the lengths add up to the rows."""
-    if (total := int(lengths.sum())) != shape[0]:
+    total = sum(int(part.sum()) for part in np.array_split(lengths, len(lengths) // SUMMED + 1))
+    if total != shape[0]:
         raise DataError(
             f"{where}: expected shape (sequences, steps, features), or (rows, features) with lengths that add up to the rows, "
             f"got {shape}; the lengths of {name} add up to {total}"
@@ -146,7 +148,8 @@ def read_numbers(spec: str, option: str) -> tuple[Lengths, str]:
         from lstmcli.inputs.beside.number_lines import parse_numbers, pieces_of  # loaded for a text alone
 
         known = LENGTH_COLUMNS if option == "--lens" else ("offsets", "starts")
-        return parse_numbers(pieces_of(file), file.name, name.lstrip("/") if name else None, known)[0], file.name
+        values, floats = parse_numbers(pieces_of(file), file.name, name.lstrip("/") if name else None, known)
+        return numbers_of(TextNumbers(file.name, values, floats))
 
 
 def numbers_of(table: Table) -> tuple[Lengths, str]:

@@ -191,6 +191,20 @@ def test_bad_lengths(tmp_path):
         open_sequences(flat, lens=lens, offsets=saved(tmp_path, "s.npy", [0, 2, 3, 4]))
 
 
+def test_lengths_that_only_seem_to_add_up(tmp_path):
+    flat, text = npy(tmp_path, FLAT), tmp_path / "l.txt"
+    text.write_text("20\n-3\n10\n")
+    with pytest.raises(DataError, match=r"l.txt, row 1: expected a whole number from 0 on, got -3"):
+        open_sequences(flat, lens=str(text))
+    text.write_text("-3\n2\n")
+    with pytest.raises(DataError, match=r"l.txt, row 0: expected a whole number from 0 on, got -3"):
+        open_sequences(flat, lens=saved(tmp_path, "l.npy", [3, 2]), offsets=str(text))
+    lengths = np.full((1 << 16) + 1, (1 << 48) - 1)
+    lengths[-1] = (1 << 16) + 27  # their sum is 27 modulo 2^64
+    with pytest.raises(DataError, match=f"add up to {(1 << 64) + 27}"):
+        open_sequences(flat, lens=saved(tmp_path, "l.npy", lengths))
+
+
 def test_bad_datasets(tmp_path):
     good = np.zeros((2, 4), np.float32)
     for bad in (np.zeros((2, 5), np.float32), np.zeros(3, np.float32), np.zeros((2, 2, 4), np.float32), good.astype("f8")):
