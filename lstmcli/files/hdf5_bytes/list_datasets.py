@@ -8,9 +8,11 @@ import numpy as np
 
 from lstmcli.files import hdf5
 from lstmcli.files.hdf5_bytes.object_headers import addresses_of, attribute_name, read_headers
+from lstmcli.files.hdf5_bytes.texts import reference_in
 from lstmcli.files.positioned_file import FileBytes
 
 UNKNOWN = -2  # in the place of an offset: to be asked of libhdf5
+UNREAD = b""  # in the place of an attribute: to be asked of libhdf5
 
 
 class Listed(NamedTuple):
@@ -20,18 +22,21 @@ class Listed(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype[Any] | None  # None: NumPy has no equivalent
     offset: int = UNKNOWN
-    has_attribute: bool = True  # whether it may have the one that was asked for
+    attribute: bytes | None = UNREAD  # the reference to the text of the one that was asked for; None: it has none
 
 
 def datasets_below(
-    group: Any, others: list[str], attribute: str = "", above: str = "", seen: frozenset[int] = frozenset()
+    group: Any, others: list[str], attribute: str = "", above: str = "", seen: set[int] | None = None
 ) -> Iterator[Listed]:
     """Yields all datasets below a group. Links of another kind than hard ones go into `others`.
 
-    attribute: the one that Listed.has_attribute is about. above, seen: the groups that this one lies in.
+    Each group is gone through once: two links each from one to the next would double the datasets at every level.
+
+    attribute: the one that Listed.attribute is about. above: the path of this group. seen: the headers of groups until now.
     """
     import h5py
 
+    seen = {hdf5.header_offset(group)} if seen is None else seen
     with hdf5.reading(hdf5.label(group)):
         names, addresses, other = addresses_of(group)
         if other is not None:
@@ -50,12 +55,14 @@ def datasets_below(
             if header is not None and dtype is not None:
                 count = math.prod(header.shape)
                 if header.size == count * dtype.itemsize and (header.address is not None or not count):
-                    has_it = any(attribute_name(one) == attribute.encode() for one in header.attributes)
-                    yield Listed(text, header.shape, dtype, header.address or 0, has_it)
+                    named = [one for one in header.attributes if attribute_name(one) == attribute.encode()]
+                    reference = reference_in(named[0]) if named else None
+                    yield Listed(text, header.shape, dtype, header.address or 0, reference)
                     continue
             item = group[name]
             if isinstance(item, h5py.Dataset):
                 entry = hdf5.entry_of(text, item)
                 yield Listed(text, entry.shape or (), entry.dtype)
             elif isinstance(item, h5py.Group) and address not in seen:
-                yield from datasets_below(item, others, attribute, f"{text}/", seen | {address})
+                seen.add(address)
+                yield from datasets_below(item, others, attribute, f"{text}/", seen)

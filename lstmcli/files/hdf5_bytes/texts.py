@@ -1,4 +1,4 @@
-"""Datasets of texts, read without libhdf5 following what they point to: in a damaged file it crashes there, or never ends.
+"""Texts in datasets and attributes. libhdf5 does not follow what they point to: in a damaged file it crashes, or never ends.
 
 A text of variable length is stored as its length, the address of a global heap, and the number of an object in that heap. See
 "Global Heap" in the HDF5 file format specification. libhdf5 reads these references; the heaps are read here.
@@ -17,6 +17,7 @@ from lstmcli.files.hdf5_safety import HEAP_HEADER, HEAP_MAGIC, HEAP_OBJECT
 from lstmcli.files.positioned_file import FileBytes
 
 REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("number", "<u4")])
+VARIABLE_LENGTH, TEXT = 9, 1  # the class of a datatype, and what its values are
 LARGEST = 64 << 20  # bytes of a heap; libhdf5 makes one larger than 4 KiB only for a text that is
 
 
@@ -78,6 +79,22 @@ def decoded_chunks(item: Any) -> NDArray[Any]:
             copied.write_direct_chunk(chunk.chunk_offset, content, mask)
         del copied  # which still has in mind that the last chunk went through all filters
         return np.asarray(memory["texts"][...]).view(REFERENCE).ravel()
+
+
+def reference_in(attribute: bytes) -> bytes:
+    """Returns the reference to the text that an attribute message holds; nothing where it holds something else.
+
+    See "The Attribute Message" in the file format specification.
+    """
+    if len(attribute) < 9 or attribute[0] not in (1, 2, 3) or (attribute[0] > 1 and attribute[1]):  # 1: shared elsewhere
+        return b""
+    sizes = struct.unpack_from("<3H", attribute, 2)  # of name, datatype and dataspace
+    name, datatype, space = (-(-size // 8) * 8 for size in sizes) if attribute[0] == 1 else sizes
+    begin = (9 if attribute[0] == 3 else 8) + name
+    kind, value = attribute[begin : begin + datatype], attribute[begin + datatype + space :]
+    is_text = len(kind) >= 8 and kind[0] & 15 == VARIABLE_LENGTH and kind[1] & 15 == TEXT
+    is_single = REFERENCE.itemsize <= len(value) < REFERENCE.itemsize + 8  # messages fill multiples of 8 bytes
+    return value[: REFERENCE.itemsize] if is_text and is_single else b""
 
 
 def from_heaps(data: FileBytes, found: NDArray[Any], base: int) -> list[str]:

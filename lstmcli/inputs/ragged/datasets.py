@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
-from lstmcli.files.hdf5_bytes.list_datasets import UNKNOWN, Listed, datasets_below
+from lstmcli.files.hdf5_bytes.list_datasets import UNKNOWN, UNREAD, Listed, datasets_below
+from lstmcli.files.hdf5_bytes.texts import REFERENCE, from_heaps
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.beside.ids import as_id, ids_in
 from lstmcli.inputs.ragged.placed import DECODED, Sequences
@@ -30,9 +31,9 @@ def in_datasets(group: Any, listed: list[Listed], token_ids: bool) -> Sequences:
     takes_ids = token_ids and dtype.kind in "iu"
     width = 1 if takes_ids else listed[0].shape[-1]
     data = FileBytes(group.file.id.get_vfd_handle(), where)
-    lengths, offsets, ids = np.empty(len(listed), np.int64), np.empty(len(listed), np.int64), []
+    lengths, offsets = np.empty(len(listed), np.int64), np.empty(len(listed), np.int64)
     chunk = 0
-    for k, (name, shape, kind, offset, has_id) in enumerate(listed):
+    for k, (name, shape, kind, offset, _) in enumerate(listed):
         if len(shape) not in ((1,) if takes_ids else (1, 2)) or (not takes_ids and shape[-1] != width) or kind != dtype:
             raise DataError(
                 f"{where.rstrip('/')}/{shown(name)}: expected a sequence {'(steps,)' if takes_ids else f'(steps, {width})'} of "
@@ -46,8 +47,6 @@ def in_datasets(group: Any, listed: list[Listed], token_ids: bool) -> Sequences:
             offset = DECODED if raw is None else raw
             chunk = max(chunk, math.prod(item.chunks or (0,)))
         offsets[k] = offset
-        own = original_id(hdf5_safety.dataset(group, name)) if has_id else None
-        ids.append(own or id_of(name))
     ends = offsets + lengths * (width * dtype.itemsize)
     if len(beyond := np.flatnonzero((offsets != DECODED) & (ends > data.opened.st_size))):
         k = int(beyond[0])
@@ -64,15 +63,30 @@ def in_datasets(group: Any, listed: list[Listed], token_ids: bool) -> Sequences:
         return hdf5.DatasetRows(item).rows(0, width)[None]
 
     stored = data.opened.st_size
+    ids = ids_of(group, listed)
     return Sequences(data, where, ids, lengths, width, dtype, offsets, stored, decode, chunk * dtype.itemsize, takes_ids)
 
 
-def original_id(item: Any) -> str | None:
-    """Returns the id that a dataset says itself, or None."""
+def ids_of(group: Any, listed: list[Listed]) -> list[str]:
+    """Returns the ids of datasets below a group: what they say themselves, or else their names. Raises DataError."""
+    ids = [
+        (original_id(hdf5_safety.dataset(group, one.name)) if one.attribute == UNREAD else "") or id_of(one.name)
+        for one in listed
+    ]
+    held = [k for k, one in enumerate(listed) if one.attribute]
+    references = np.frombuffer(b"".join(listed[k].attribute or b"" for k in held), REFERENCE)
+    data = FileBytes(group.file.id.get_vfd_handle(), f"{hdf5.label(group)}, attributes {ID}")
+    for k, text in zip(held, from_heaps(data, references, group.file.userblock_size), strict=True):
+        ids[k] = text or ids[k]
+    return ids
+
+
+def original_id(item: Any) -> str:
+    """Returns the id that a dataset says itself, as libhdf5 reads it, or nothing."""
     value = hdf5.attribute(item, ID)
-    if value is None:
-        return None
-    return as_id(value if isinstance(value, bytes) else str(value))
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    return "" if value is None else as_id(value if isinstance(value, bytes) else str(value))
 
 
 def sequences_below(group: Any, named: bool, token_ids: bool) -> list[Listed]:

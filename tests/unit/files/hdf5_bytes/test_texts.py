@@ -6,7 +6,9 @@ import pytest
 
 from lstmcli.errors import DataError
 from lstmcli.files import hdf5
-from lstmcli.files.hdf5_bytes.texts import read_texts
+from lstmcli.files.hdf5_bytes.object_headers import addresses_of, attribute_name, read_headers
+from lstmcli.files.hdf5_bytes.texts import REFERENCE, from_heaps, read_texts, reference_in
+from lstmcli.files.positioned_file import FileBytes
 
 TEXTS = np.array([*["a", "", "cd", "é" * 3] * 50, "z" * 5000], object)  # the last one has a heap of its own
 FORMS = {
@@ -45,3 +47,20 @@ def test_texts_longer_than_the_file(tmp_path):
     (tmp_path / "x.h5").write_bytes(whole)
     with h5py.File(tmp_path / "x.h5") as file, pytest.raises(DataError, match="longer than the file"):
         read_texts(file["ids"])
+
+
+@pytest.mark.parametrize("name", ["id", "a_longer_name", "é"])  # the last one makes a message of version 3
+def test_texts_of_attributes(name, tmp_path):
+    values = ["a", "", "é" * 300, np.array(["one"], object), np.array(["a", "b"], object), np.bytes_("a"), 7, h5py.Empty("f")]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for k, value in enumerate(values):
+            file.create_dataset(str(k), data=np.zeros((2, 3))).attrs[name] = value
+    with h5py.File(tmp_path / "x.h5") as file:
+        data = FileBytes(file.id.get_vfd_handle(), "x")
+        (messages,) = zip(*(header.attributes for header in read_headers(data, addresses_of(file)[1])), strict=True)
+        assert {attribute_name(message) for message in messages} == {name.encode()}
+        found = [reference_in(message) for message in messages]
+        assert [len(one) for one in found] == [16] * 4 + [0] * 4
+        references = np.frombuffer(b"".join(found), REFERENCE)
+        assert from_heaps(data, references, 0) == ["a", "", "é" * 300, "one"]
+    assert reference_in(b"") == reference_in(bytes(40)) == b""

@@ -88,6 +88,29 @@ def test_a_dataset_for_each_sequence(tmp_path):
         open_sequences(f"{tmp_path}/s.h5")
 
 
+@pytest.mark.parametrize("options", [{}, {"chunks": True}])
+def test_an_id_in_an_array_of_one(options, tmp_path):
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        for k, value in enumerate((np.array(["a"], object), np.array([b"b"]), 7)):
+            file.create_dataset(str(k), data=X[0], **options).attrs["original_id"] = value
+    assert open_sequences(f"{tmp_path}/s.h5").ids == ["a", "b", "7"]
+
+
+def test_a_damaged_heap_of_ids(tmp_path):
+    """libhdf5 would never end: it stays at a free object of size 0."""
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        for k in range(2):
+            file.create_dataset(str(k), data=X[0]).attrs["original_id"] = f"id {k}"
+    content = bytearray((tmp_path / "s.h5").read_bytes())
+    at = content.index(b"GCOL") + 16
+    content[at : at + 16] = bytes(16)
+    (tmp_path / "s.h5").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"s.h5::/, attributes original_id: damaged: the heap of texts at byte .* does not add up"
+    ):
+        open_sequences(f"{tmp_path}/s.h5")
+
+
 def test_a_flat_input(tmp_path):
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["x"], file["lengths"], file["ids"] = X[0], [3, 0, 1], NAMES

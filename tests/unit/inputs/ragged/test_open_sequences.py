@@ -132,6 +132,16 @@ def test_a_dataset_for_each_sequence(options, place, dtype, tmp_path):
         check(open_sequences(f"{tmp_path}/{spec}"))
 
 
+def test_groups_with_several_names_are_gone_through_once(tmp_path):
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        group = file
+        for _ in range(40):
+            group["b"] = group.create_group("a")
+            group = group["a"]
+        group["x"], file["root"] = FLAT, file["/"]
+    assert list(open_sequences(f"{tmp_path}/s.h5").ids) == ["a/" * 40 + "x"]
+
+
 def test_a_rank_1_dataset_is_one_step(tmp_path):
     sequences = [X[s, 0] if length == 1 else X[s, :length] for s, length in enumerate(LENGTHS)]
     check(open_sequences(datasets(tmp_path / "s.h5", sequences)))
