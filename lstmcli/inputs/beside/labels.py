@@ -1,5 +1,7 @@
 """The names of classes."""
 
+import codecs
+
 from lstmcli.errors import DataError
 from lstmcli.files.file_kind import open_by_kind
 
@@ -13,6 +15,7 @@ def read_labels(path: str) -> tuple[str, ...]:
             raise DataError(f"{file.name}: expected a text with the name of a class on each line, got more than 64 MB")
         content = file.take(0, file.opened.st_size)
     try:
-        return tuple(content.decode("utf-8-sig").splitlines())
+        # Bytes are split at ends of lines alone, a str at a form feed and U+2028 as well.
+        return tuple(line.decode() for line in content.removeprefix(codecs.BOM_UTF8).splitlines())
     except UnicodeDecodeError as error:
         raise DataError(f"{file.name}: expected a text with the name of a class on each line, in UTF-8") from error

@@ -4,6 +4,7 @@ Binary matrices of floats and doubles are read in place; compressed ones (CM, CM
 command in an .scp is refused: nothing is run. See src/matrix/kaldi-matrix.cc and compressed-matrix.cc of Kaldi.
 """
 
+import os
 import re
 import struct
 from functools import partial
@@ -19,7 +20,7 @@ from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.ragged.placed import DECODED, Found
 
 KEY_LIMIT = 4096  # bytes
-PIECE = 1 << 20  # bytes of a text read at a time
+PIECE = 8 << 10  # bytes of a text read at first, and then as many again as there are
 PLAIN: dict[bytes, np.dtype[Any]] = {
     b"FM": np.dtype("<f4"),
     b"DM": np.dtype("<f8"),
@@ -30,7 +31,7 @@ COMPRESSED = {b"CM": 1, b"CM2": 2, b"CM3": 1}  # bytes of a value
 TEXT_LIMIT = 256 << 20  # bytes of a matrix in a text
 BINARY = re.compile(rb"[^\s\0]+ \0B(?:[FD][MV]|CM[23]?) ", re.DOTALL)
 TEXT = re.compile(rb"[^\s\0]+\s+\[")
-PLACE = re.compile(r"(\S+)\s+(.+?)\s*")
+PLACE = re.compile(rb"(\S+)\s+(.+?)\s*")
 
 
 def is_ark(begin: bytes) -> bool:
@@ -135,7 +136,7 @@ def text_at(file: FileBytes, path: str, key: str, where: str, at: int) -> tuple[
     while b"]" not in content:
         if end >= size or len(content) > TEXT_LIMIT:
             raise DataError(f"{where}: expected a matrix [ ... ] in a text, which has no end")
-        content += file.take(end, min(PIECE, size - end))
+        content += file.take(end, min(max(PIECE, len(content)), size - end))  # there may be many short ones, or a long one
         end = at + len(content)
     content = content[: content.index(b"]") + 1]
     values = text_matrix(content, where)
@@ -161,13 +162,13 @@ def text_matrix(content: bytes, where: str) -> NDArray[Any]:
 def places_in_scp(content: bytes, where: str, folder: Path) -> list[tuple[str, str, int]]:
     """Returns key, file and byte of each line of an .scp. Raises DataError for commands and for parts of matrices."""
     places = []
-    for number, line in enumerate(content.decode("utf-8", "surrogateescape").splitlines(), 1):
+    for number, line in enumerate(content.splitlines(), 1):
         if not line.strip():
             continue
         match = PLACE.fullmatch(line)
         if not match:
-            raise DataError(f"{where}, line {number}: expected KEY FILE:BYTE, got {shown(line[:60])}")
-        key, place = match[1], match[2]
+            raise DataError(f"{where}, line {number}: expected KEY FILE:BYTE, got {shown(os.fsdecode(line[:60]))}")
+        key, place = match[1].decode("utf-8", "surrogateescape"), os.fsdecode(match[2])
         if place.endswith("|") or place.startswith("|"):
             raise DataError(
                 f"{where}, line {number}: {shown(key)} is a command, and nothing is run; write it into an .ark first"

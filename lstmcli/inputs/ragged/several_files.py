@@ -1,5 +1,6 @@
 """The sequences of a file, told by what is in it, or of several: a folder, a pattern, a list of names, or several --input."""
 
+import codecs
 import glob
 import hashlib
 import os
@@ -121,8 +122,8 @@ def read_list(path: Path) -> list[str]:
         content = file.read(LIST_LIMIT + 1)
     if b"\0" in content or len(content) > LIST_LIMIT:
         raise DataError(f"@{shown(str(path))}: expected a text with the name of a file on each line")
-    names = os.fsdecode(content.removeprefix(b"\xef\xbb\xbf")).splitlines()
-    return [str(path.parent / name.strip()) for name in names if name.strip()]
+    names = [line.strip() for line in content.removeprefix(codecs.BOM_UTF8).splitlines()]  # of bytes: not at U+2028
+    return [str(path.parent / os.fsdecode(name)) for name in names if name]
 
 
 def in_one_file(

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmcli.errors import DataError, MissingInputError
+from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.ragged.open_sequences import open_sequences
 
 OPENED = []
@@ -288,6 +289,30 @@ def test_names_of_files(tmp_path):
     np.save(tmp_path / "b/y.npy", x + 1)
     source = opened(f"{tmp_path}/b/y.npy", also=(f"{tmp_path}/a/x.npy",))
     assert list(source.ids) == ["x", "y"]
+
+
+def test_names_with_what_ends_a_line_of_a_str(tmp_path):
+    x = np.ones((2, 4), np.float32)
+    name = "a\u2028b\x0bc"
+    np.save(tmp_path / f"{name}.npy", x)
+    (tmp_path / "list.txt").write_bytes(f"\ufeff {name}.npy \r\n\n".encode())
+    assert list(opened(f"@{tmp_path}/list.txt").ids) == [name]
+    (tmp_path / f"{name}.ark").write_bytes(b"\0BFM \4\2\0\0\0\4\4\0\0\0" + x.tobytes())
+    (tmp_path / "s.scp").write_bytes(f"k\u2028\xa0k {name}.ark:0\n".encode())
+    source = opened(f"{tmp_path}/s.scp")
+    assert list(source.ids) == ["k\u2028\xa0k"]
+    np.testing.assert_array_equal(read(source, 0, 0, [2]), x)
+
+
+def test_texts_of_kaldi_are_read_once(tmp_path, monkeypatch):
+    """Many short matrices, and one that is longer than what is read at first."""
+    sequences = {f"s{k}": np.full((n, 4), k, np.float32) for k, n in enumerate([1] * 50 + [5000])}
+    spec = ark_text(tmp_path, sequences)
+    taken, take = [], FileBytes.take
+    monkeypatch.setattr(FileBytes, "take", lambda self, at, count: taken.append(count) or take(self, at, count))
+    source = opened(spec)
+    assert sum(taken) < 51 * (12 << 10) + 2 * Path(spec).stat().st_size
+    np.testing.assert_array_equal(read(source, 49, 0, [1, 5000]), np.concatenate([sequences["s49"], sequences["s50"]]))
 
 
 def test_a_file_that_changes_meanwhile(tmp_path):
