@@ -2,7 +2,8 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -39,6 +40,8 @@ CHOICES = {
     "store": ("float16", "float32"),
     "layout": ("padded", "flat", "per-sequence"),
 }
+LEAST = {"units": 1, "seed": 0, "projection": 1, "window": 1, "stride": 1, "threads": 1, "max_memory": 1}  # whole numbers
+NUMBERS = ("forget_bias", "cell_clip", "projection_clip")  # of a layer, or one for each; whoever takes them knows their range
 
 set_runner(run_padded)
 
@@ -112,9 +115,12 @@ def run(
     from lstmcli.run.stop import Stop
 
     records = (job.Inputs, job.NewModel, job.Weights, job.Compute, job.Output, job.Resources, CellOptions, Choices)
-    known = {name for record in records for name in record.__annotations__} - {"choices", "cells", "whole", "chain", "also"}
+    others = {"choices", "cells", "also", "whole", "chain", "top", "labels"}  # fields that are no options of the command
+    known = {name for record in records for name in record.__annotations__} - others
     if unknown := sorted(options.keys() - known - {"time_major"}):
         raise TypeError(f"run() takes no option {unknown[0]}; it takes {', '.join(sorted(known))}")
+    if stop_after is not None and not (is_number(stop_after) and stop_after >= 0):
+        raise UsageError(f"stop_after: expected a number of seconds from 0 on, got {stop_after!r}")
     return run_job(job.job_of_options(as_typed({"input": input, **options})), on_progress, Stop(stop_after))
 
 
@@ -123,8 +129,14 @@ def as_typed(options: dict[str, Any]) -> dict[str, Any]:
     typed: dict[str, Any] = {}
     for name, value in options.items():
         match name, value:
-            case "units", int():
-                typed[name] = (value,)
+            case _, None:
+                typed[name] = None
+            case "units", _:
+                typed[name] = tuple(whole_number(name, one) for one in several(value))
+            case _, _ if name in LEAST:
+                typed[name] = whole_number(name, value)
+            case _, _ if name in NUMBERS:
+                typed[name] = tuple(None if one is None else number(name, one) for one in several(value))
             case "save", str() | list() | tuple():
                 typed[name] = tuple(sorted({*(value.split(",") if isinstance(value, str) else value)}))
             case "residual", bool():
@@ -138,3 +150,26 @@ def as_typed(options: dict[str, Any]) -> dict[str, Any]:
         if known and value is not None and (wrong := [one for one in given if one not in known]):
             raise UsageError(f"{name}: expected {', '.join(known)}, got {wrong[0]!r}")
     return typed
+
+
+def several(value: Any) -> Iterable[Any]:
+    """Returns what may be one value, or some of them, as some."""
+    return value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real)
+
+
+def number(name: str, value: Any) -> float:
+    """Returns a number as Python has them: facts are JSON, which takes none of NumPy's. Raises UsageError."""
+    if is_number(value):
+        return float(value)
+    raise UsageError(f"{name}: expected a number, got {value!r}")
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Does likewise for a whole number, such as 8 or 2e9, that is not below LEAST."""
+    if is_number(value) and value == value // 1 and value >= LEAST[name]:
+        return int(value)
+    raise UsageError(f"{name}: expected a whole number from {LEAST[name]} on, got {value!r}")

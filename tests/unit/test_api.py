@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from helpers import files, golden, naive
@@ -299,6 +300,53 @@ def test_run_does_what_the_command_does(case: Case, tmp_path: Path) -> None:
     ]:
         with pytest.raises(kind, match=words):
             lstmcli.run(case.x_npy, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("option", "expected", "values"),
+    [
+        *((name, "a whole number from 1 on", (0, -1, 1.5, "2", float("nan"))) for name in ("window", "stride", "threads")),
+        ("max_memory", "a whole number from 1 on", (0, -1, 0.5, "1GB", float("inf"))),
+        ("units", "a whole number from 1 on", (0, -3, 7.5, "7", [7, 0])),
+        ("projection", "a whole number from 1 on", (0, -1, 2.5)),
+        ("seed", "a whole number from 0 on", (-1, 0.5, "0")),
+        ("stop_after", "a number of seconds from 0 on", (-1, float("nan"), "55m")),
+        *((name, "a number", ("1",)) for name in ("forget_bias", "cell_clip", "projection_clip")),
+    ],
+)
+def test_run_takes_the_numbers_of_the_command(
+    option: str, expected: str, values: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the command refuses with exit code 2 is refused before anything is read: the input is not there."""
+    monkeypatch.chdir(tmp_path)
+    for value in values:
+        wrong = value[-1] if isinstance(value, list) else value
+        with pytest.raises(UsageError, match=f"^{option}: expected {expected}, got {wrong!r}$"):
+            lstmcli.run("missing.npy", **{"units": 7, option: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_takes_numbers_of_numpy(case: Case, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"lens": case.lens_npy, "projection": np.int16(5), "seed": np.uint8(3), "threads": np.int32(1)}
+    options |= {"forget_bias": np.float32(0.5), "units": np.array([7, 3]), "max_memory": 1e9}
+    facts = lstmcli.run(case.x_npy, output=tmp_path / "a.h5", **options)
+    assert facts["model"]["units"] == [7, 3]
+    plain: dict[str, Any] = {"projection": 5, "seed": 3, "threads": 1, "forget_bias": 0.5, "units": [7, 3]}
+    lstmcli.run(case.x_npy, lens=case.lens_npy, output=tmp_path / "b.h5", **plain)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_run_takes_the_options_and_the_limits_of_the_command() -> None:
+    from lstmcli import api
+    from lstmcli.cli.commands.run_and_predict import run
+
+    with pytest.raises(TypeError) as error:
+        lstmcli.run("x.npy", **{"": 0})
+    taken = {*str(error.value).partition("it takes ")[2].split(", "), "time_major", "stop_after"}
+    about_cluster_and_terminal = {"inputs", "plan", "shard", "scheduler", "json", "quiet", "verbose", "progress"}
+    assert taken == {param.name for param in run.params} - about_cluster_and_terminal
+    limits = {param.name: param.type.min for param in run.params if isinstance(param.type, click.IntRange)}
+    assert limits | {"units": 1, "max_memory": 1} == api.LEAST
 
 
 def test_run_takes_the_choices_of_the_command() -> None:
