@@ -30,7 +30,8 @@ from lstmcli.results.formats.paths import Paths, check_paths, refuse_inputs, res
 from lstmcli.results.formats.result import Metadata, WindowRows
 from lstmcli.results.journal import StoredSpan
 from lstmcli.results.naming import UnpublishedResult, publishing
-from lstmcli.results.verify import MERGED_SUM, PART_NAMES, PART_SUMS, container_sum, verify
+from lstmcli.results.verify import verify
+from lstmcli.results.virtual_merge import MERGED_SUM, PART_NAMES, PART_SUMS, container_sum
 from lstmcli.run.memory import Limits, cut_into_spans
 from lstmcli.run.opened_job import mark_of_steps
 from lstmcli.run.pipeline import Progress

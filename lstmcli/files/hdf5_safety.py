@@ -53,7 +53,7 @@ def find(group: Any, name: str, follow: bool = False) -> Any:
             if linked and not follow:
                 raise DataError(
                     f"{label(item)}: {shown(part)} is a soft or external link, which are not followed; "
-                    "name the dataset that it points to, copy it into the file, or allow it with --follow-links"
+                    "name the dataset that it points to, copy it into the file, or allow it with lstmcli run --follow-links"
                 )
             try:
                 item = item[part]
@@ -94,7 +94,7 @@ def dataset(file: Any, name: str, follow: bool = False, above: tuple[str, ...] =
             if not follow:
                 raise DataError(
                     f"{where}: its data lies in other files, which are not read; "
-                    "copy it into one file (h5repack), or allow it with --follow-links"
+                    "copy it into one file (h5repack), or allow it with lstmcli run --follow-links"
                 )
             other_files(item, above)
         filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]

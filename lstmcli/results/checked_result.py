@@ -15,6 +15,7 @@ from lstmcli.inputs.beside.ids import strings_of
 from lstmcli.model.result_container import ONE, StoredDatasets, check_container
 from lstmcli.results.formats.fields import FLAT, PADDED, PER_SEQUENCE, Checksums, Field, has_steps
 from lstmcli.results.formats.result import WindowRows
+from lstmcli.results.virtual_merge import is_virtual_merge
 
 
 class CheckedResult(NamedTuple):
@@ -50,6 +51,8 @@ def open_result(path: str) -> Iterator[CheckedResult]:
     Raises MissingInputError, StorageError, or DataError if it is no result, or damaged, cut or incomplete.
     """
     with hdf5.open_file(path) as file:
+        if is_virtual_merge(file):
+            raise DataError(f"{shown(path)}: its arrays lie in other files; make one that holds them: merge without --virtual")
         data = FileBytes(file.id.get_vfd_handle(), shown(path))
         stored = check_container(file, data)
         lengths = np.asarray(hdf5.read_array(hdf5_safety.dataset(file, "lengths")))

@@ -25,6 +25,7 @@ from lstmcli.inputs.ragged.flat import FlatSequences
 from lstmcli.inputs.ragged.placed import PlacedSequences
 from lstmcli.inputs.source import Source, StoredArray
 from lstmcli.model.model_file import RESULT_FORMAT, check_format, undamaged
+from lstmcli.results.virtual_merge import dataset_in, is_virtual_merge, parts_of
 
 if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
@@ -157,6 +158,7 @@ class StoredResult:
             if hdf5.attribute(self.file, "format") != RESULT_FORMAT:
                 raise DataError(f"{self.where}: expected a result of lstmcli run or predict, got another file")
             check_format(self.file)
+            self.parts = parts_of(self.file) if is_virtual_merge(self.file) else None  # the files that its arrays lie in
             self.valid = self._valid()
             self._ids = Ids(self.file, len(self.lengths))
             self.layout = "padded"
@@ -189,7 +191,7 @@ class StoredResult:
                 return None
             sequences = in_datasets(item, named_below(item, names), token_ids=False)
             return StepArray(name, self._ids, PlacedSequences(sequences, ExitStack()), self._placed())
-        item = hdf5_safety.dataset(self.file, name)
+        item = hdf5_safety.dataset(self.file, name) if self.parts is None else dataset_in(self.file, name, self.parts)
         count, label = len(self.lengths), hdf5.label(item)
         offsets = self._offsets() if item.ndim == 2 and name.partition("/")[0] in STEP_ARRAYS else None
         if offsets is None and item.ndim != 3:

@@ -4,33 +4,27 @@ import math
 import os
 import zipfile
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lstmcli.engine.model_check import confirm
-from lstmcli.errors import DataError, MissingInputError, shown
+from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind
-from lstmcli.files.hdf5 import CHECKSUMS, CONTAINER
+from lstmcli.files.hdf5 import CHECKSUMS
 from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.files.zip_reader import reading_zip
 from lstmcli.files.zip_writer import Member, crc32, directory, local_header
-from lstmcli.inputs.beside.ids import strings_of
 from lstmcli.model.chain_file import any_model_in, load_any_model
 from lstmcli.model.model_check import read_check
 from lstmcli.model.model_file import FORMAT, load_model
-from lstmcli.model.result_container import extent
 from lstmcli.results.checked_result import CheckedResult, open_result
 from lstmcli.results.formats.fields import PADDED, Field
 from lstmcli.results.formats.result import crc32_rows
+from lstmcli.results.virtual_merge import is_virtual_merge, parts_of
 
-PARTS = "parts"  # the group of a virtual merge with what its arrays lie in
-PART_NAMES = f"{PARTS}/names"  # relative to the folder of the file
-PART_SUMS = f"{PARTS}/checksums"  # of their containers, which hold those of their rows
-MERGED_SUM = f"{PARTS}/container"  # of all bytes of the file but these
 BLOCK = 16 << 20  # bytes read at a time
 
 
@@ -52,8 +46,8 @@ def verify(path: str) -> str:
 def verify_hdf5(path: str) -> str:
     with hdf5.open_file(path) as file:
         has_checksums = hdf5_safety.find(file, CHECKSUMS) is not None
-        if hdf5_safety.find(file, MERGED_SUM) is not None:
-            return verify_virtual(file, Path(path))
+        if is_virtual_merge(file):
+            return verify_virtual(file)
     if not has_checksums and model_format(path) == FORMAT:
         return f"a model file, readable; it has no checksums{repeated_check(path)}"
     with open_result(path) as whole:
@@ -66,27 +60,15 @@ def verify_hdf5(path: str) -> str:
     return f"{len(whole.valid.lengths):,} sequences, {len(whole.fields)} arrays, all checksums right"
 
 
-def verify_virtual(file: Any, path: Path) -> str:
+def verify_virtual(file: Any) -> str:
     """Checks a virtual merge, and the parts that its arrays lie in. Raises DataError, StorageError."""
-    data, own = FileBytes(file.id.get_vfd_handle(), shown(str(path))), hdf5_safety.dataset(file, MERGED_SUM)
-    if hdf5.container_checksum(data.take, data.opened.st_size, [extent(own)]) != hdf5.read_array(own)[0]:
-        raise DataError(f"{data.name}: is not what was written; it was damaged or changed: make it again with merge --virtual")
-    names = strings_of(hdf5_safety.dataset(file, PART_NAMES))
-    for name, checksum in zip(names, hdf5.read_array(hdf5_safety.dataset(file, PART_SUMS)), strict=True):
-        part = str(path.parent / name)
+    parts = parts_of(file)
+    for part in parts:
         try:
             verify_hdf5(part)
-            if container_sum(part) != checksum:
-                raise DataError("is another part than the one that was merged")
-        except (DataError, MissingInputError) as error:
-            raise DataError(f"{data.name}: lies in {shown(part)}: {error}") from error
-    return f"{len(file['lengths']):,} sequences in {len(names):,} parts, all checksums right"
-
-
-def container_sum(path: str) -> int:
-    """Returns the checksum of the container of a result, as it stands there."""
-    with hdf5.open_file(path) as file:
-        return int(hdf5.read_array(hdf5_safety.dataset(file, CONTAINER))[0])
+        except DataError as error:
+            raise DataError(f"{hdf5.label(file).removesuffix('::/')}: lies in {shown(part)}: {error}") from error
+    return f"{len(file['lengths']):,} sequences in {len(parts):,} parts, all checksums right"
 
 
 def repeated_check(path: str) -> str:

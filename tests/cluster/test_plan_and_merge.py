@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,8 @@ from helpers import files
 from helpers.command import LSTMCLI, SECONDS, assert_one_line, lstmcli, succeed
 from helpers.system_tools import run_with_faults
 
+import lstmcli as lstmcli_api
+from lstmcli.errors import DataError
 from lstmcli.kernel.native import cache as kernel_cache
 
 BATCH = 70
@@ -260,6 +263,41 @@ def test_virtual(copied: Path) -> None:
     assert outputs is not None
     assert np.isnan(outputs).all(axis=(1, 2)).sum() == np.isnan(state["0/c"]).all(axis=1).sum() > 5
     moved.rename(copied)
+
+
+def test_what_reads_results_reads_virtual_ones(copied: Path) -> None:
+    succeed("merge", "plan.json", "-o", "virtual.h5", "--virtual", "-q", cwd=copied)
+    assert "equal to the bit" in succeed("compare", "virtual.h5", "serial.h5", cwd=copied).text
+    facts, whole = (succeed("inspect", name, "--json", cwd=copied).json for name in ("virtual.h5", "serial.h5"))
+    assert facts["what"] == f"{whole['what']}, in the 5 parts of a virtual merge"
+    assert {name for name in facts if facts[name] != whole[name]} == {"path", "bytes", "what", "arrays"}
+    with lstmcli_api.open_result(copied / "virtual.h5") as one, lstmcli_api.open_result(copied / "serial.h5") as other:
+        assert files.bits(one.outputs.padded()) == files.bits(other.outputs.padded())
+        assert files.bits(np.asarray(one.state["0/c"])) == files.bits(np.asarray(other.state["0/c"]))
+    for word, advice in (("virtual.h5", "merge without --virtual"), ("virtual.h5::/outputs", "lstmcli run --follow-links")):
+        assert_one_line(lstmcli("convert", word, "b.npz", cwd=copied), 65, word, advice)
+    part = copied / "plan.parts" / "part-0002.h5"
+    part.rename(copied / "away.h5")
+    for command in (("compare", "serial.h5"), ("inspect",), ("verify",)):
+        ended = lstmcli(command[0], "virtual.h5", *command[1:], cwd=copied)
+        assert_one_line(ended, 65, "virtual.h5: lies in ", "part-0002.h5", "cannot be opened")
+
+
+def test_a_virtual_merge_leads_to_its_parts_alone(copied: Path) -> None:
+    """Whoever makes one by hand cannot make another program read what lies elsewhere."""
+    succeed("merge", "plan.json", "-o", "virtual.h5", "--virtual", "-q", cwd=copied)
+    with h5py.File(copied / "virtual.h5", "r+") as file:
+        shape, dtype = file["state/0/c"].shape, file["state/0/c"].dtype
+        del file["state/0/c"]
+        layout = h5py.VirtualLayout(shape, dtype)
+        layout[:] = h5py.VirtualSource("serial.h5", "state/0/c", shape)
+        file.create_virtual_dataset("state/0/c", layout)
+        at = file["parts/container"].id.get_offset()
+    content = bytearray((copied / "virtual.h5").read_bytes())
+    content[at : at + 4] = zlib.crc32(content[:at] + content[at + 4 :]).to_bytes(4, "little")
+    (copied / "virtual.h5").write_bytes(content)
+    with pytest.raises(DataError, match=r"state/0/c: lies in .*serial\.h5, which is none of the parts that were merged$"):
+        lstmcli_api.open_result(copied / "virtual.h5")
 
 
 @pytest.mark.slow

@@ -243,3 +243,15 @@ def test_a_part_that_is_made_anew_while_it_is_merged(same: bool, left: Path, mon
         with pytest.raises(DataError, match=r"part-0002\.h5::/outputs, row"):
             merging.merge(plan, str(left / "out.h5"), None, overwrite=False, resume=False)
         assert not (left / "out.h5").exists()
+
+
+@pytest.mark.parametrize("pool", [(), ("--pool", "mean")])
+def test_a_table_of_parts_that_hold_outputs(pool: tuple[str, ...], left: Path) -> None:
+    """What to say instead are options of the command that decides what is stored, which is plan."""
+    succeed(*PLAN, *pool, "--overwrite", "-q", cwd=left)
+    how = "say --save pooled, or --save states, in run or plan" if pool else "--pool mean --save pooled, or --save states, in"
+    assert_one_line(lstmcli("merge", "plan.json", "-o", "out.csv", cwd=left), 2, "out.csv", "use --output NAME.h5", how)
+    succeed(*PLAN, "--pool", "mean", "--save", "pooled", "--overwrite", "-q", cwd=left)
+    for k in (1, 2, 3):
+        succeed("run", "--plan", "plan.json", "--shard", k, "--overwrite", "-q", cwd=left)
+    succeed("merge", "plan.json", "-o", "out.csv", "-q", cwd=left)

@@ -77,6 +77,7 @@ def test_parts(layout: tuple[str, str], case: Case, tmp_path: Path) -> None:
         assert_one_line(lstmcli("merge", "plan.json", "-o", "v.h5", "--virtual", cwd=tmp_path), 2, "per-sequence")
         return
     succeed("merge", "plan.json", "-o", "virtual.h5", "--virtual", "-q", cwd=tmp_path)
+    assert "equal to the bit" in succeed("compare", "virtual.h5", "whole.h5", cwd=tmp_path).text
     whole = files.read_all(tmp_path / "whole.h5")
     for name, value in files.read_all(tmp_path / "virtual.h5").items():
         if not name.startswith("parts/"):  # which says what the parts must be

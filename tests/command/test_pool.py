@@ -78,7 +78,7 @@ def test_tables(case: Case, tmp_path: Path) -> None:
     assert [head[k] for k in (1, 6, 27, 48, 53)] == ["pooled/0", "state/0/c/0", "state/0/h/0", "state/1/c/0", "state/1/h/0"]
     states = [case.state[name] for name in ("0/c", "0/h", "1/c", "1/h")]
     assert files.bits(values) == files.bits(np.concatenate([pooled("mean", case), *states], axis=1))
-    assert_one_line(lstmcli(*words[:-3], "-o", "no.csv", cwd=tmp_path), 2, "--pool mean, or --save states")
+    assert_one_line(lstmcli(*words[:-3], "-o", "no.csv", cwd=tmp_path), 2, "--pool mean --save pooled, or --save states")
 
 
 def test_parquet(case: Case, tmp_path: Path) -> None:

@@ -51,7 +51,11 @@ def result_paths(output: str | None, states: str | None, save: tuple[str, ...], 
     if suffix in TABLES and states:
         raise UsageError(f"--states {states}: a table holds the states itself with --save states; leave it out")
     if suffix in TABLES and not (predicts or set(save) <= {"pooled", "states"}):
-        raise UsageError(f"--output {output}: a table has a row for each sequence; say --pool mean, or --save states")
+        pooled = "--save pooled" if "pooled" in save else "--pool mean --save pooled"
+        raise UsageError(
+            f"--output {output}: a table has a row for each sequence, not for each step; say {pooled}, or --save states, in "
+            "run or plan, or use --output NAME.h5"
+        )
     if predicts or suffix in TABLES:
         return Paths(None if suffix == "-" else Path(output))
     if set(save) - {"states"} not in ({"outputs"}, {"pooled"}):

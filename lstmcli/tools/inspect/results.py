@@ -22,6 +22,8 @@ def about_result(spec: str) -> Facts:
         what = f"result of {kind} over {count:,} sequences, {result.layout}"
         if isinstance(part, dict) and "rows" in part:
             what = f"part of a plan, sequences {part['rows'][0]:,} to {part['rows'][1] - 1:,}: {what}"
+        if result.parts is not None:
+            what = f"{what}, in the {len(result.parts):,} parts of a virtual merge"
         arrays, values = [], {}
         for name, array in result.arrays.items():
             layout = how_stored(result.file[name]) if hasattr(result.file[name], "shape") else "a dataset for each sequence"
@@ -46,7 +48,7 @@ def about_result(spec: str) -> Facts:
             "made_of": {name: attributes[name] for name in ORIGINS if name in attributes},
             "nonfinite": nonfinite(attributes),
             "cost": model_cost | {"steps": steps_done, "gflop": model_cost["flop_per_step"] * steps_done / 1e9},
-            "has_checksums": "checksums" in result.file,
+            "has_checksums": "checksums" in result.file or result.parts is not None,
             "notes": [],
         }
 
