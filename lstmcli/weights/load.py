@@ -33,6 +33,7 @@ KNOWN = (
 STAND_IN = 1024  # bytes; what a repository may have instead of a large file is smaller
 SMALLEST = 16  # bytes; nothing that holds weights is smaller
 TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # a checkpoint's index ends with it
+KERAS_MEMBERS = {"config.json", "model.weights.h5"}  # of a .keras archive
 PICKLES = [bytes([0x80, protocol]) for protocol in range(2, 6)]
 FOLDER_FILES = ("checkpoint", "saved_model.pb", "keras_metadata.pb", "fingerprint.pb")  # that stand for their folder
 IR_VERSION = b"\x08"  # the key of the field that comes first in an ONNX model
@@ -206,13 +207,13 @@ def read_hdf5(data: FileBytes, path: str, reader: WeightsReader[Model_co]) -> Mo
 
 
 def read_archive(fd: int, where: str, reader: WeightsReader[Model_co]) -> Model_co:
-    from lstmcli.weights import keras
     from lstmcli.weights.containers.zip_archive import Archive
-    from lstmcli.weights.torch_format import saved_files
 
     with closing(Archive(fd, where)) as archive:
-        if keras.CONFIG in archive.members and keras.WEIGHTS in archive.members:
+        if archive.members.keys() >= KERAS_MEMBERS:
             return reader.keras_archive(archive)
+        from lstmcli.weights.torch_format import saved_files
+
         if saved_files.is_torch(archive):
             return reader.torch(saved_files.read_archive(archive), where)
     held = ", ".join(map(shown, list(archive.members)[:5])) or "nothing"

@@ -15,7 +15,6 @@ import numpy as np
 from lstmcli.blocks import Floats
 from lstmcli.errors import DataError, UsageError, shown
 from lstmcli.model.tree import Bidirectional, Cell, Model, Stack, as_root
-from lstmcli.weights.containers import safetensors
 from lstmcli.weights.containers.tensor import Tensor
 from lstmcli.weights.draft import ABOUT_USE, MANY, Choices, Draft, Imported, Origin, summed
 from lstmcli.weights.torch_format.parameters import Computed, Layers, Parameters, first_states, used_parameters
@@ -161,6 +160,8 @@ def export(model: Model, path: Path, overwrite: bool) -> dict[str, Floats]:
     for k, layer in enumerate(layers):
         for cell, end in zip(layer, ("", "_reverse"), strict=False):
             tensors |= {f"{name}_l{k}{end}": value for name, value in exported(cell, biased, dtype).items()}
+    from lstmcli.weights.containers import safetensors  # which a .pt needs not
+
     safetensors.save(tensors, path, overwrite)
     return tensors
 

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import files
 from helpers.case import Case
 from helpers.command import SECONDS, assert_one_line, lstmcli, succeed
 
+MODELS = Path(__file__).parents[1] / "data" / "models"
 HEAVY = {"numba", "llvmlite", "h5py", "rich", "numpy"}
 OPTIONS = (
     *("--input", "--lens", "--units", "--weights", "--seed", "--output", "--states", "--save", "--dtype", "--threads"),
@@ -19,8 +21,8 @@ OPTIONS = (
 )
 
 
-def imported(*command: str, cwd: Path) -> set[str]:
-    """The top-level packages that a Python process imports."""
+def modules(*command: str, cwd: Path) -> set[str]:
+    """What a Python process imports."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *command],
         cwd=cwd,
@@ -31,7 +33,12 @@ def imported(*command: str, cwd: Path) -> set[str]:
     )
     names = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "lstmcli" in names
-    return {name.split(".")[0] for name in names}
+    return names
+
+
+def imported(*command: str, cwd: Path) -> set[str]:
+    """The top-level packages that a Python process imports."""
+    return {name.split(".")[0] for name in modules(*command, cwd=cwd)}
 
 
 @pytest.mark.parametrize("args", [["--help"], ["-h"], ["--version"], ["run", "--help"], ["model", "--help"]])
@@ -41,6 +48,14 @@ def test_help_and_version_import_nothing_heavy(args: list[str], tmp_path: Path) 
 
 def test_importing_the_package_loads_nothing_heavy(tmp_path: Path) -> None:
     assert not HEAVY & imported("-c", "import lstmcli", cwd=tmp_path)
+
+
+def test_weights_of_a_framework_import_nothing_of_another(tmp_path: Path) -> None:
+    files.write_npy(tmp_path / "x.npy", np.zeros((2, 3, 6), np.float32))
+    run = ("-m", "lstmcli", "run", "--quiet", "-i", "x.npy", "-w", str(MODELS / "torch_pooled.pt"), "-o", "o.h5")
+    names = modules(*run, cwd=tmp_path)
+    assert "lstmcli.weights.pytorch" in names
+    assert not [name for name in names if "keras" in name or "onnx" in name or "tensorflow" in name]
 
 
 def test_help_is_the_same_for_both_spellings(tmp_path: Path) -> None:
