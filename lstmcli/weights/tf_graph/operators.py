@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lstmcli.errors import DataError
 from lstmcli.weights.onnx_graph.constants import limited
 from lstmcli.weights.onnx_graph.graph import Node
 from lstmcli.weights.tf_graph.tensors import TYPES, read_array
@@ -84,22 +85,38 @@ def strided_slice(node: Node, inputs: Inputs) -> Array:
     data, *places = inputs
     masks = [node.integer(f"{name}_mask") for name in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")]
     index: list[Any] = []
+    axis = 0
     for k, (begin, end, step) in enumerate(zip(*map(numbers_of, places), strict=True)):
         no_begin, no_end, ellipsis, new, shrink = (mask >> k & 1 for mask in masks)
-        if ellipsis or new:
-            index.append(... if ellipsis else None)
-        elif shrink:
+        if ellipsis:
+            index.append(...)
+            axis = data.ndim - sum(not masks[3] >> later & 1 for later in range(k + 1, len(places[0])))
+            continue
+        if new:
+            index.append(None)
+            continue
+        if shrink:
             index.append(begin)
         else:
-            index.append(slice(None if no_begin else begin, None if no_end else end, step))
+            cut = slice(None if no_begin else begin, None if no_end else end, step)
+            index.append(cut)
+            refuse_cut(data, axis, cut.start, cut.stop)
+        axis += 1
     return np.asarray(data[tuple(index)])
+
+
+def refuse_cut(data: Array, axis: int, *places: int | None) -> None:
+    """Raise DataError where a slice of what depends on the input ends beyond it: it would cut what is longer."""
+    beyond = [abs(place) for place in places if place is not None and abs(place) > data.shape[axis]]
+    if data.dtype.names and beyond:
+        raise DataError(f"takes {beyond[0]} of axis {axis} at most, which cuts what is longer; not known to this program")
 
 
 def slice_(node: Node, inputs: Inputs) -> Array:
     data, begins, sizes = inputs
     places = zip(numbers_of(begins), numbers_of(sizes), strict=True)
     index = tuple(slice(begin, None if size < 0 else begin + size) for begin, size in places)
-    if min(numbers_of(begins), default=0) < 0:
+    if any(cut.start < 0 or (cut.stop or 0) > size for cut, size in zip(index, data.shape, strict=True)):
         raise ValueError
     return data[index]
 

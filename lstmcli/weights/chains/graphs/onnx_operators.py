@@ -264,13 +264,15 @@ class Operators(GraphLayers):
             self.constants.of(value)
 
     def refuse_cut(self, node: Node) -> None:
-        """A slice that ends at some step cuts longer sequences."""
-        numbers = self.flowing(node, 0)
-        ends = integers_of(node, "ends", [self.constants.of(value) for value in node.inputs], 2) or []
-        axes = integers_of(node, "axes", [self.constants.of(value) for value in node.inputs], 3) or range(len(ends))
-        for end, axis in zip(ends, axes, strict=False):
-            if numbers.shape[axis] < end < OPEN_END:
-                raise DataError(f"takes {end} of axis {axis} at most, which cuts what is longer; not known to this program")
+        """A slice that ends at some step, or begins at some step from the end, cuts longer sequences."""
+        numbers, inputs = self.flowing(node, 0), [self.constants.of(value) for value in node.inputs]
+        starts, ends = (integers_of(node, name, inputs, k) or [] for k, name in ((1, "starts"), (2, "ends")))
+        axes = integers_of(node, "axes", inputs, 3) or range(len(ends))
+        for axis, *places in zip(axes, starts, ends, strict=False):
+            if beyond := [abs(place) for place in places if numbers.shape[axis] < abs(place) < OPEN_END]:
+                raise DataError(
+                    f"takes {beyond[0]} of axis {axis} at most, which cuts what is longer; not known to this program"
+                )
 
     def make_ReverseSequence(self, node: Node) -> None:  # noqa: N802
         numbers, lengths = self.flowing(node, 0), self.constant(node, 1)

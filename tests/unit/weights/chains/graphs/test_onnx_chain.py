@@ -444,6 +444,7 @@ REFUSED = {
     "differ from step to step": [line("Add", "V table -> Y")],
     "takes a part of what comes out of 'n1'": [line("Gather", "V where -> Y", axis=1)],
     "'n4': takes 800 of axis 1 at most": [line("Slice", "V zero eight one -> Y")],
+    "'n4': takes 700 of axis 1 at most": [line("Slice", "V late open one -> Y")],
     "operator that is not known": [line("Sin", "V -> a"), line("Mul", "a V -> Y")],
     "final cell state": [],
     "axis 1 is not that of the features": [line("Softmax", "V -> Y", axis=1)],
@@ -460,8 +461,19 @@ REFUSED = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_refused_by_name(what: str, tmp_path: Path) -> None:
-    arrays = {"where": np.array(0), "table": random(FEW[1], UNITS), "eight": np.array([800]), "low": np.float32(0.5)}
-    arrays |= {"six": np.float32(6), "groups": random(UNITS, 1, 2), "square": random(FEATURES, UNITS)}
+    arrays = {
+        "where": np.array(0),
+        "table": random(FEW[1], UNITS),
+        "eight": np.array([800]),
+        "late": np.array([-700]),
+        "low": np.float32(0.5),
+    }
+    arrays |= {
+        "open": np.array([1 << 62]),
+        "six": np.float32(6),
+        "groups": random(UNITS, 1, 2),
+        "square": random(FEATURES, UNITS),
+    }
     nodes = REFUSED[what]
     if not nodes:
         lines = [BASE[0], line("LSTM", "X0 W R B -> Y0 H C", hidden_size=UNITS), line("Squeeze", "C zero -> Y")]
