@@ -4,6 +4,7 @@ The graph is followed as ONNX's are (traced_graph.py). Masks are numbers in it l
 skip the steps that they hide.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,11 @@ def build(path: Path, where: str, tensors: list[Tensor], choices: Choices) -> tu
     stored = {tensor.name: tensor for tensor in tensors}
     try:
         saved = read_saved_graph(path)
-        variables = {name: replace(stored[key], name=name) for name, key in saved.variables.items() if key in stored}
+        variables = {  # each is read once, for all walks through the graph
+            name: replace(tensor, name=name, read=functools.cache(tensor.read))
+            for name, key in saved.variables.items()
+            if (tensor := stored.get(key))
+        }
         draft = Draft("a SavedModel", where, variables.values(), choices)
         with draft.building("graph"):
             made = walked_as_told(
