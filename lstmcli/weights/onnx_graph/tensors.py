@@ -2,7 +2,7 @@
 
 import math
 import os
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -38,7 +38,8 @@ def read_tensor(message: Message, name: str, path: str, where: str) -> Tensor:
     if len(shape) > MAX_RANK or any(not 0 <= size < 1 << 48 for size in shape):
         raise DataError(f"{where}: damaged: {shown(name)} has shape {str(shape)[:200]}")
     kind = TYPES.get(message.integer(2), Type(f"type {message.integer(2)}", "", 0))
-    return Tensor(name, shape, kind.name, partial(values, message, path, f"{where}: {shown(name)}", shape, kind))
+    read = cache(partial(values, message, path, f"{where}: {shown(name)}", shape, kind))  # a whole model is followed twice
+    return Tensor(name, shape, kind.name, read)
 
 
 def sparse_tensor(message: Message, name: str, where: str) -> Tensor:
