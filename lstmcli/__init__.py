@@ -1,4 +1,4 @@
-"""LSTMs over padded sequences, without ever touching the padding.
+"""LSTMs over padded sequences, without ever computing the padding.
 
 model = lstmcli.init_model(input_size=20, units=[7], seed=0)      # or lstmcli.load_model("model.h5")
 outputs, state = model(x, lengths=lengths)                        # (B, T, 7), {"0/c": (B, 7), "0/h": (B, 7)}
