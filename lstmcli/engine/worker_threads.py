@@ -9,7 +9,9 @@ two cores.)
 
 import os
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -31,26 +33,33 @@ class WorkerThreads:
         memory  owns the table, and what the kernel shares among its threads: a thread that comes too late still looks there
         """
         with self.one_call:
-            while len(self.queues) < threads - 1:
-                self.queues.append(SimpleQueue())
-                number = len(self.queues)
-                threading.Thread(target=self.serve, args=(number,), name=f"lstmcli-{number}", daemon=True).start()
+            self.start(threads - 1)
             # An interrupt must not come in between: the others would wait for thread 0, or write into memory that is gone.
             try:
                 self.post(1, (kernel, table, threads, memory))
             finally:
                 kernel(table, 0)
 
+    def start(self, count: int) -> None:
+        """Start threads until there are `count`, or as many as the system lets start: a call does without the others.
+
+        Not by threading.Thread, which waits until the thread has begun: for ever, where that finds no memory to begin with.
+        """
+        with suppress(RuntimeError):
+            while len(self.queues) < count:
+                queue: SimpleQueue[Item] = SimpleQueue()
+                start_new_thread(self.serve, (len(self.queues) + 1, queue))
+                self.queues.append(queue)
+
     def post(self, number: int, item: Item) -> None:
         """Hand a call to thread `number`, unless that has not even begun with the one before: then it would come too late."""
-        queue = self.queues[number - 1]
-        if queue.empty():
+        if number <= len(self.queues) and (queue := self.queues[number - 1]).empty():
             queue.put(item)
 
-    def serve(self, number: int) -> None:
+    def serve(self, number: int, queue: SimpleQueue[Item]) -> None:
         """Take calls as thread `number`, and pass each on to the next thread, which signals do not interrupt."""
         while True:
-            kernel, table, threads, _ = item = self.queues[number - 1].get()
+            kernel, table, threads, _ = item = queue.get()
             if number < threads - 1:
                 self.post(number + 1, item)
             kernel(table, number)

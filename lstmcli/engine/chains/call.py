@@ -1,5 +1,6 @@
 """A whole model over arrays in memory: what predict() does."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -117,12 +118,16 @@ def blocks(prepared: Prepared, take: Take, valid: Valid) -> Iterator[tuple[int, 
 
 
 def prepare(chain: Chain, given: np.dtype[Any], threads: int | None, chosen: str | None) -> Prepared:
-    """Return the chain packed for inputs of this dtype and this number of threads, and keep that for as long as the chain."""
+    """Return the chain packed for inputs of this dtype and this number of threads, and keep that for as long as the chain.
+
+    A forked process makes its own: it has none of the threads, and nobody there ends a turn.
+    """
     dtype, bfloat16 = computed(given, chosen)
-    known: dict[tuple[np.dtype[Any], bool, int | None], Prepared] = chain.__dict__.setdefault("_kept", Kept())
-    if (prepared := known.get((dtype, bfloat16, threads))) is None:
+    known: dict[tuple[int, np.dtype[Any], bool, int | None], Prepared] = chain.__dict__.setdefault("_kept", Kept())
+    key = (os.getpid(), dtype, bfloat16, threads)
+    if (prepared := known.get(key)) is None:
         prepared = Prepared(PreparedChain(chain, dtype, checked_threads(threads), bfloat16), threading.Lock())
-        known[dtype, bfloat16, threads] = prepared
+        known[key] = prepared
     return prepared
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -147,7 +147,13 @@ class PreparedChain:
             function(slice(0, rows))
             return
         cuts = [rows * k // threads for k in range(threads + 1)]
-        list(self.pool.map(function, [slice(a, b) for a, b in itertools.pairwise(cuts)]))
+        tasks: list[Future[None]] = []
+        try:
+            tasks.extend(self.pool.submit(function, slice(a, b)) for a, b in itertools.pairwise(cuts))
+            for task in tasks:
+                task.result()
+        finally:
+            wait(tasks)  # also after an interrupt: they write into memory that the next call uses again
 
 
 class LstmStep:

@@ -1,6 +1,7 @@
 """The Python call from several threads at once, and in a forked process."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 
 import lstmcli
-from lstmcli.engine import packed_cell
+from lstmcli.engine import packed_cell, worker_threads
+from lstmcli.engine.chains.prepared_chain import PreparedChain
 from lstmcli.engine.lanes_and_threads import WorkSplit
 from lstmcli.engine.worker_threads import WorkerThreads
+from lstmcli.model.chain import Chain
+from lstmcli.model.layers import Dense
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,33 @@ def test_a_forked_process_goes_on(batch):
     if not child:
         os._exit(0 if same(want, model(x, lengths, threads=2)) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_forked_process_predicts(batch):
+    model, x, lengths = batch
+    chain = Chain((model, Dense(np.ones((48, 600)))), ("lstm", "dense"))
+    want = chain.predict(x, lengths, threads=2).tobytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        signal.alarm(60)  # ends it where it waits for a thread that it has not
+        os._exit(0 if chain.predict(x, lengths, threads=2).tobytes() == want else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_an_interrupt_leaves_no_thread_that_writes(batch):
+    prepared, ended = PreparedChain(Chain((batch[0],), ("lstm",)), np.dtype(np.float32), 2), []
+
+    def work(part):
+        if not part.start:
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+        ended.append(part)
+
+    with pytest.raises(KeyboardInterrupt):
+        prepared.shared(work, 2, 1e9)
+    assert ended == [slice(1, 2)]
 
 
 @pytest.fixture
@@ -120,3 +151,18 @@ def test_a_thread_that_comes_late_or_never(few, share, delay, monkeypatch):
         assert same(want, model(x, lengths, threads=2))
     for thread in late:
         thread.join()
+
+
+def test_threads_that_cannot_start_are_not_waited_for(few, monkeypatch):
+    model, x, lengths = few
+    want = model(x, lengths, threads=1)
+    monkeypatch.setattr(worker_threads, "_workers", [WorkerThreads()])
+
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as system:
+        system.setattr(worker_threads, "start_new_thread", refuse)
+        assert same(want, model(x, lengths, threads=3))
+    assert same(want, model(x, lengths, threads=3))
+    assert len(worker_threads.worker_threads().queues) > 0  # they started when they could
