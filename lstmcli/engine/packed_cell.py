@@ -47,8 +47,8 @@ class PackedCell:
         # Bytes of a lane's h before the projection.
         self.hidden_bytes = units * self.float_bytes if cell.projection is not None else 0
 
-    def take_table(self, table: Floats, shared: Shared) -> None:
-        """Compute the input products of all rows of an embedding's table once: blocks hold token ids (R, 1) int64 from now on.
+    def products_of(self, table: Floats, shared: Shared) -> Floats:
+        """Return the input products of all rows of an embedding's table, for take_products().
 
         table   (V, inputs), C-contiguous, of the dtype of the computation
         shared  calls a function with slices of rows, in several threads
@@ -60,6 +60,10 @@ class PackedCell:
         )
         products = lines((len(table), dense.outputs), table.dtype)
         shared(lambda part: dense.run(table[part], products[part]), len(table), 2.0 * dense.inputs * dense.outputs)
+        return products
+
+    def take_products(self, products: Floats) -> None:
+        """Make blocks hold token ids (R, 1) int64 from now on."""
         self.products, self.products_at = products, products.ctypes.data
         self.size = self.size._replace(flops=self.size.flops - 8 * self.cell.units * self.cell.input_size)
 
@@ -80,7 +84,7 @@ class PackedCell:
     ) -> None:
         """Run all sequences of `block` in at most `threads` threads, from the last step to the first where `backward`.
 
-        block    in      rows (R, inputs); after take_table() the token ids (R, 1)
+        block    in      rows (R, inputs); after take_products() the token ids (R, 1)
         outputs  out     rows (R', outputs): the steps of each sequence are written, nothing else
         cells    out     rows (R', units) for c at every step, with the starts of `outputs`; None: not kept
         state    in/out  C-contiguous arrays; those of this cell: before, the initial state; after, the final one

@@ -35,8 +35,8 @@ class PreparedModel:
         self.cells = {path: PackedCell(path, cell, dtype.itemsize * 8, bfloat16) for path, cell in model.cells()}
         self.tile_rows = max(cell.size.tile_rows for cell in self.cells.values())  # sequences that fill a tile
         self.flops = sum(cell.size.flops for cell in self.cells.values())  # of one step of one sequence
-        # The model's own weights and the packed ones.
-        self.weight_bytes = 2 * sum(weights.nbytes for cell in self.cells.values() for weights in cell.weights)
+        packed_bytes = sum(weights.nbytes for cell in self.cells.values() for weights in cell.weights)
+        self.weight_bytes = (3 if bfloat16 else 2) * packed_bytes  # the model's own as well, which bfloat16 halves
         self.pointwise = model.pointwise
         self.scratch_widths = scratch_widths(model)
         self.scratch = threading.local()
@@ -73,16 +73,21 @@ class PreparedModel:
         return state
 
     def take_table(self, table: Floats, shared: Shared) -> None:
-        """Make blocks hold token ids (R, 1) int64 instead of the rows of an embedding's table: see PackedCell.take_table."""
-        for path in lowest_cells(self.model):
-            self.cells[path].take_table(table, shared)
+        """Make blocks hold token ids (R, 1) int64 instead of the rows of an embedding's table (V, inputs).
+
+        shared  calls a function with slices of rows, in several threads
+        """
+        cells = [self.cells[path] for path in lowest_cells(self.model)]
+        products = [cell.products_of(table, shared) for cell in cells]  # all of them, before any cell takes ids
+        for cell, product in zip(cells, products, strict=True):
+            cell.take_products(product)
         self.flops = sum(cell.size.flops for cell in self.cells.values())
 
     def product_bytes(self, words: int) -> int:
         """Return how large the products of a table of so many rows are; 0 where they gain nothing.
 
-        That is where a residual layer needs the input itself, and where the input is so narrow that to read its products, 4 *
-        units numbers, takes as long as to compute them.
+        That is where a residual layer needs the input itself, where the input is so narrow that to read its products, 4 *
+        units numbers, takes as long as to compute them, and with bfloat16, in whose order no kernel computes them.
         """
         cells = [self.cells[path] for path in lowest_cells(self.model)]
         return sum(cell.product_bytes(words) for cell in cells) if all(cell.is_wide for cell in cells) else 0
@@ -215,7 +220,7 @@ def check_bfloat16(model: Model) -> None:
     for _, cell in model.cells():
         for weight in (cell.input_kernel, cell.recurrent_kernel, cell.projection):
             largest = 0 if weight is None else np.abs(weight).max(initial=0, where=np.isfinite(weight))
-            if largest >= BEYOND_BFLOAT16:
+            if np.float32(largest) >= BEYOND_BFLOAT16:  # which is what is rounded
                 raise DataError(f"a weight of the model, {largest:g}, is too large for bfloat16; compute in float32")
 
 

@@ -12,6 +12,8 @@ from helpers.command import assert_one_line, succeed
 from helpers.command import lstmcli as command
 
 import lstmcli
+from lstmcli.model.chain import Chain
+from lstmcli.model.layers import Pool
 
 SAMPLE = Path(__file__).parents[2] / "sample_data"
 WORDS = ("-i", SAMPLE / "vowels.h5", "-w", SAMPLE / "vowels_bilstm.safetensors", "--dtype", "bfloat16")
@@ -47,6 +49,15 @@ def test_another_dtype_is_another_run(tmp_path: Path) -> None:
     assert_one_line(ran, 73, "first.h5")
 
 
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    words = ("run", *WORDS, "--max-memory", "300KB", "-o", "out.h5", "-q")
+    assert command(*words, "--stop-after", "0.001", cwd=tmp_path).code == 75
+    succeed(*words, "--resume", cwd=tmp_path)
+    resumed = (tmp_path / "out.h5").read_bytes()
+    succeed(*words, "--overwrite", cwd=tmp_path)
+    assert (tmp_path / "out.h5").read_bytes() == resumed
+
+
 def test_a_run_goes_on_from_the_states_of_another(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(5, 12, 9)).astype(np.float32)
     for name, part in {"whole": x, "first": x[:, :7], "second": x[:, 7:]}.items():
@@ -64,6 +75,22 @@ def test_a_weight_that_bfloat16_does_not_hold_is_refused() -> None:
     cell = lstmcli.Cell(np.full((1, 4), 3.4e38, np.float32), np.zeros((1, 4), np.float32))
     with pytest.raises(lstmcli.LstmcliError, match=r"3\.4e\+38, is too large for bfloat16; compute in float32"):
         cell(np.ones((1, 1, 1), np.float32), dtype="bfloat16")
+
+
+def test_a_weight_that_float32_rounds_beyond_bfloat16_is_refused(tmp_path: Path) -> None:
+    """In a call, a run and predict alike."""
+    least = 2.0**128 * (1 - 2.0**-9)  # halfway from the largest bfloat16 to 2**128
+    np.save(tmp_path / "x.npy", np.ones((1, 1, 1), np.float32))
+    for weight, fits in [(np.nextafter(np.float32(least), np.float32(0)), True), (np.nextafter(least, 0), False)]:
+        kernel = np.full((1, 4), weight, np.float64)
+        model = lstmcli.Stack((lstmcli.Cell(kernel, np.zeros((1, 4))),))
+        whole = Chain((model, Pool("final")), ("lstm", "final"))
+        for verb, one in (("run", model), ("predict", whole)):
+            one.save(tmp_path / "model.h5", overwrite=True)
+            words = (verb, "-i", "x.npy", "-w", "model.h5", "--dtype", "bfloat16", "-o", f"{verb}.h5", "--overwrite", "-q")
+            ran = command(*words, cwd=tmp_path)
+            assert (ran.code == 0) is fits
+            assert ("too large for bfloat16" in ran.err) is not fits
 
 
 def test_python_knows_no_other_dtype() -> None:

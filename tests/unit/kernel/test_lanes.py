@@ -36,7 +36,8 @@ def test_in_python_as_in_machine_code(lane_count: int, ahead: int, ids: bool, mo
     want = run(packed)
     if ids:  # the same inputs as the rows of a table, in another order
         order = np.random.default_rng(1).permutation(len(block.rows))
-        packed.take_table(block.rows[order], lambda function, rows, flops: function(slice(0, rows)))
+        products = packed.products_of(block.rows[order], lambda function, rows, flops: function(slice(0, rows)))
+        packed.take_products(products)
         block = block.like(np.argsort(order)[:, None])
         for one, other in zip(run(packed), want, strict=True):
             np.testing.assert_array_equal(one, other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -118,6 +119,29 @@ def test_steps_of_earlier_calls_count() -> None:
         assert not takes_ids(prepared)
         prepared.expect(WORDS, ROOM)
     assert takes_ids(prepared)
+
+
+def test_products_that_memory_cannot_hold_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of neither direction: what one has is of no use while the other one wants the rows of the table."""
+    ids, lengths = batch()
+    prepared = PreparedChain(chain_of(Embedding(table()), Bidirectional(cell(16), cell(33, 1))), np.dtype("float32"), 1)
+    want = prepared(ids, lengths)[0].tobytes()
+    computed = []
+
+    def shared(function: Callable[[slice], None], rows: int, flops: float) -> None:
+        if computed:
+            raise MemoryError
+        computed.append(rows)
+        function(slice(0, rows))
+
+    with monkeypatch.context() as full:
+        full.setattr(prepared, "shared", shared)
+        with pytest.raises(MemoryError):
+            prepared.expect(PRODUCT_STEPS * WORDS, ROOM)
+    assert prepared(ids, lengths)[0].tobytes() == want
+    prepared.expect(0, ROOM)
+    assert takes_ids(prepared)
+    assert prepared(ids, lengths)[0].tobytes() == want
 
 
 @pytest.mark.parametrize("bad", [-1, WORDS])
