@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import Block, State
+from lstmcli.blocks import Block, State, one_nan
 from lstmcli.engine.prepared_model import PreparedModel, kernels_are_cached
 from lstmcli.model.tree import Model, as_chain
 from lstmcli.results.journal import StateForms
@@ -103,6 +103,7 @@ class LstmComputation:
                 rows["pooled"] = final_outputs(self.forward.model, state, "")
             else:
                 rows["pooled"] = pool_end(self.pool, state[POOLED], state[POOLED_STEPS][:, 0], self.dtype)
+            one_nan(rows["pooled"])  # Inf - Inf
         return rows
 
 

@@ -16,6 +16,8 @@ from helpers.case import Case
 from helpers.command import SECONDS, Ran, assert_one_line, lstmcli, succeed
 from helpers.system_tools import run_with_faults
 
+import lstmcli as package
+
 POOLS = ("mean", "max", "sum", "last", "final")
 
 
@@ -142,3 +144,19 @@ def test_options_that_do_not_go_together(case: Case, tmp_path: Path) -> None:
         (["--pool", "mean", "-o", "x.csv", "--states", "s.npz"], "--states s.npz: a table holds"),
     ):
         assert_one_line(lstmcli("run", *case.inputs, *words, cwd=tmp_path), 2, text)
+
+
+def test_inf_minus_inf_is_the_nan_of_numpy(tmp_path: Path) -> None:
+    """Which sign it gets is the CPU's choice."""
+
+    def cell(projection: float) -> package.Cell:
+        bias = np.float32([10] * 4 + [0] * 4 + [10] * 8)
+        kernels = np.zeros((1, 16), np.float32), np.zeros((1, 16), np.float32)
+        return package.Cell(*kernels, bias, projection=np.full((4, 1), projection, np.float32))
+
+    package.Bidirectional(cell(3e38), cell(-3e38), merge="sum").save(tmp_path / "model.h5")
+    np.save(tmp_path / "x.npy", np.ones((1, 1, 1), np.float32))
+    words = ("-w", "model.h5", "--pool", "final", "--save", "pooled,states", "-q", "-o", "out.h5")
+    succeed("run", "-i", "x.npy", *words, cwd=tmp_path)
+    assert read(tmp_path / "out.h5", "state/forward/h").tolist() == [[np.inf]]
+    assert read(tmp_path / "out.h5").view(np.uint32).tolist() == [[0x7FC00000]]
