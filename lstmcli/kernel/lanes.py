@@ -19,6 +19,7 @@ from lstmcli.kernel.tile_calls import projection_call, rounding, tile_call
 from lstmcli.kernel.waiting import ADDRESSES, add, now, publish, read, sleep, wait_for
 
 COLUMNS = len(Column)
+MOST_ARRIVALS = 1 << 30  # after which all meet anew, or a half of Sync.ARRIVED would overflow one day
 LONGEST_LEAVE = 100_000_000  # ns, for which a thread that was late is left out
 
 
@@ -298,7 +299,7 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                         wait_for(arrived, met)
                     else:
                         # Thread 0 says at which meeting the others leave: none of them gets past that before it is there.
-                        add(arrived, (met << 32) + 1 if lost > 0 else 1)
+                        add(arrived, (met << 32) + 1 if lost > 0 or met > MOST_ARRIVALS else 1)
                         since = wait_for(arrived, met)
                         ended = now()
                         waited += ended - since if since > 0 else 0

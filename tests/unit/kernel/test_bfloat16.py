@@ -144,3 +144,5 @@ def test_weights_take_half_as_much_memory() -> None:
     wide = cell(64, 64)
     sizes = [packed_cell.PackedCell("", wide, 32, bfloat16).weights.panels.nbytes for bfloat16 in (False, True)]
     assert sizes[0] == 2 * sizes[1]
+    # What a run keeps within --max-memory: the model's own and the packed ones.
+    assert PreparedModel(wide, FLOAT32, 1, bfloat16=True).weight_bytes >= sum(sizes)
