@@ -15,6 +15,7 @@ import pytest
 
 import lstmcli
 from lstmcli.engine import packed_cell, worker_threads
+from lstmcli.engine.chains.call import prepare
 from lstmcli.engine.chains.prepared_chain import PreparedChain
 from lstmcli.engine.lanes_and_threads import WorkSplit
 from lstmcli.engine.worker_threads import WorkerThreads
@@ -64,6 +65,9 @@ def test_a_forked_process_predicts(batch):
     model, x, lengths = batch
     chain = Chain((model, Dense(np.ones((48, 600)))), ("lstm", "dense"))
     want = chain.predict(x, lengths, threads=2).tobytes()
+    barrier = threading.Barrier(2)
+    pool = prepare(chain, x.dtype, 2, None).chain.pool
+    list(pool.map(lambda _: barrier.wait(), range(2)))  # now it has both threads, whoever was late before
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
