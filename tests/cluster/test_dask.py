@@ -19,8 +19,8 @@ import pytest
 from helpers import files, pages
 from helpers.command import LSTMCLI, SECONDS, assert_one_line, lstmcli, shell, succeed
 
-distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'distributed'")
-pytest.importorskip("cryptography", reason="cryptography is not installed, which local:N takes")
+distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
+pytest.importorskip("cryptography", reason="cryptography, which local:N takes, is not installed: pip install cryptography")
 pytestmark = pytest.mark.dask
 
 RUN = ["run", "-i", "x.npy", "-l", "lens.npy", "-w", "model.h5", "-o", "out.h5", "-q"]

@@ -11,7 +11,7 @@ from helpers import files
 from helpers.command import Ran, assert_one_line
 from helpers.system_tools import under
 
-pytest.importorskip("distributed")
+pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
 
 
 def run(folder: Path, prefix: list[object], **env: str) -> Ran:

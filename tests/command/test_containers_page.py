@@ -15,7 +15,7 @@ from helpers import pages
 from helpers.command import LSTMCLI, SECONDS, lstmcli, succeed
 from helpers.files import SAMPLE_DATA
 from helpers.pages import TOP
-from helpers.system_tools import need
+from helpers.system_tools import need, need_mounts, need_registry
 
 from lstmcli.version import __version__
 
@@ -104,7 +104,9 @@ def test_an_empty_name_in_the_list_stands_for_the_usual_folders(job: Path) -> No
 @pytest.mark.root
 def test_the_steps_of_the_image(job: Path) -> None:
     """In a namespace of its own: all that RUN says but for the system's packages; then a container with a read-only root."""
-    need("unshare", "setpriv")
+    need("setpriv")
+    need_mounts()
+    need_registry()
     build, image = only("dockerfile").split("\n\n")
     steps = [line for line in re.findall(r"^RUN (.*)$", build, re.MULTILINE) if "apt-get" not in line]
     variables = re.findall(r"^ENV (.*)$", image, re.MULTILINE)
@@ -126,8 +128,6 @@ def test_the_steps_of_the_image(job: Path) -> None:
     call = ["unshare", "-m", "bash", "-c", script]
     env = os.environ | {"PATH": path}
     done = subprocess.run(call, cwd=job, env=env, capture_output=True, text=True, timeout=4 * SECONDS, check=False)
-    if "No matching distribution" in done.stderr or "unshare failed" in done.stderr:
-        pytest.skip(f"no image can be made here: {done.stderr.splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
     assert "compiling" not in done.stderr
     assert (job / "out.h5").read_bytes() == (job / "want.h5").read_bytes()

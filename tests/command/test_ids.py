@@ -107,7 +107,7 @@ def test_the_same_id_twice(case: Case, ids: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.dask
 def test_on_a_cluster(case: Case, ids: list[str], tmp_path: Path) -> None:
-    pytest.importorskip("distributed", reason="Dask is not installed: pip install 'distributed'")
+    pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
     said = ("-i", "x.h5", "-w", case.weights)
     succeed("run", *said, "-o", "whole.h5", cwd=tmp_path)
     succeed("run", *said, "--scheduler", "local:2", "-o", "out.h5", cwd=tmp_path)

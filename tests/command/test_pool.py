@@ -84,7 +84,7 @@ def test_tables(case: Case, tmp_path: Path) -> None:
 
 
 def test_parquet(case: Case, tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install 'pyarrow'")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install pyarrow")
     words = ("run", *case.inputs, "--pool", "mean", "--save", "pooled,states", "-q")
     succeed(*words, "-o", "t.parquet", cwd=tmp_path)
     found = parquet.read_table(tmp_path / "t.parquet")

@@ -90,7 +90,7 @@ def test_the_order_of_sequences_and_padding_in_front(batch: Path, tmp_path: Path
 def test_parquet_has_the_columns_of_a_text(
     model: tuple[object, ...], more: tuple[object, ...], batch: Path, tmp_path: Path
 ) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install 'pyarrow'")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install pyarrow")
     for output in ("p.csv", "p.parquet"):
         succeed("predict", "-i", batch / "x.npy", "-l", batch / "lens.npy", *model, *more, "-o", output, cwd=tmp_path)
     with (tmp_path / "p.csv").open(newline="") as file:

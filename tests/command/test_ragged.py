@@ -108,10 +108,10 @@ def write_others(name: str, case: Case, folder: Path) -> None:
     if name in ("many.ark", "many.safetensors"):
         write_sequences(folder, sequences)
     elif name == "many.pt":
-        torch = pytest.importorskip("torch")
+        torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
         torch.save({f"s{k:02}": torch.from_numpy(rows.copy()) for k, rows in enumerate(sequences)}, folder / name)
     else:
-        pa = pytest.importorskip("pyarrow")
+        pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
         from pyarrow import feather, parquet
 
         rows = pa.array([list(sequence) for sequence in sequences], pa.list_(pa.list_(pa.float32())))

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,28 @@ def need(*tools: str) -> None:
     for tool in tools:
         if not shutil.which(tool):
             pytest.skip(f"{tool} is not installed")
+
+
+@cache
+def refusal(*command: str) -> str:
+    """Returns the last line of what a command says that fails only where the system does not let it; empty: it ended well."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1] if done.returncode else ""
+
+
+def need_mounts() -> None:
+    """For tests that mount, in a namespace of their own or not, which most containers may not."""
+    need("mount", "unshare")
+    mounts = "mount --bind / /mnt && mount -o remount,bind,ro /mnt && mount -t tmpfs tmpfs /mnt"
+    if said := refusal("unshare", "-m", "sh", "-c", mounts):
+        pytest.skip(f"mounting is not allowed here: {said}")
+
+
+def need_registry() -> None:
+    """For tests that install packages with pip."""
+    options = ("-q", "--dry-run", "--no-deps", "--ignore-installed", "--retries", "1")
+    if said := refusal(sys.executable, "-m", "pip", "install", *options, "hatchling"):
+        pytest.skip(f"pip can install nothing here: {said}")
 
 
 def under(prefix: list[object], *args: object, cwd: Path, env: Mapping[str, str] | None = None) -> Ran:
@@ -50,12 +73,13 @@ def run_with_faults(folder: Path, **job: Any) -> list[dict[str, Any]]:
 @contextmanager
 def mounted(folder: Path, *args: object) -> Iterator[Path]:
     """A file system in the new folder: mount(8) with these arguments."""
-    need("mount")
+    need_mounts()
     folder.mkdir(exist_ok=True)
     mount = ["mount", *map(str, args), str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode:
-        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+    if any(lack in done.stderr for lack in ("loop device", "unknown filesystem type")):
+        pytest.skip(f"this system lacks a device or a file system: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
     try:
         yield folder
     finally:

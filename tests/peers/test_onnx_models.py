@@ -8,19 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.command import succeed
+from helpers.predictions import MODELS, assert_predicts
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx")
+onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime")
 pytestmark = [
     *(pytest.mark.peers, pytest.mark.slow),
     pytest.mark.filterwarnings("ignore"),  # of the exporters, which are not under test
 ]
 nn, functional = torch.nn, torch.nn.functional
 
-TOLERANCE = 3e-6  # of max(1, largest value)
-MODELS = 100
 ACTIVATIONS: list[Callable[[], Any]] = [
     nn.ReLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.SELU, nn.LeakyReLU, nn.Softplus, nn.Softsign, nn.Hardsigmoid, nn.GELU, nn.SiLU,
     nn.ReLU6, nn.PReLU, nn.Identity, lambda: nn.GELU("tanh"), lambda: nn.ELU(0.7), lambda: nn.Dropout(0.5),
@@ -150,14 +148,10 @@ def export(model: Any, x: np.ndarray, path: Path, dynamo: bool, dynamic: bool) -
 @pytest.mark.parametrize("seed", range(MODELS))
 def test_pytorch_in_onnx(seed: int, exporter: str, tmp_path: Path) -> None:
     if exporter == "newer":
-        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install onnxscript")
     rng = np.random.default_rng(seed)
     dynamic = exporter == "older" and bool(rng.integers(2))
     model, x = random_model(rng)
     export(model, x, tmp_path / "m.onnx", exporter == "newer", dynamic)
     (want,) = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"input": x})
-    np.save(tmp_path / "x.npy", x)
-    succeed("predict", "-i", "x.npy", "-w", "m.onnx", "-o", "p.npy", "--quiet", cwd=tmp_path)
-    got = np.load(tmp_path / "p.npy")
-    assert got.shape == want.shape
-    assert np.abs(got - want).max(initial=0) <= TOLERANCE * max(1.0, float(np.abs(want).max(initial=0)))
+    assert_predicts(tmp_path, "m.onnx", x, want)

@@ -123,7 +123,7 @@ def test_other_files_are_refused(case: Case, folder: Path, tmp_path: Path) -> No
 
 
 def test_pandas(folder: Path) -> None:
-    pytest.importorskip("pandas")
+    pytest.importorskip("pandas", reason="pandas is not installed: pip install pandas")
     with lstmcli.open_result(folder / "front.h5") as result:
         steps = result.to_pandas("outputs")
         assert list(steps.index.names) == ["id", "step"]
@@ -138,7 +138,7 @@ def test_pandas(folder: Path) -> None:
 
 
 def test_xarray(folder: Path) -> None:
-    pytest.importorskip("xarray")
+    pytest.importorskip("xarray", reason="xarray is not installed: pip install xarray")
     with lstmcli.open_result(folder / "flat.h5") as result:
         found = result.to_xarray()
         sequence = int(np.flatnonzero(result.lengths == 2)[0])

@@ -103,7 +103,7 @@ def test_every_format(block: int, dtype: str, layout: str, tmp_path: Path, monke
 @pytest.mark.parametrize("name", ["b.parquet", "b.arrow"])
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 def test_tables(name: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'pyarrow'")
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
     monkeypatch.setattr(convert, "BLOCK_BYTES", 200)
     want = write_input(tmp_path / "x.h5", dtype)
     convert.convert(str(tmp_path / "x.h5"), str(tmp_path / name))

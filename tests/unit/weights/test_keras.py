@@ -436,7 +436,7 @@ def test_configuration_that_contains_itself_in_names(tmp_path: Path) -> None:
 @pytest.mark.peers
 @pytest.mark.filterwarnings("ignore")  # of Keras and its backend, which are not under test
 def test_keras_itself(tmp_path: Path) -> None:
-    keras = pytest.importorskip("keras", reason="Keras is not installed; the vowels' file stands for it")
+    keras = pytest.importorskip("keras", reason="Keras is not installed: pip install keras; the vowels' file stands for it")
     from keras import layers
 
     x = np.random.default_rng(0).normal(size=(2, 6, 3)).astype(np.float32)

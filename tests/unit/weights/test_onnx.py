@@ -227,7 +227,7 @@ def test_a_file_that_stands_for_another(text: str, tmp_path: Path) -> None:
 @pytest.mark.peers
 def test_onnxruntime_itself(tmp_path: Path) -> None:
     """The files of these tests mean to ONNX Runtime what they mean here."""
-    ort = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed; PyTorch's export stands for it")
+    ort = pytest.importorskip("onnxruntime", reason="PyTorch's export stands for it; pip install onnxruntime")
     x = np.random.default_rng(0).normal(0, 2, (6, 2, 3)).astype(np.float32)
     cases: list[tuple[list[naive.Cell], dict[str, object]]] = [
         ([FULL, replace(FULL, input_kernel=FULL.input_kernel[::-1].copy())], {}),

@@ -397,7 +397,7 @@ def test_export_keeps_an_existing_file(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_pytorch_itself(tmp_path: Path) -> None:
     """What torch.save writes is read, and what is exported is loaded, with the same outputs."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the vowels' files stand for it")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch; the vowels' files stand for it")
     torch.manual_seed(0)
     x = torch.randn(2, 7, 3)
     for options in ({}, {"bidirectional": True}, {"proj_size": 2}, {"bias": False, "bidirectional": True, "proj_size": 3}):

@@ -99,21 +99,21 @@ def safetensors(folder, sequences):
 
 
 def torch_dict(folder, sequences):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     native = {name: rows.astype(rows.dtype.newbyteorder("=")) for name, rows in sequences.items()}
     torch.save({name: torch.from_numpy(rows) for name, rows in native.items()}, folder / "s.pt")
     return f"{folder}/s.pt"
 
 
 def torch_columns(folder, sequences):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     native = {name: rows.astype(rows.dtype.newbyteorder("=")) for name, rows in sequences.items()}
     torch.save({name: torch.from_numpy(np.ascontiguousarray(rows.T)).T for name, rows in native.items()}, folder / "s.pt")
     return f"{folder}/s.pt"
 
 
 def esm(folder, sequences):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     (folder / "many").mkdir()
     for name, rows in sequences.items():
         tensor = torch.from_numpy(rows.astype(rows.dtype.newbyteorder("=")))
@@ -148,7 +148,7 @@ def ark_text(folder, sequences):
 
 
 def table(folder, sequences, fixed=False):
-    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
     width, dtype = next((rows.shape[1], pa.from_numpy_dtype(rows.dtype.newbyteorder("="))) for rows in sequences.values())
     kind = pa.list_(pa.list_(dtype, width if fixed else -1))
     values = [[list(row) for row in rows.astype(rows.dtype.newbyteorder("="))] for rows in sequences.values()]
@@ -156,13 +156,13 @@ def table(folder, sequences, fixed=False):
 
 
 def parquet(folder, sequences):
-    pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install pyarrow")
     pq.write_table(table(folder, sequences), folder / "s.parquet", row_group_size=3)
     return f"{folder}/s.parquet"
 
 
 def arrow(folder, sequences, stream=False):
-    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
     found = table(folder, sequences, fixed=True)
     with (pa.ipc.new_stream if stream else pa.ipc.new_file)(folder / "s.arrow", found.schema) as file:
         for batch in found.to_batches(max_chunksize=2):
@@ -406,7 +406,7 @@ def test_hostile_archives(tmp_path):
 
 
 def test_hostile_tables(tmp_path):
-    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
     sequences = {f"s{k}": np.ones((k, 3), np.float32) for k in range(5)}
     content = Path(arrow(tmp_path, sequences)).read_bytes()
     rng = np.random.default_rng(0)
@@ -432,7 +432,7 @@ def test_hostile_tables(tmp_path):
 
 @pytest.mark.parametrize("empty", [0, 2])
 def test_tables_whose_first_batch_has_no_steps(empty, tmp_path):
-    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
     rows = np.arange(12, dtype=np.float32).reshape(4, 3)
     found = pa.table({"emb": pa.array([[]] * empty + [rows.tolist()], pa.list_(pa.list_(pa.float32())))})
     with pa.ipc.new_file(tmp_path / "t.arrow", found.schema) as file:
@@ -444,7 +444,7 @@ def test_tables_whose_first_batch_has_no_steps(empty, tmp_path):
 
 
 def test_ids_in_tables(tmp_path):
-    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
 
     def write(name, ids):
         found = pa.table({name: ids, "emb": pa.array([[[1.0]]] * 3, pa.list_(pa.list_(pa.float32())))})

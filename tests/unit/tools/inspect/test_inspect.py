@@ -221,7 +221,7 @@ def test_refusals(tmp_path: Path, case: Case) -> None:
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_a_picture(ending: str, case: Case, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install matplotlib")
     name = f"picture.{ending}"
     succeed("inspect", case.folder / "result.h5", "--plot", name, "--rows", "0,7", cwd=tmp_path)
     begin = (tmp_path / name).read_bytes()[:5]

@@ -50,7 +50,7 @@ def test_weights_folded_of_attributes_and_arithmetic(tmp_path: Path) -> None:
 @pytest.mark.peers
 def test_random_graphs_of_constants(tmp_path: Path) -> None:
     """A kernel in pieces behind random operators that undo each other: ONNX Runtime's numbers, or a refusal."""
-    ort = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    ort = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime")
     rng = np.random.default_rng(11)
     read = 0
     for seed in range(60):

@@ -209,8 +209,9 @@ def test_a_tensor_pickled_alone(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_pytorch_itself(tmp_path: Path) -> None:
     """Everything above as PyTorch writes it: the outputs are its own."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the files made by hand stand for it")
-    prune = pytest.importorskip("torch.nn.utils.prune")
+    torch = pytest.importorskip("torch", reason="files made by hand stand for PyTorch; pip install torch")
+    from torch.nn.utils import prune
+
     torch.manual_seed(0)
     x = torch.randn(2, 7, 3)
     module = torch.nn.LSTM(3, 5, num_layers=2, batch_first=True, bidirectional=True)

@@ -17,8 +17,8 @@ from lstmcli.model.tree import Model
 from lstmcli.weights.chains.load import WholeModel, load_chain
 from lstmcli.weights.draft import Choices
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx")
+onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install onnxruntime")
 
 MODELS = Path(__file__).parents[4] / "data" / "models"
 Line = tuple[str, str, dict[str, Any]]  # operator, inputs and outputs as in "X W -> Y", attributes
