@@ -261,12 +261,14 @@ class ArrowTable(Result):
     def put(self, span: Span, arrays: dict[str, NDArray[Any]]) -> int:
         import pyarrow as pa
 
+        from lstmcli.results.formats.parquet import arrow_numbers, arrow_texts
+
         assert self.target.ids is not None
-        rows = np.ascontiguousarray(arrays[NAME], self.target.dtype)
+        rows = arrays[NAME].astype(self.target.dtype, copy=False)
         ends = np.cumsum(span.lengths(self.target.lengths))
-        offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
-        steps = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), type=self.steps)
-        ids = pa.array(self.target.ids[span.first : span.first + span.count], pa.string())
+        offsets = arrow_numbers(np.concatenate([[0], ends]).astype(np.int32))
+        steps = pa.FixedSizeListArray.from_arrays(arrow_numbers(rows), type=self.steps)
+        ids = arrow_texts(self.target.ids[span.first : span.first + span.count])
         self.writer.write_batch(pa.record_batch([ids, pa.ListArray.from_arrays(offsets, steps)], schema=self.schema))
         return 0
 

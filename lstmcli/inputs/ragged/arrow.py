@@ -1,8 +1,10 @@
 """Sequences in a column of an Arrow IPC file or stream, or of Parquet: list<list<float>>, or lists of fixed-size lists.
 
-A batch of the file, or a row group of Parquet, is decoded at a time. Opening goes through all of them once, for the lengths.
+A batch of the file, or some rows of a row group of Parquet, are decoded at a time. Opening goes through all of them once, for
+the lengths.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,10 +17,12 @@ from lstmcli.errors import DataError, LstmcliError, UsageError, shown
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.beside.ids import as_id
 from lstmcli.inputs.ragged.placed import DECODED, Sequences
+from lstmcli.inputs.source import STAGING
 
 MAGIC = {b"ARROW1": "Arrow IPC", b"PAR1": "Parquet", b"\xff\xff\xff\xff": "an Arrow stream"}
 SURE = ("id", "ids", "key", "keys")
 IDS = (*SURE, "name", "names")
+VALUES = 1 << 18  # of a row group that are decoded at a time, on average
 
 
 def is_arrow(begin: bytes) -> bool:
@@ -41,49 +45,64 @@ def reading(where: str) -> Iterator[None]:
 
 
 class Batches:
-    """The batches of a file, by number."""
+    """The batches of a file, by number: those of Arrow, and some rows each of a row group of Parquet.
+
+    A stream and a row group are read forward alone: to go back to a batch costs those before it as well.
+    """
 
     def __init__(self, path: str, begin: bytes, files: ExitStack) -> None:
         import pyarrow as pa
 
         self.file = files.enter_context(pa.OSFile(path))  # not mapped: a mapped file that shrinks kills the process
         self.kind = next(kind for magic, kind in MAGIC.items() if begin.startswith(magic))
-        self.at, self.count = 0, None
+        self.begins = [0]  # the number of the first batch of each row group, as far as they were read
+        self.batches: Iterator[Any] = iter(())  # from number `at` on, with these columns
+        self.at, self.columns = 0, [""]
         if self.kind == "Parquet":
             from pyarrow import parquet
 
-            self.reader: Any = parquet.ParquetFile(self.file)
-            self.schema, self.count = self.reader.schema_arrow, self.reader.num_row_groups
+            self.reader: Any = parquet.ParquetFile(self.file, buffer_size=STAGING)
+            self.schema = self.reader.schema_arrow
         else:
-            self._open()
+            from pyarrow import ipc
 
-    def _open(self) -> None:
+            self.reader = ipc.open_stream(self.file) if self.kind == "an Arrow stream" else ipc.open_file(self.file)
+            self.schema = self.reader.schema
+
+    def load(self, number: int, columns: list[str]) -> Any:
+        """Returns some columns of a batch, the one with the sequences first; None: there is no such batch."""
+        if self.kind == "Arrow IPC":
+            return self.reader.get_batch(number).select(columns) if number < self.reader.num_record_batches else None
+        group = bisect_right(self.begins, number) - 1
+        if columns != self.columns or not self.begins[group] <= self.at <= number:
+            self.at, self.columns = self.begins[group], columns
+            self.batches = self._of_groups(group) if self.kind == "Parquet" else self._of_stream()
+        batch = None
+        while self.at <= number:
+            if (batch := next(self.batches, None)) is None:
+                return None
+            self.at += 1
+        return batch
+
+    def _of_stream(self) -> Iterator[Any]:
         from pyarrow import ipc
 
         self.file.seek(0)
-        self.reader = ipc.open_stream(self.file) if self.kind == "an Arrow stream" else ipc.open_file(self.file)
-        self.schema, self.at = self.reader.schema, 0
-        if self.kind == "Arrow IPC":
-            self.count = self.reader.num_record_batches
+        yield from (batch.select(self.columns) for batch in ipc.open_stream(self.file))
 
-    def load(self, number: int, columns: list[str]) -> Any:
-        """Returns some columns of a batch; None: there is no such batch."""
-        if self.count is not None and number >= self.count:
-            return None
-        if self.kind == "Parquet":
-            return self.reader.read_row_group(number, columns=columns)
-        if self.kind == "Arrow IPC":
-            return self.reader.get_batch(number).select(columns)
-        if number < self.at:
-            self._open()  # a stream cannot go back
-        batch = None
-        while self.at <= number:
-            try:
-                batch = self.reader.read_next_batch()
-            except StopIteration:
-                return None
-            self.at += 1
-        return batch.select(columns) if batch is not None else None
+    def _of_groups(self, first: int) -> Iterator[Any]:
+        """Yields the batches from a row group on. pyarrow takes five times the bytes of what it decodes at once."""
+        about = self.reader.metadata
+        for number in range(first, about.num_row_groups):
+            if number == len(self.begins):
+                self.begins.append(self.at)
+            group = about.row_group(number)
+            leaves = [group.column(k) for k in range(group.num_columns)]
+            values = max(
+                (leaf.num_values for leaf in leaves if leaf.path_in_schema.startswith(f"{self.columns[0]}.")), default=0
+            )
+            rows = max(1, min(group.num_rows, group.num_rows * VALUES // max(1, values)))
+            yield from self.reader.iter_batches(rows, row_groups=[number], columns=self.columns, use_threads=False)
 
 
 def in_table(file: FileBytes, path: str, begin: bytes, name: str | None, token_ids: bool, files: ExitStack) -> Sequences:
@@ -132,6 +151,8 @@ def in_table(file: FileBytes, path: str, begin: bytes, name: str | None, token_i
             loaded.clear()
             with reading(file.name):
                 batch = batches.load(number, [column])
+                if batch is None or batch.num_rows != len(lengths[number]):
+                    raise DataError(f"{file.name}: was changed while it was read; run again when nothing writes to it")
                 batch.validate(full=True)
                 loaded[number] = flat(batch.column(0), f"{file.name}::{shown(column)}", before, width)
         offsets, values = loaded[number]
@@ -208,13 +229,13 @@ def flat(column: Any, where: str, before: int, width: int) -> tuple[Lengths, NDA
         offsets = np.arange(len(column) + 1, dtype=np.int64) * column.type.list_size
         steps = column.flatten()
     else:
-        offsets = column.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
+        offsets = array_of(column.offsets).astype(np.int64)
         steps = column.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
         offsets = offsets - offsets[0]
     values = steps
     if is_list(steps.type):
-        widths = steps.value_lengths().to_numpy(zero_copy_only=False) if not pa.types.is_fixed_size_list(steps.type) else None
-        if widths is not None and len(widths):
+        if not pa.types.is_fixed_size_list(steps.type) and len(steps):
+            widths = np.diff(array_of(steps.offsets))
             width = width or int(widths[0])
             bad = np.flatnonzero(widths != width)
             if len(bad):
@@ -223,4 +244,9 @@ def flat(column: Any, where: str, before: int, width: int) -> tuple[Lengths, NDA
         values = steps.flatten()
     if steps.null_count or values.null_count:
         raise DataError(f"{where}, rows {before} to {before + len(column) - 1}: a step or a value is a null")
-    return offsets, values.to_numpy(zero_copy_only=False).reshape(len(steps), -1 if len(steps) else max(width, 1))
+    return offsets, array_of(values).reshape(len(steps), -1 if len(steps) else max(width, 1))
+
+
+def array_of(numbers: Any) -> NDArray[Any]:
+    """Returns numbers of pyarrow, none of them a null, where they lie. Its to_numpy() loads pandas as well: 45 MB, 0.3 s."""
+    return np.from_dlpack(numbers)

@@ -71,7 +71,7 @@ def write_parquet(
     schema = pa.schema(columns)
     with parquet.ParquetWriter(Appended(table), schema, use_dictionary=False) as writer:
         for ids, firsts, steps, arrays in lines:
-            values = [pa.array(ids, pa.string()), *(pa.array(own, pa.int64()) for own in (firsts, steps) if own is not None)]
+            values = [arrow_texts(ids), *(arrow_numbers(np.array(own, np.int64)) for own in (firsts, steps) if own is not None)]
             for name, rows in arrays.items():
                 values += values_of(form, name, rows)
             writer.write_batch(pa.record_batch(values, schema=schema))
@@ -82,12 +82,33 @@ def values_of(form: TableForm, name: str, rows: NDArray[Any]) -> list[Any]:
     import pyarrow as pa
 
     if name != "predictions":
-        return [pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])]
+        return [pa.FixedSizeListArray.from_arrays(arrow_numbers(rows), rows.shape[1])]
     if form.top is None:
-        return [pa.array(np.ascontiguousarray(column)) for column in rows.T]
+        return [arrow_numbers(column) for column in rows.T]
     order = np.argsort(-rows, axis=1, kind="stable")[:, : form.top]  # as in a text
     found = []
     for places in order.T:
         names = [form.labels[k] if form.labels else str(k) for k in places.tolist()]
-        found += [pa.array(names, pa.string()), pa.array(rows[np.arange(len(rows)), places])]
+        found += [arrow_texts(names), arrow_numbers(rows[np.arange(len(rows)), places])]
     return found
+
+
+# pyarrow.array() would load pandas where it is installed, which takes 45 MB and 0.3 s.
+
+
+def arrow_numbers(values: NDArray[Any]) -> Any:
+    """Returns all values of an array as one of pyarrow."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(
+        pa.from_numpy_dtype(values.dtype), values.size, [None, pa.py_buffer(np.ascontiguousarray(values))]
+    )
+
+
+def arrow_texts(values: Sequence[str]) -> Any:
+    """Returns texts as an array of pyarrow."""
+    import pyarrow as pa
+
+    encoded = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
+    return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))

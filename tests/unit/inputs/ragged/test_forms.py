@@ -11,12 +11,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from helpers import files
 from helpers.sources import FLOATS, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmcli.errors import DataError, MissingInputError
 from lstmcli.files.positioned_file import FileBytes
+from lstmcli.inputs.ragged import arrow as tables
 from lstmcli.inputs.ragged.open_sequences import open_sequences
 
 OPENED = []
@@ -441,6 +443,35 @@ def test_tables_whose_first_batch_has_no_steps(empty, tmp_path):
     source = opened(f"{tmp_path}/t.arrow")
     assert source.lengths.tolist() == [0] * empty + [4]
     np.testing.assert_array_equal(read(source, 0, 0, source.lengths), rows)
+
+
+def test_a_row_group_of_parquet_is_decoded_in_pieces(tmp_path, monkeypatch):
+    """Forwards, backwards and from anywhere, of row groups whose pieces are known and of those that are not yet."""
+    rng = np.random.default_rng(8)
+    sequences = {f"s{k}": rng.normal(size=(n, 3)).astype(np.float32) for k, n in enumerate(rng.integers(0, 9, 60))}
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install pyarrow")
+    rows = pa.array([rows.tolist() for rows in sequences.values()], pa.list_(pa.list_(pa.float32())))
+    parquet.write_table(pa.table({"id": list(sequences), "x": rows}), tmp_path / "s.parquet", row_group_size=25)
+    monkeypatch.setattr(tables, "VALUES", 40)
+    source = opened(f"{tmp_path}/s.parquet")
+    assert 0 < source.decoded_at_once < 3 * 8 * 12
+    assert source.ids == list(sequences)
+    for number in [*range(60), *reversed(range(60)), *rng.permutation(60), 59, 0]:
+        length = source.lengths[number : number + 1]
+        assert files.bits(read(source, number, 0, length)) == files.bits(sequences[f"s{number}"])
+
+
+def test_a_small_parquet_that_becomes_large(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install pyarrow")
+    steps = pa.ListArray.from_arrays(np.arange(0, 1 << 24, 64, np.int32), pa.array(np.zeros(1 << 24, np.float32)))
+    rows = pa.ListArray.from_arrays(np.arange(0, len(steps), 64, np.int32), steps)
+    parquet.write_table(pa.table({"x": rows}), tmp_path / "s.parquet")
+    assert (tmp_path / "s.parquet").stat().st_size < 100_000
+    source = opened(f"{tmp_path}/s.parquet")
+    assert source.decoded_at_once == 1 << 18
+    assert source.lengths.sum() == 64 * 4095
 
 
 def test_ids_in_tables(tmp_path):
