@@ -1,14 +1,13 @@
 """A run whose sequences are computed by the workers of a Dask cluster, which write them into OUT.partial where they belong.
 
 Tasks carry paths, numbers and the fingerprint; arrays go through the file system that the client and the workers share. The
-client lays out the result, notes in OUT.journal what the workers have put on disk, in the order of the sequences, and completes
-the result. So all that holds for a local run holds here: it may end at any instant, and --resume goes on, with a cluster or
-without.
+client lays out the result, notes in OUT.journal what the workers have put on disk, and completes the result. The journal is in
+the order of the sequences; what came before its turn is noted when the run stops. So all that holds for a local run holds here:
+it may end at any instant, and --resume goes on, with a cluster or without.
 """
 
 import math
 import os
-import queue
 import time
 import uuid
 from collections import deque
@@ -30,7 +29,7 @@ from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.formats.fields import Field
 from lstmcli.results.formats.paths import Paths, check_paths, refuse_inputs
 from lstmcli.results.formats.result import Result
-from lstmcli.results.journal import StoredSpan
+from lstmcli.results.journal import StoredSpan, sequences_until
 from lstmcli.results.naming import UnpublishedResult, publishing
 from lstmcli.run.job import Job
 from lstmcli.run.opened_job import OpenedJob, open_job
@@ -106,16 +105,21 @@ def make(opened: OpenedJob, paths: Paths, tasks: "Tasks") -> Nonfinite | None:
     return nonfinite
 
 
-def cut(opened: OpenedJob, start: int, threads: int) -> list[tuple[int, int]]:
-    """Cuts the sequences from `start` on into (first, stop) for tasks with about as many steps each."""
+def cut(opened: OpenedJob, start: int, ahead: list[tuple[int, int]], threads: int) -> list[tuple[int, int]]:
+    """Cuts the sequences from `start` on into (first, stop) for tasks with about as many steps each.
+
+    ahead: (first, stop) of those behind them that are done, which stay as they are.
+    """
     job, lengths = opened.job, opened.lengths.copy()
-    lengths[:start] = 0
+    for first, stop in ((0, start), *ahead):
+        lengths[first:stop] = 0
     width = opened.source.shape[2] + sum(job.compute.step_widths(opened.model).values())
     step = 2 * opened.model.parameters() / FLOPS / (job.resources.threads or 1) + 4 * width / BYTES
     seconds, threads = int(lengths.sum()) * step, max(1, threads)
     count = max(threads, min(max(TASKS * threads, int(seconds / LONGEST)), int(seconds / SHORTEST)))
-    cuts = [row for row in split(lengths, count, opened.source.chunk[0]) if row > start]
-    return list(pairwise([start, *cuts]))
+    inner = (row for row in split(lengths, count, opened.source.chunk[0]) if row > start)
+    cuts = {row for row in inner if not any(first < row < stop for first, stop in ahead)}
+    return list(pairwise(sorted(cuts.union((start,), *ahead))))
 
 
 def places(fields: dict[str, Field], rows: tuple[int, int]) -> dict[str, Place]:
@@ -144,10 +148,9 @@ class Tasks:
         self.job = job._replace(resources=job.resources._replace(threads=job.resources.threads or 1)).content()
         self.threads = self._count_threads()
         self.count = self.ready = self.resumed = 0
-        self.waiting: deque[int] = deque()
-        self.running: dict[Future, int] = {}
-        self.ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        self.done: dict[int, list[StoredSpan]] = {}  # by the number of the task
+        self.waiting: deque[tuple[int, int]] = deque()  # the rows of each task
+        self.running: dict[Future, tuple[int, int]] = {}
+        self.done: dict[int, list[StoredSpan]] = {}  # by their first sequence; those that are not in the journal's order yet
 
     def __enter__(self) -> None:
         pass
@@ -167,28 +170,32 @@ class Tasks:
         check_input = partial(self.opened.check_input, limit=max(1, READ // (8 * source.shape[2])))
         if before := unpublished.restored({}, check_input):
             seen, start = before.nonfinite, before.span.first + before.span.count
-            self.ready = self.resumed = steps_until(before.span, lengths)
+            self.ready = steps_until(before.span, lengths)
+        self.done.update(unpublished.ahead)
+        ahead = [(first, sequences_until(spans)) for first, spans in self.done.items()]
+        self.ready = self.resumed = self.ready + sum(int(lengths[first:stop].sum()) for first, stop in ahead)
         self.on_progress(self.ready, self.total)
         for store in result.stores:
             assert isinstance(store, Partial)
             store.share()
-        for rows, noted in self._iterate(cut(self.opened, start, self.threads), result):
-            first = rows[0]
-            for done in noted:
-                found = seen + done.nonfinite._replace(row=first + done.nonfinite.row) if done.nonfinite.steps else seen
-                span = replace(done.span, first=first + done.span.first)
-                unpublished.record(done._replace(span=span, nonfinite=found, state=None))
-            seen = found if noted else seen
+        try:
+            for noted in self._iterate(cut(self.opened, start, ahead, self.threads), result):
+                for done in noted:
+                    unpublished.record(done._replace(nonfinite=seen + done.nonfinite))
+                seen += noted[-1].nonfinite
+        except BaseException:
+            unpublished.note_ahead([self.done[first] for first in sorted(self.done)])
+            raise
         self.opened.finish()
         return seen
 
-    def _iterate(self, parts: list[tuple[int, int]], result: Result) -> Iterator[tuple[tuple[int, int], list[StoredSpan]]]:
+    def _iterate(self, parts: list[tuple[int, int]], result: Result) -> Iterator[list[StoredSpan]]:
         """Yields what was stored, in the order of the sequences. After a request to stop, no other task begins."""
-        self.count = len(parts)
-        self.waiting.extend(range(len(parts)))
+        self.waiting.extend(rows for rows in parts if rows[0] not in self.done)
+        self.count = len(self.waiting)
         until: float | None = None
-        for number, rows in enumerate(parts):
-            while number not in self.done:
+        for first, _ in parts:
+            while first not in self.done:
                 if self.stop.reason() and until is None:
                     until = time.monotonic() + PATIENCE
                     self.waiting.clear()
@@ -196,37 +203,44 @@ class Tasks:
                         self.client.run(ask_to_stop, self.name, on_error="ignore")
                 if until and not (self.running and self._count_threads() and time.monotonic() < until):
                     raise StoppedError(f"stopped by {self.stop.reason()} after {self.ready:,} of {self.total:,} steps")
-                self._submit(parts, result)
-                with suppress(queue.Empty):
-                    self._finish(self.ended.get(timeout=WAIT))
-            steps = int(self.opened.lengths[rows[0] : rows[1]].sum())
-            self.ready += steps
-            self.on_progress(steps, self.total)
-            yield rows, self.done.pop(number)
+                self._submit(result)
+                self._wait()
+            yield self.done.pop(first)
 
-    def _submit(self, parts: list[tuple[int, int]], result: Result) -> None:
+    def _submit(self, result: Result) -> None:
         if not self.waiting:
             return
         self.threads = self._count_threads() or self.threads
         while self.waiting and len(self.running) < max(FEWEST, AHEAD * self.threads):
-            number = self.waiting.popleft()
-            rows = parts[number]
+            rows = self.waiting.popleft()
             future = self.client.submit(
                 run_rows, self.job, self.run, rows, places(result.fields, rows), places(result.checksums, rows),
                 __version__, self.name,
-                key=f"lstm-{self.run['model']}-{self.name}-{number}", pure=False, retries=RETRIES,
+                key=f"lstm-{self.run['model']}-{self.name}-{rows[0]}", pure=False, retries=RETRIES,
             )  # fmt: skip
-            self.running[future] = number
-            future.add_done_callback(self.ended.put)
+            self.running[future] = rows
+
+    def _wait(self) -> None:
+        """Waits until a task has ended, but not for long, and takes what those that have ended have stored."""
+        from distributed import CancelledError, wait
+
+        # Not add_done_callback(): Dask calls back from another thread, and never where that has no memory to start.
+        with suppress(TimeoutError, CancelledError), self.client.as_current():
+            wait(list(self.running), timeout=WAIT, return_when="FIRST_COMPLETED")
+        for future in [future for future in self.running if future.done()]:
+            self._finish(future)
 
     def _finish(self, future: "Future") -> None:
-        number = self.running.pop(future)
+        first, stop = self.running.pop(future)
         if future.status == "finished":
             found = future.result()
             if isinstance(found, LstmcliError):
                 raise found
             if found is not None:
-                self.done[number] = [StoredSpan.decode(one) for one in found]
+                self.done[first] = [behind(StoredSpan.decode(one), first) for one in found]
+                steps = int(self.opened.lengths[first:stop].sum())
+                self.ready += steps
+                self.on_progress(steps, self.total)
         elif future.status == "error":
             error = future.exception()
             raise error if isinstance(error, LstmcliError) else ClusterError(explain(error))
@@ -243,6 +257,12 @@ class Tasks:
     def _gone(self) -> ClusterError:
         where = self.client.scheduler.address
         return ClusterError(f"the Dask scheduler at {where} is gone, or cannot be reached any more; --resume goes on")
+
+
+def behind(done: StoredSpan, first: int) -> StoredSpan:
+    """Returns a span of a task as one of the whole run; first: the first sequence of the task."""
+    found = done.nonfinite._replace(row=first + done.nonfinite.row) if done.nonfinite.steps else done.nonfinite
+    return done._replace(span=replace(done.span, first=first + done.span.first), nonfinite=found)
 
 
 def explain(error: BaseException) -> str:

@@ -3,6 +3,9 @@
 A line is a JSON value and the CRC-32 of its text. The first holds the fingerprint of the run; then comes a line for each stored
 span, in order, and at last `"sealed"`. A line is written after the data that it speaks of are on disk. A line that is torn,
 damaged or out of order does not count, nor do those after it: that work is done again.
+
+Workers of a cluster may have stored sequences when some in front of them are not done. `{"ahead": [...]}` holds the spans of
+such sequences, so that a run with a cluster does not compute them again; one without does.
 """
 
 import json
@@ -11,6 +14,7 @@ import time
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -99,6 +103,7 @@ class Journal:
         if beside:
             self.fingerprint["files"] = [os.path.relpath(other, path.parent) for other in beside]
         self.done: list[StoredSpan] = []
+        self.ahead: dict[int, list[StoredSpan]] = {}  # by their first sequence; whole sequences, which lie behind a gap
         self.sealed = False
         self.size = 0  # bytes of the lines that count
         self.waiting: list[StoredSpan] = []  # recorded, and not yet on disk
@@ -125,6 +130,9 @@ class Journal:
                     self._compare(value)
                 elif value == "sealed":
                     self.sealed = True
+                elif isinstance(value, dict):
+                    spans = spans_ahead(value["ahead"])
+                    self.ahead[spans[0].span.first] = spans
                 else:
                     done = StoredSpan.decode(value)
                     if not follows(done.span, self.done[-1].span if self.done else None):
@@ -141,6 +149,12 @@ class Journal:
             raise DataError(f"{where}: is {what}, so nothing tells what of {partial.name!r} is done; --overwrite starts again")
         while self.done and not (self.done[-1].span.last or self.done[-1].state):
             self.done.pop()
+        stop = sequences_until(self.done)
+        for first, spans in sorted(self.ahead.items()):
+            if first < stop:  # was done again, in order or in other cuts
+                del self.ahead[first]
+            else:
+                stop = sequences_until(spans)
 
     def _compare(self, found: Any) -> None:
         if not isinstance(found, dict) or found.get("format") != FORMAT["format"]:
@@ -168,7 +182,7 @@ class Journal:
 
     def keep(self, count: int) -> None:
         """Keeps only sequences that are complete in the first `count` spans: the data of the next is not what was stored."""
-        self.done = self.done[:count]
+        self.done, self.ahead = self.done[:count], {}
         while self.done and not self.done[-1].span.last:
             self.done.pop()
         self.size = 0
@@ -185,6 +199,15 @@ class Journal:
             self._begin(self._sync, result)
         elif len(self.waiting) > 1:  # a single span may be all there is, and little
             self._begin(result.start_sync)
+
+    def note_ahead(self, groups: Sequence[list[StoredSpan]]) -> None:
+        """Notes spans of whole sequences that are on disk, while some in front of them are not; nonfinite: of a group alone."""
+        self._await()
+        with storing(self.name):
+            for spans in groups:
+                self._append({"ahead": [done.encode() for done in spans]})
+                self.ahead[spans[0].span.first] = spans
+            os.fdatasync(self.fd)
 
     def _begin(self, work: Callable[..., None], *of: Any) -> None:
         from concurrent.futures import ThreadPoolExecutor  # takes a short run 3 ms, and that one never comes here
@@ -271,6 +294,22 @@ def follows(span: Span, before: Span | None) -> bool:
     else:
         expected = (before.first, before.count, before.stop)
     return (span.first, span.count, span.start) == expected and span.count > 0 and span.stop >= span.start
+
+
+def spans_ahead(values: Any) -> list[StoredSpan]:
+    """Makes the spans of a line about sequences behind a gap. Raises ValueError, TypeError and the like for bad ones."""
+    spans = [StoredSpan.decode(value) for value in values]
+    if not spans or not spans[-1].span.last:
+        raise ValueError("not whole sequences")
+    before = Span(0, spans[0].span.first, 0, 0, last=True)
+    if not all(follows(span, ahead) for ahead, span in pairwise([before, *(done.span for done in spans)])):
+        raise ValueError("not in order")
+    return spans
+
+
+def sequences_until(spans: Sequence[StoredSpan]) -> int:
+    """Returns the number of the first sequence after some spans."""
+    return spans[-1].span.first + spans[-1].span.count if spans else 0
 
 
 def differing(old: Any, new: Any, name: str = "") -> list[str]:

@@ -1,7 +1,8 @@
 """How a result gets its name: only when it is complete and on disk. Until then it is OUT.partial, which a run can resume."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import Any
 
 from numpy.typing import NDArray
@@ -31,18 +32,29 @@ class UnpublishedResult:
         journal = self.journal
         if not journal:
             return None
-        if journal.done:
+        if journal.done or journal.ahead:
             self.result.clear_padding()
         for count, stored in enumerate(journal.done):
-            span = stored.span
-            batch = len(self.result.valid.lengths)
-            fits = max(span.first + span.count, stored.nonfinite.row + 1) <= batch and stored.fits(forms)
-            if not fits or self.result.check(span) != stored.checksum:
+            if not (stored.fits(forms) and self._is_intact(stored)):
                 journal.keep(count)
                 break
-        for stored in journal.done:
+        for first, spans in list(journal.ahead.items()):
+            if not all(map(self._is_intact, spans)):
+                del journal.ahead[first]
+        for stored in chain(journal.done, *journal.ahead.values()):
             check_input(stored)
         return journal.done[-1] if journal.done else None
+
+    def _is_intact(self, stored: StoredSpan) -> bool:
+        """Says whether the files hold what was stored; called in the order of the spans."""
+        span = stored.span
+        fits = max(span.first + span.count, stored.nonfinite.row + 1) <= len(self.result.valid.lengths)
+        return fits and self.result.check(span) == stored.checksum
+
+    @property
+    def ahead(self) -> dict[int, list[StoredSpan]]:
+        """What an earlier run has stored of sequences behind a gap, by the first of them; restored() has checked it."""
+        return self.journal.ahead if self.journal else {}
 
     def store(self, span: Span, arrays: dict[str, NDArray[Any]], nonfinite: Nonfinite, state: State | None, read: int) -> None:
         """Stores a span and notes it; as Result.put(), and nonfinite, state and read as in StoredSpan."""
@@ -52,6 +64,11 @@ class UnpublishedResult:
         """Notes a span that was put into the result."""
         if self.journal:
             self.journal.record(stored, self.result)
+
+    def note_ahead(self, groups: Sequence[list[StoredSpan]]) -> None:
+        """Notes spans behind a gap, which are on disk, each group of whole sequences. Raises StorageError."""
+        if self.journal:
+            self.journal.note_ahead(groups)
 
     def flush(self) -> None:
         """Puts all on disk that was recorded. Raises StorageError."""
@@ -96,7 +113,7 @@ def publishing(
         return
     result: Result | None = None
     try:
-        resumes = bool(journal and journal.done)
+        resumes = bool(journal and (journal.done or journal.ahead))
         if journal:
             journal.begin()
         while result is None:
@@ -158,7 +175,7 @@ def keep_or_discard(result: Result | None, journal: Journal | None, error: BaseE
         with suppress(LstmcliError):
             journal.flush(result)
     busy = isinstance(error, BusyError)  # OUT.partial is another run's: it stays, and needs its journal
-    if journal and (journal.done or journal.sealed or busy) and not useless:
+    if journal and (journal.done or journal.ahead or journal.sealed or busy) and not useless:
         if result:
             result.close()
         journal.close()

@@ -272,6 +272,54 @@ def test_a_signal_stops_it_in_order(name: str, long: Path, cluster: Cluster) -> 
     assert_done(long, "serial-long.h5")
 
 
+@pytest.mark.parametrize("then", [["--scheduler"], pytest.param([], marks=pytest.mark.slow)], ids=["a cluster", "none"])
+def test_what_came_out_of_order_is_kept_after_a_stop(then: list[str], long: Path, mortal: Cluster) -> None:
+    """The worker that has the first task is suspended, while the other one does those behind it, and killed after the stop."""
+    for _ in range(2):
+        mortal.add_worker()
+    with distributed.Client(mortal.address, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=SECONDS)
+
+        def stored() -> int:
+            return client.run_on_scheduler(
+                lambda dask_scheduler: sum(task.state == "memory" for task in dask_scheduler.tasks.values())
+            )
+
+        def place() -> str:
+            return client.run_on_scheduler(
+                lambda dask_scheduler: next(
+                    (
+                        task.processing_on.address
+                        for key, task in dask_scheduler.tasks.items()
+                        if key.startswith("lstm-") and key.endswith("-0") and task.processing_on
+                    ),
+                    "",
+                )
+            )
+
+        pids = client.run(os.getpid)
+        command = [*LSTMCLI, *LONG, "--scheduler", str(mortal.file)]
+        with subprocess.Popen(command, cwd=long, stderr=subprocess.PIPE, text=True) as running:
+            wait_for(place)
+            (first,) = (worker for worker in mortal.workers if worker.pid == pids[place()])
+            first.send_signal(signal.SIGSTOP)
+            wait_for(lambda: stored() >= 3)
+            running.send_signal(signal.SIGTERM)
+            first.kill()
+            _, err = running.communicate(timeout=SECONDS)
+    assert running.returncode == 75, err
+    told = re.match(r"lstmcli: stopped by SIGTERM after ([\d,]+) of 360,000 steps; go on with: ", err)
+    assert told, err
+    lines = [json.loads(line.rpartition(b" ")[0]) for line in (long / "out.h5.journal").read_bytes().splitlines()]
+    assert [list(line) for line in lines[1:]] == [["ahead"]] * (len(lines) - 1)  # nothing in order, and
+    assert len(lines) > 3
+    ran = succeed(*LONG[:-1], "--json", "--resume", *([*then, mortal.file] if then else []), cwd=long)
+    kept = int(told[1].replace(",", ""))
+    assert ran.json["resumed_steps"] == (kept if then else 0)
+    assert kept >= 360_000 // 100
+    assert_done(long, "serial-long.h5")
+
+
 @pytest.mark.slow
 def test_a_terminal_that_interrupts_all_processes(long: Path) -> None:
     with start(long, "local:2") as running:

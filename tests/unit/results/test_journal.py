@@ -104,6 +104,59 @@ def test_lines_out_of_order_count_for_nothing(order, tmp_path):
     same(read(tmp_path).done, BLOCKS[:count])
 
 
+AHEAD = [
+    [
+        StoredSpan(Span(8, 2, 0, 5, last=False), 44, Nonfinite(), None, read=1),
+        StoredSpan(Span(8, 2, 5, 9, last=True), 55, Nonfinite(2, 9, 0), None),
+    ],
+    [StoredSpan(Span(11, 3, 0, 4, last=True), 66, Nonfinite(), None)],
+]
+
+
+def test_what_is_ahead_of_its_turn(tmp_path):
+    journal = written(tmp_path, BLOCKS[:1])
+    journal.note_ahead(AHEAD)
+    journal.record(BLOCKS[1], Synced())  # goes on in order
+    journal.flush(Synced())
+    journal.close()
+    found = read(tmp_path)
+    same(found.done, BLOCKS[:2])
+    assert found.ahead == {8: AHEAD[0], 11: AHEAD[1]}
+    content = (tmp_path / "out.journal").read_bytes()
+    ends = [k + 1 for k, byte in enumerate(content) if byte == 10]
+    for size in range(ends[1], len(content)):
+        (tmp_path / "out.journal").write_bytes(content[:size])
+        found = read(tmp_path)
+        same(found.done, BLOCKS[:1])
+        assert list(found.ahead) == [8, 11][: sum(end <= size for end in ends[2:4])]
+
+
+def test_what_is_ahead_and_done_again_counts_once(tmp_path):
+    journal = written(tmp_path)
+    again = StoredSpan(Span(10, 2, 0, 4, last=True), 77, Nonfinite(), None)  # of other cuts: sequence 11 is in two
+    journal.note_ahead([*AHEAD, [again]])
+    journal.record(StoredSpan(Span(7, 2, 0, 4, last=True), 88, Nonfinite(), None), Synced())
+    journal.flush(Synced())
+    journal.close()
+    assert read(tmp_path).ahead == {10: [again]}
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [[[]], [AHEAD[0][:1]], [AHEAD[0][1:]], [AHEAD[0][::-1]], [AHEAD[0] + AHEAD[1]]],
+    ids=["none", "an end is missing", "the beginning is missing", "not in order", "a gap"],
+)
+def test_a_line_that_is_not_about_whole_sequences_counts_for_nothing(groups, tmp_path):
+    journal = written(tmp_path, BLOCKS[:1])
+    journal._append({"ahead": [done.encode() for done in groups[0]]})
+    journal.record(BLOCKS[1], Synced())
+    journal.flush(Synced())
+    journal.close()
+    found = read(tmp_path)
+    same(found.done, BLOCKS[:1])
+    assert not found.ahead
+
+
 def test_a_state_that_is_missing_takes_its_span_along(tmp_path):
     journal = Journal(tmp_path / "out", RUN, resume=False)
     journal.begin()

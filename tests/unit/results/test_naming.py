@@ -15,6 +15,7 @@ from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.model.new_weights import init_model
 from lstmcli.results.formats.paths import Paths
 from lstmcli.results.formats.result import Metadata
+from lstmcli.results.journal import StoredSpan
 from lstmcli.results.naming import publishing
 from lstmcli.results.verify import verify
 
@@ -155,3 +156,29 @@ def test_another_run_is_not_waited_for(tmp_path: Path) -> None:
         fill(result, SPANS)
         result.seal(Nonfinite())
     assert left(tmp_path) == ["out.h5"]
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_what_is_ahead_of_its_turn_is_kept_while_it_is_what_was_stored(flipped: bool, tmp_path: Path) -> None:
+    def stop() -> None:
+        with opened(Paths(tmp_path / "out.h5")) as unpublished:
+            rows = {"outputs": ROWS[2:], "state/0/h": np.full((2, 5), 2, np.float32)}
+            stored = StoredSpan(SPANS[1], unpublished.result.put(SPANS[1], rows), Nonfinite(), None)
+            unpublished.note_ahead([[stored]])
+            raise StorageError("no")
+
+    with pytest.raises(StorageError, match="--resume"):
+        stop()
+    if flipped:
+        content = bytearray((tmp_path / "out.h5.partial").read_bytes())
+        content[content.index(ROWS[2:].tobytes()[:20])] ^= 1
+        (tmp_path / "out.h5.partial").write_bytes(content)
+    with opened(Paths(tmp_path / "out.h5"), resume=True) as unpublished:
+        assert unpublished.restored({}) is None
+        assert list(unpublished.ahead) == ([] if flipped else [2])
+        fill(unpublished, SPANS)
+        unpublished.seal(Nonfinite())
+    with opened(Paths(tmp_path / "whole.h5")) as whole:
+        fill(whole, SPANS)
+        whole.seal(Nonfinite())
+    assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
