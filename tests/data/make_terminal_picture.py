@@ -63,7 +63,8 @@ def seconds(printed: str) -> float:
 def frames(printed: str) -> str:
     """What a bar was after a third and two thirds of its ways, and at its end, under each other."""
     drawn = list(dict.fromkeys(re.findall(r"[^\r\n]*steps/s[^\r\n]*", printed)))
-    return "\n".join(drawn[place] for place in (len(drawn) // 3, 2 * len(drawn) // 3, -1))
+    going = [frame for frame in drawn if "left" in frame]  # and not storing what was computed
+    return "\n".join([going[len(going) // 3], going[2 * len(going) // 3], drawn[-1]])
 
 
 def draw(name: str, tries: int = 1) -> str:

@@ -30,11 +30,14 @@ class Pace:
         """Returns the steps per second of this run."""
         return (self.done - (self.before or 0)) / max(time.monotonic() - self.began, 1e-9)
 
-    def time(self, total: int) -> str:
-        """Returns how much time is left, or at the end how much this run has taken."""
+    def to_come(self, total: int) -> str:
+        """Returns how much time is left; when all steps are done, that the result is put on disk, which takes its time too."""
         if self.done == total:
-            return f"in {timedelta(seconds=round(time.monotonic() - self.began))}"
+            return "storing"
         return f"{timedelta(seconds=round((total - self.done) / self.speed()))} left"
+
+    def taken(self) -> str:
+        return f"in {timedelta(seconds=round(time.monotonic() - self.began))}"
 
 
 @contextmanager
@@ -61,10 +64,12 @@ def bar(console: Any, name: str) -> Iterator[Callable[[int, int], None]]:
                 drawn.update(task, total=total, completed=pace.done, visible=True)
             else:
                 speed = f"{pace.speed():,.0f} steps/s"
-                drawn.update(task, completed=pace.done, speed=speed, time=pace.time(total))
+                drawn.update(task, completed=pace.done, speed=speed, time=pace.to_come(total))
 
         try:
             yield advance
+            if drawn.finished:
+                drawn.update(task, time=pace.taken())
         finally:
             drawn.live.transient = time.monotonic() - pace.began < BAR_STAYS
 
@@ -90,7 +95,7 @@ class Log:
             self.about = None
         self.next = now + LOG_SECONDS
         speed = f"{self.pace.speed():,.0f} steps/s"
-        self.line(f"{done / total:.1%}  {done:,} of {total:,} steps  {speed}  {self.pace.time(total)}")
+        self.line(f"{done / total:.1%}  {done:,} of {total:,} steps  {speed}  {self.pace.to_come(total)}")
 
     def line(self, text: str) -> None:
         self.print_line(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import time
 from datetime import datetime
 
 import pytest
@@ -69,3 +71,42 @@ def test_the_bar_of_a_resumed_run(clock: Clock) -> None:
     assert "70 % of 1,000,000 steps" in shown
     assert "0:30 left" in " ".join(shown.split())
     assert "10,000 steps/s" in shown
+
+
+def test_the_bar_says_that_all_steps_are_done_but_not_stored(clock: Clock) -> None:
+    out = io.StringIO()
+    with progress.bar(Console(file=out, force_terminal=True, width=100), "x.h5") as advance:
+        advance(0, 1_000_000)
+        clock.now += 30
+        advance(1_000_000, 1_000_000)
+        for _ in range(100):  # it is drawn ten times a second
+            if "storing" in out.getvalue():
+                break
+            time.sleep(0.1)
+        clock.now += 12
+    before, after = [re.sub(r"\x1b\S*?[a-zA-Z]", "", line) for line in out.getvalue().split("\r") if "33,333 steps/s" in line]
+    assert before.endswith("100 % of 1,000,000 steps  33,333 steps/s  storing")
+    assert after.endswith("100 % of 1,000,000 steps  33,333 steps/s  in 0:00:42\n")
+
+
+def test_the_bar_of_a_run_that_failed_does_not_say_that_it_is_done(clock: Clock) -> None:
+    out = io.StringIO()
+
+    def fail() -> None:
+        with progress.bar(Console(file=out, force_terminal=True, width=100), "x.h5") as advance:
+            advance(0, 1_000_000)
+            clock.now += 30
+            advance(1_000_000, 1_000_000)
+            raise KeyError  # of whoever stores
+
+    pytest.raises(KeyError, fail)
+    assert "storing" in out.getvalue()
+    assert " in 0:" not in out.getvalue()
+
+
+def test_the_log_says_that_all_steps_are_done_but_not_stored(clock: Clock) -> None:
+    log, lines = a_log()
+    log(0, 1_000_000)
+    clock.now += 20
+    log(1_000_000, 1_000_000)
+    assert lines[-1] == "100.0%  1,000,000 of 1,000,000 steps  50,000 steps/s  storing"
