@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command import LSTMCLI, SECONDS, assert_one_line, lstmcli, shell, succeed
-from helpers.result_content import content
 from helpers.small_run import SmallRun
 from helpers.system_tools import started
 
@@ -24,9 +23,7 @@ NAME = "it's\n2.npy"  # as awkward for a shell as a name can be
 def small_run_of_that_name(small_run: Callable[..., SmallRun], sequences: int, steps: int) -> SmallRun:
     """256 units over 32 features, every sequence of full length."""
     options = "--threads 1 --max-memory 8MB --progress none"
-    job = small_run(sequences, steps, 256, features=32, lengths=np.full(sequences, steps), options=options)
-    (job.folder / "x.npy").rename(job.folder / NAME)
-    return job
+    return small_run(sequences, steps, 256, features=32, lengths=np.full(sequences, steps), options=options, x_name=NAME)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +58,7 @@ def test_a_signal_stops_the_run_and_the_printed_command_goes_on(name: str, job: 
     done = shell(f"{told[2]} --json", tmp_path)
     assert done.code == 0, done.err
     assert done.json["resumed_steps"] == int(told[1].replace(",", "")) > 0
-    assert content(tmp_path / "out.h5") == content(job.result)
+    assert (tmp_path / "out.h5").read_bytes() == job.result
 
 
 def test_sequences_that_were_stopped_midway_go_on_from_there(small_run: Callable[..., SmallRun], tmp_path: Path) -> None:
@@ -74,7 +71,7 @@ def test_sequences_that_were_stopped_midway_go_on_from_there(small_run: Callable
     assert told, err
     done = succeed(*job.words(x=NAME), "--resume", "--json", cwd=tmp_path)
     assert done.json["resumed_steps"] == int(told[1].replace(",", "")) > 0
-    assert content(tmp_path / "out.h5") == content(job.result)
+    assert (tmp_path / "out.h5").read_bytes() == job.result
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
@@ -87,7 +84,7 @@ def test_a_second_signal_ends_it_at_once(name: str, code: int, job: SmallRun, tm
     assert (running.returncode, err) == (code, "") or running.returncode == 75  # it was done with the block by then
     if name == "SIGINT":
         succeed(*job.words(x=NAME), "--resume", cwd=tmp_path)
-        assert content(tmp_path / "out.h5") == content(job.result)
+        assert (tmp_path / "out.h5").read_bytes() == job.result
 
 
 def test_stop_after(job: SmallRun, tmp_path: Path) -> None:
@@ -97,7 +94,7 @@ def test_stop_after(job: SmallRun, tmp_path: Path) -> None:
             break
         assert_one_line(ran, 75, "stopped by --stop-after", "--resume")
         assert ran.err.count("--resume") == 1
-    assert content(tmp_path / "out.h5") == content(job.result)
+    assert (tmp_path / "out.h5").read_bytes() == job.result
 
 
 @pytest.mark.parametrize("text", ["", "5x", "-1s", "1h 5m", "m"])

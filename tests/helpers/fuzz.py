@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from faults import command, restore  # this is run as a script: its folder is on the path
-from result_content import content
+from result_bytes import without_origins
 
 BASE = {"-i": "x.npy", "-l": "lens.npy", "-w": "model.h5", "-o": "out.h5"}
 KINDS = {  # the option that gets the damaged file, the file, and the bytes in which most of the damage is done
@@ -68,7 +68,9 @@ def right(kind: str) -> bool:
     """
     if KINDS[kind][1].startswith("many."):
         return True
-    if content(Path("out.h5")) == content(Path("golden.h5")):  # a chunk of nothing but padding may be damaged
+    if without_origins(Path("out.h5").read_bytes()) == without_origins(
+        Path("golden.h5").read_bytes()
+    ):  # a chunk of nothing but padding may be damaged
         return True
     child = os.fork()
     if child:

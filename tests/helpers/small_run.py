@@ -50,9 +50,10 @@ def make_small_run(
     seed: int = 0,
     lengths: np.ndarray | None = None,
     formats: Collection[str] = (),
+    x_name: str = "x.npy",
     options: str = "--threads 2 --max-memory 300KB -q",
 ) -> SmallRun:
-    """Writes x.npy and lens.npy, and makes the run once.
+    """Writes x.npy, perhaps under another name, and lens.npy, and makes the run once.
 
     formats: more files of the same numbers, of x.h5, chunked.h5, mask.npy and lens.txt; many: ragged ones. With model.h5
     the run takes its weights, else new ones. Without `lengths` they are random, from 0 to `steps`.
@@ -60,7 +61,7 @@ def make_small_run(
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(sequences, steps, features)).astype(np.float32)
     lengths = rng.integers(0, steps + 1, sequences) if lengths is None else lengths
-    files.write_npy(folder / "x.npy", x)
+    files.write_npy(folder / x_name, x)
     files.write_npy(folder / "lens.npy", lengths)
     if "x.h5" in formats:
         files.write_h5(folder / "x.h5", x=x)
@@ -76,7 +77,7 @@ def make_small_run(
     if "model.h5" in formats:
         files.write_model(folder / "model.h5", files.random_model(features, [units]))
     run = SmallRun(folder, units, tuple(options.split()))
-    succeed(*run.words("result.h5"), cwd=folder)
+    succeed(*run.words("result.h5", x_name), cwd=folder)
     result = (folder / "result.h5").read_bytes()
     (folder / "result.h5").unlink()
     return replace(run, result=result)
