@@ -58,12 +58,12 @@ def what_is(spec: str) -> What:
 
 
 def what_is_hdf5(path: str) -> What:
-    from lstmcli.weights import keras
-
     with hdf5.open_file(path) as file:
         form = hdf5.attribute(file, "format")
         if form in (RESULT_FORMAT, MODEL_FORMAT):
             return What.RESULT if form == RESULT_FORMAT else What.MODEL
+        from lstmcli.weights import keras
+
         return What.WEIGHTS if keras.looks_like(file) else What.DATA
 
 

@@ -1,6 +1,5 @@
 """Sequences as some rows each of one array (R, E): from begins[s] on, as many as the length of s."""
 
-import hashlib
 from contextlib import ExitStack
 from typing import Any
 
@@ -38,6 +37,8 @@ class FlatSequences(Source):
         return self.flat.decoded_at_once
 
     def identity(self) -> dict[str, Any]:
+        import hashlib  # takes 5 ms, and who looks at a result needs none
+
         begins = hashlib.sha256(self.begins.tobytes()).hexdigest()[:16]
         return self.flat.identity() | {"begins": begins}
 

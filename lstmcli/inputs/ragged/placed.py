@@ -1,6 +1,5 @@
 """Sequences each of which lies at a place of its own in a file: what the forms of ragged inputs have in common."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -133,6 +132,8 @@ class PlacedSequences(Source):
         return self.decoded
 
     def identity(self) -> dict[str, Any]:
+        import hashlib  # as in FlatSequences
+
         places = hashlib.sha256(self.offsets.tobytes() + self.lengths.tobytes()) if self.lengths is not None else None
         return super().identity() | {"sequences": places.hexdigest()[:16] if places else ""}
 

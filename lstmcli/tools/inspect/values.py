@@ -63,14 +63,18 @@ def about_values(pieces: list[NDArray[Any]], total: int) -> dict[str, Any]:
     if not looked_at:
         return facts
     facts["first"] = [shortest(value) for value in pieces[0].reshape(-1)[:FIRST]]
-    values = [piece.reshape(-1).astype(np.float64) for piece in pieces]
-    facts["nan"] = sum(int(np.count_nonzero(np.isnan(piece))) for piece in values)
-    facts["inf"] = sum(int(np.count_nonzero(np.isinf(piece))) for piece in values)
-    finite = [piece[np.isfinite(piece)] for piece in values]
-    if any(len(piece) for piece in finite):
-        facts["min"] = min(float(piece.min()) for piece in finite if len(piece))
-        facts["max"] = max(float(piece.max()) for piece in finite if len(piece))
-        facts["mean"] = sum(float(piece.sum()) for piece in finite) / sum(len(piece) for piece in finite)
+    finite = []
+    for piece in pieces:
+        if (good := np.isfinite(piece)).all():
+            finite.append(piece)
+        else:
+            finite.append(piece[good])
+            facts["nan"] += int(np.count_nonzero(np.isnan(piece)))
+            facts["inf"] += int(np.count_nonzero(np.isinf(piece)))
+    if finite := [piece for piece in finite if piece.size]:
+        facts["min"] = min(float(piece.min()) for piece in finite)
+        facts["max"] = max(float(piece.max()) for piece in finite)
+        facts["mean"] = sum(float(piece.sum(dtype=np.float64)) for piece in finite) / sum(piece.size for piece in finite)
     return facts
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -147,6 +150,19 @@ def test_a_result(layout: str, case: Case, tmp_path: Path) -> None:
     assert "/state/1/h (13, 5) float32, contiguous" in text
     assert max(map(len, text.splitlines())) <= 100
     assert succeed("inspect", "--json", "out.h5", cwd=tmp_path).json["values"] == json.loads(json.dumps(facts["values"]))
+
+
+def test_a_result_is_told_fast(case: Case, tmp_path: Path) -> None:
+    """Without what reads the weights of frameworks, and without OpenSSL: they take as long to load as all else together."""
+    (tmp_path / "result.h5").write_bytes((case.folder / "result.h5").read_bytes())
+    code = (
+        "import sys; sys.argv = ['lstmcli', 'inspect', 'result.h5']; from lstmcli.cli.main import lstmcli\n"
+        "lstmcli.main(standalone_mode=False); print([*sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = ast.literal_eval(ran.stdout.splitlines()[-1])
+    assert "lstmcli.tools.inspect.results" in loaded
+    assert [name for name in loaded if name.startswith(("lstmcli.weights", "lstmcli.kernel", "numba", "_hashlib"))] == []
 
 
 def weights_in(path: Path) -> list[np.ndarray]:
