@@ -11,6 +11,8 @@ import pytest
 from helpers.command import assert_one_line, lstmcli, succeed
 from helpers.pseudo_terminal import on_terminal, plain
 
+from lstmcli.cli.report.run_summary import layers_in_words
+
 
 @pytest.fixture
 def two_datasets(tmp_path: Path) -> Path:
@@ -67,6 +69,9 @@ def test_the_states_of_a_deep_model_are_one_line_unless_all_are_wanted(tmp_path:
     command = ("run", "-i", sample_x, "-u", "7,7", "--bidirectional", "--overwrite")
     short, long = (succeed(*command, *more, cwd=tmp_path).text for more in ((), ("--verbose",)))
     assert "LSTM, 2 bidirectional layers of 7 units" in short
+    others = {"units": [5, 4], "bidirectional": [True, True]}, {"units": [5, 4], "bidirectional": [True, False]}
+    told = ["LSTM, 2 bidirectional layers of 5, 4 units", "LSTM, 2 layers of 5 bidirectional, 4 units"]
+    assert [layers_in_words(model) for model in others] == told
     assert "8 of (5, 7) float32  /state/0/forward/c to /state/1/backward/h" in short
     assert short.count("/state/") == 2
     assert long.count("/state/") == 8

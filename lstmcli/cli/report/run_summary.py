@@ -115,6 +115,9 @@ def work_rows(facts: dict[str, Any]) -> Rows:
 
 def layers_in_words(model: dict[str, Any]) -> str:
     layers = list(zip(model["units"], model["bidirectional"], strict=True))
+    if len(set(layers)) > 1 and len(set(model["bidirectional"])) == 1:
+        each = ", ".join(map(str, model["units"]))
+        return f"LSTM, {len(layers)} {'bidirectional ' * model['bidirectional'][0]}layers of {each} units"
     if len(set(layers)) > 1:
         each = ", ".join(f"{units}{' bidirectional' * both}" for units, both in layers)
         return f"LSTM, {len(layers)} layers of {each} units"

@@ -108,7 +108,8 @@ def made_of(one: Side, other: Side) -> Iterator[str]:
 def unlike(name: str, a: Any, b: Any) -> Iterator[str]:
     """Yields each leaf in which two JSON values differ."""
     if isinstance(a, dict) and isinstance(b, dict):
-        for key in dict.fromkeys([*a, *b]):
+        other_kind = a.get("kind") != b.get("kind")  # of layers, which then have nothing in common to be told
+        for key in ["kind"] if other_kind else dict.fromkeys([*a, *b]):
             yield from unlike(f"{name} {key}", a.get(key), b.get(key))
     elif a != b:
         yield f"{name}: {'nothing' if a is None else a} in A, {'nothing' if b is None else b} in B"

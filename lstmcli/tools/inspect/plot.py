@@ -1,6 +1,7 @@
 """A picture of a file: the lengths of its sequences, some of them as heat maps, the norms of its final states."""
 
 import io
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -25,6 +26,7 @@ PIECE = 4096  # rows of states read at a time
 INPUT = "input"
 BINS = 40
 MOST_NAMES = 16  # of arrays beside a drawing
+MOST_LETTERS = 60  # of a name in a title
 WIDTH, TOP, EACH = 9.0, 2.8, 2.2  # inches: of the picture, of its first row, of each sequence
 
 
@@ -63,7 +65,7 @@ def plot(spec: str, kind: str, lens: str | None, rows: Sequence[str], path: Path
         chosen = [row_of(row, drawn) for row in rows] if drawn and rows else list(range(min(DEFAULT_ROWS, len(lengths))))
         count = len(chosen) if drawn else 0
         figure = Figure(figsize=(WIDTH, TOP + EACH * count), layout="constrained")
-        figure.suptitle(spec, fontsize=10)
+        figure.suptitle(in_title(spec), fontsize=10, parse_math=False)
         heights = [TOP, *[EACH] * count]
         parts: list[Any] = np.ravel(figure.subfigures(1 + count, 1, height_ratios=heights, squeeze=False)).tolist()
         upper, *below = parts
@@ -116,9 +118,10 @@ def draw_lengths(axes: Any, lengths: NDArray[np.int64]) -> None:
 
 def draw_norms(axes: Any, norms: dict[str, NDArray[np.float64]]) -> None:
     """Draws a line for each array: how many sequences have a row of which norm."""
+    bins = min(BINS, max(5, math.isqrt(max(map(len, norms.values())))))  # of few sequences each would have one or none
     for name, values in norms.items():
         finite = values[np.isfinite(values)]
-        counts, edges = np.histogram(finite, bins=BINS)
+        counts, edges = np.histogram(finite, bins)
         axes.stairs(counts, edges, label=name.removeprefix("state/"))
     axes.set(title="final states", xlabel="norm of a sequence's row", ylabel="sequences")
     if len(norms) <= MOST_NAMES:
@@ -132,23 +135,32 @@ def draw_sequence(part: Any, drawn: Sequences, row: int) -> None:
     values = np.empty((steps, width), np.int64 if drawn.source.token_ids else drawn.source.dtype.newbyteorder("="))
     drawn.source.read(row, drawn.valid.starts[row : row + 1], np.array([steps]), values)
     axes = part.subplots()
-    called = f", {drawn.ids[row]}" if drawn.ids else ""
+    called = f", {in_title(drawn.ids[row])}" if drawn.ids else ""
     cut = f", the first {steps:,} of {length:,} steps" if steps < length else f", {length:,} steps"
-    axes.set(
-        title=f"{drawn.name} of sequence {row}{called}{cut}", xlabel="step", ylabel="feature" if drawn.name == INPUT else "unit"
-    )
+    axes.set_title(f"{drawn.name} of sequence {row}{called}{cut}", parse_math=False)
+    axes.set(xlabel="step", ylabel="feature" if drawn.name == INPUT else "unit")
     whole_numbers(axes)
+    if width == 1:
+        axes.set(ylabel="", yticks=[])
     if not steps:
         return
     finite = np.abs(values[np.isfinite(values)].astype(np.float64))
     limit = float(finite.max(initial=0)) or 1.0
     start = int(drawn.valid.starts[row])
     extent = (start - 0.5, start + steps - 0.5, -0.5, width - 0.5)
+    ids = drawn.source.token_ids  # which have no sign
     image = axes.imshow(
-        values.T, aspect="auto", origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest", extent=extent
+        values.T,
+        aspect="auto",
+        origin="lower",
+        cmap="viridis" if ids else "RdBu_r",
+        vmin=0 if ids else -limit,
+        vmax=limit,
+        interpolation="nearest",
+        extent=extent,
     )
     axes.set_facecolor("black")  # where there is NaN
-    part.colorbar(image, ax=axes)
+    part.colorbar(image, ax=axes, label="token id" if ids else None)
 
 
 def whole_numbers(axes: Any) -> None:
@@ -156,4 +168,10 @@ def whole_numbers(axes: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+
+
+def in_title(name: str) -> str:
+    """Returns a name as a title has room for it."""
+    name, half = shown(name), MOST_LETTERS // 2
+    return name if len(name) <= MOST_LETTERS else f"{name[:half]}...{name[-half:]}"

@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from lstmcli.model.model_file import save_model
+from lstmcli.model.new_weights import init_model
 from lstmcli.tools.compare import compare as compare_module
 from lstmcli.tools.compare import differences
 from lstmcli.tools.compare.compare import compare
@@ -186,6 +188,14 @@ def test_models_of_other_options_differ(tmp_path: Path) -> None:
     assert facts["made_of"] == ["model_config 0 activation: tanh in A, relu in B"]
     assert all(found["equal"] for found in facts["arrays"])
     assert not facts["same"]
+
+
+def test_layers_of_other_kinds_are_told_in_one_line(tmp_path: Path) -> None:
+    save_model(init_model(4, [3, 5]), tmp_path / "a.h5")
+    save_model(init_model(4, [3, 5], bidirectional=True), tmp_path / "b.h5")
+    found = compare(str(tmp_path / "a.h5"), str(tmp_path / "b.h5"))
+    kinds = [f"model_config {layer} kind: cell in A, bidirectional in B" for layer in (0, 1)]
+    assert [line for line in found["made_of"] if "model_config" in line] == kinds
 
 
 def test_arrays_of_other_dtypes(tmp_path: Path) -> None:

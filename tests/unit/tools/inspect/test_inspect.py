@@ -249,6 +249,20 @@ def test_a_picture(ending: str, case: Case, tmp_path: Path) -> None:
     assert_one_line(lstmcli("inspect", case.x_npy, "--plot", "x.gif", cwd=tmp_path), 2, ".png or .svg")
 
 
+def test_names_in_a_picture_are_no_formulas(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install matplotlib")
+    folder = "a folder with a name that is far too long for a title, even for that of a picture as wide as this one is"
+    (tmp_path / folder).mkdir()
+    with h5py.File(tmp_path / folder / "x $^ y$.h5", "w") as file:
+        for name in ("a$\\b$", "$_$"):
+            file[name] = np.ones((3, 2), np.float32)
+    spec = f"{folder}/x $^ y$.h5"
+    succeed("inspect", spec, "--plot", "x.svg", cwd=tmp_path)
+    text = (tmp_path / "x.svg").read_text()  # what it draws as curves it says in comments
+    assert f"<!-- {spec[:30]}...{spec[-30:]} -->" in text
+    assert "input of sequence 0, $_$, 3 steps -->" in text
+
+
 def test_a_picture_needs_matplotlib(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "matplotlib.py").write_text("raise ImportError('not here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
