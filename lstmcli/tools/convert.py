@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmcli.blocks import Span, Valid
-from lstmcli.errors import DataError, LstmcliError, UsageError, shown
+from lstmcli.errors import DataError, UsageError, shown
 from lstmcli.files.file_kind import split_spec
 from lstmcli.files.partial_file import check_left_over
 from lstmcli.inputs.nonfinite import Nonfinite
-from lstmcli.inputs.ragged.open_sequences import open_sequences
 from lstmcli.inputs.source import Source
 from lstmcli.inputs.valid_steps import read_valid_steps
 from lstmcli.model.chain_file import any_model_in
@@ -26,6 +25,7 @@ from lstmcli.results.formats.per_sequence import check_names
 from lstmcli.results.formats.result import Metadata, Result
 from lstmcli.run.memory import Limits, cut_into_spans
 from lstmcli.tools.converted_files import ARROW, NAME, ArrowTable, CompressedHdf5, NpyArrays, NpzArrays, PlainHdf5, Target
+from lstmcli.tools.sequences import open_floats_or_ids
 from lstmcli.tools.what_is import What, what_is
 
 ORDER = "outputs", "cells", "layers", "predictions", "pooled", "state", "forward", "backward", "c", "h"  # parts of names
@@ -157,7 +157,7 @@ def convert_data(
 ) -> dict[str, Any]:
     """Writes the sequences of an input, without padding or with it behind each."""
     with ExitStack() as opened:
-        source = opened.enter_context(closing(open_floats(a, lens, offsets)))
+        source = opened.enter_context(closing(open_floats_or_ids(a, lens, offsets)))
         valid = read_valid_steps(lens, padding, source).valid
         lengths = valid.lengths
         layout = layout or (PADDED if source.lengths is None else FLAT)
@@ -166,7 +166,8 @@ def convert_data(
             ids = numbered(len(lengths)) if ids is None else ids
         if layout == PER_SEQUENCE and ids is not None:
             check_names(ids, source.ids_origin or source.name)
-        target = Target(path, layout, source.shape, source.dtype.newbyteorder("="), lengths, ids, overwrite)
+        dtype = source.dtype.newbyteorder("=")
+        target = Target(path, layout, source.shape, dtype, lengths, ids, overwrite, source.token_ids)
         result = writer(target, compress)
         with writing(result):
             for span, rows in blocks(source, valid, whole=path.suffix in ARROW):
@@ -176,21 +177,6 @@ def convert_data(
         lost = path.suffix == ".npy" and ids is not None
         notes = ["an NPY file holds no ids, and they are left out; .h5 and .npz hold them"] if lost else []
         return facts(a, path, layout, valid, {NAME: target.stored_shape}, notes)
-
-
-def open_floats(a: str, lens: str | None, offsets: str | None) -> Source:
-    """Opens the sequences. Raises LstmcliError, and where they are token ids DataError that says so."""
-    try:
-        return open_sequences(a, lens, offsets)
-    except DataError:
-        found = None
-        with suppress(LstmcliError), closing(open_sequences(a, lens, offsets, token_ids=True)) as ids:
-            found = f"{ids.name}: holds token ids, {ids.dtype}" if ids.token_ids else None
-        if found is None:
-            raise
-        raise DataError(
-            f"{found}; expected floats, (steps, features) of each sequence; lstmcli predict takes token ids as they are"
-        ) from None
 
 
 def writer(target: Target, compress: str | None) -> Result:
@@ -205,7 +191,7 @@ def writer(target: Target, compress: str | None) -> Result:
 
 def blocks(source: Source, valid: Valid, whole: bool) -> Iterator[tuple[Span, NDArray[Any]]]:
     """Yields spans with their packed rows. whole: no sequence is cut in time, however long it is."""
-    kind = np.dtype(np.float64 if source.dtype.itemsize == 8 else np.float32)
+    kind = np.dtype(np.int64 if source.token_ids else np.float64 if source.dtype.itemsize == 8 else np.float32)
     rows = max(1, BLOCK_BYTES // (source.shape[2] * kind.itemsize))
     if whole:
         rows = max(rows, int(valid.lengths.max(initial=0)))

@@ -37,6 +37,7 @@ class Target(NamedTuple):
     lengths: Lengths
     ids: Sequence[str] | None
     overwrite: bool
+    token_ids: bool  # E is 1, and no axis of what is stored
 
     @property
     def valid(self) -> Valid:
@@ -45,7 +46,11 @@ class Target(NamedTuple):
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        return stored_shape(self.shape, self.layout, int(self.lengths.sum()))
+        return (*stored_shape(self.shape, self.layout, int(self.lengths.sum()))[:-1], *self.step_shape)
+
+    @property
+    def step_shape(self) -> tuple[int, ...]:
+        return () if self.token_ids else self.shape[2:]
 
     @property
     def row_bytes(self) -> int:
@@ -78,7 +83,7 @@ class PlainHdf5(Result):
                     if target.layout == PER_SEQUENCE:
                         assert target.ids is not None
                         begins = allocate_each(
-                            file, NAME, target.ids, target.lengths, target.shape[2], target.dtype, unwritten()
+                            file, NAME, target.ids, target.lengths, target.step_shape, target.dtype, unwritten()
                         )
                     else:
                         offset = allocate(file, NAME, target.stored_shape, target.dtype)
@@ -126,7 +131,7 @@ class CompressedHdf5(Result):
                     assert target.ids is not None
                     self.file.create_group(NAME)
                     for name, length in zip(target.ids, target.lengths.tolist(), strict=True):
-                        self.make(f"{NAME}/{name}", (length, target.shape[2]))
+                        self.make(f"{NAME}/{name}", (length, *target.step_shape))
                 else:
                     self.make(NAME, target.stored_shape)
                 write_beside(self.file, target)
@@ -138,16 +143,18 @@ class CompressedHdf5(Result):
     def make(self, name: str, shape: tuple[int, ...]) -> None:
         how: dict[str, Any] = {}
         if math.prod(shape):
-            rows = max(1, min(shape[-2], CHUNK_BYTES // self.target.row_bytes))
+            *before, steps = shape[: len(shape) - len(self.target.step_shape)]  # before: the sequences, where they are padded
+            rows = max(1, min(steps, CHUNK_BYTES // self.target.row_bytes))
             how = {
-                "chunks": (1, rows, shape[2]) if len(shape) == 3 else (rows, shape[1]),
+                "chunks": (*(1 for _ in before), rows, *self.target.step_shape),
                 "compression": "gzip",
                 "shuffle": True,
             }
         self.file.create_dataset(name, shape, self.target.dtype, **how)
 
     def put(self, span: Span, arrays: dict[str, NDArray[Any]]) -> int:
-        target, rows = self.target, arrays[NAME].astype(self.target.dtype, copy=False)
+        target = self.target
+        rows = arrays[NAME].astype(target.dtype, copy=False).reshape(-1, *target.step_shape)
         if not len(rows):
             return 0
         with storing(target.path):
@@ -207,12 +214,12 @@ class NpzArrays(Result):
     """The array with its lengths or offsets and its ids, or an array for each sequence."""
 
     def __init__(self, target: Target) -> None:
-        width = target.shape[2]
         others: dict[str, NDArray[Any]] = dict(target.beside())
         if target.layout == PER_SEQUENCE:
             assert target.ids is not None
             arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-                name: ((length, width), target.dtype) for name, length in zip(target.ids, target.lengths.tolist(), strict=True)
+                name: ((length, *target.step_shape), target.dtype)
+                for name, length in zip(target.ids, target.lengths.tolist(), strict=True)
             }
         else:
             arrays = {NAME: (target.stored_shape, target.dtype)}
@@ -234,7 +241,7 @@ class NpzArrays(Result):
 
 
 class ArrowTable(Result):
-    """A row for each sequence: its id, and its steps as a list of lists of E numbers. Sequences come whole."""
+    """A row for each sequence: its id, and its steps as a list of lists of E numbers, or of token ids. Sequences come whole."""
 
     def __init__(self, target: Target) -> None:
         from lstmcli.results.formats.parquet import Appended, check_installed
@@ -244,7 +251,8 @@ class ArrowTable(Result):
         from pyarrow import ipc, parquet
 
         self.target = target
-        self.steps = pa.list_(pa.from_numpy_dtype(target.dtype), target.shape[2])
+        number = pa.from_numpy_dtype(target.dtype)
+        self.steps = number if target.token_ids else pa.list_(number, target.shape[2])
         self.schema = pa.schema([("id", pa.string()), (NAME, pa.list_(self.steps))])
         self.partial = Partial(target.path, target.overwrite)
         try:
@@ -267,7 +275,9 @@ class ArrowTable(Result):
         rows = arrays[NAME].astype(self.target.dtype, copy=False)
         ends = np.cumsum(span.lengths(self.target.lengths))
         offsets = arrow_numbers(np.concatenate([[0], ends]).astype(np.int32))
-        steps = pa.FixedSizeListArray.from_arrays(arrow_numbers(rows), type=self.steps)
+        steps = arrow_numbers(rows)
+        if not self.target.token_ids:
+            steps = pa.FixedSizeListArray.from_arrays(steps, type=self.steps)
         ids = arrow_texts(self.target.ids[span.first : span.first + span.count])
         self.writer.write_batch(pa.record_batch([ids, pa.ListArray.from_arrays(offsets, steps)], schema=self.schema))
         return 0

@@ -127,7 +127,7 @@ def place(file: Any, name: str, array: tuple[tuple[int, ...], np.dtype[Any]], me
         from lstmcli.results.formats.per_sequence import allocate_each
 
         assert metadata.ids is not None
-        return 0, allocate_each(file, name, metadata.ids, metadata.valid.lengths, shape[2], dtype, unwritten())
+        return 0, allocate_each(file, name, metadata.ids, metadata.valid.lengths, shape[2:], dtype, unwritten())
     offset = allocate(file, name, metadata.stored_shape(shape), dtype)
     return offset, metadata.flat_begins(offset, shape, dtype)
 

@@ -26,9 +26,12 @@ def check_names(ids: Sequence[str], where: str) -> None:
 
 
 def allocate_each(
-    file: Any, name: str, ids: Sequence[str], lengths: Lengths, width: int, dtype: np.dtype[Any], properties: Any
+    file: Any, name: str, ids: Sequence[str], lengths: Lengths, step: tuple[int, ...], dtype: np.dtype[Any], properties: Any
 ) -> Lengths:
-    """Makes the datasets, with the properties of their creation. Returns the offset of each in the file."""
+    """Makes the datasets, with the properties of their creation. Returns the offset of each in the file.
+
+    step: the shape of a step, (D,); of a token id ().
+    """
     import h5py
 
     links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
@@ -38,7 +41,7 @@ def allocate_each(
     group = file.create_group(name)
     begins = np.empty(len(ids), np.int64)
     for row, (sequence, length) in enumerate(zip(ids, lengths.tolist(), strict=True)):
-        space = h5py.h5s.create_simple((length, width))
+        space = h5py.h5s.create_simple((length, *step))
         dataset = h5py.h5d.create(group.id, sequence.encode(), kind, space, properties, links)
         begins[row] = dataset.get_offset() or 0  # None where there are no steps
     return begins

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
@@ -10,6 +12,8 @@ import pytest
 from helpers import files
 from helpers.case import Case
 from helpers.command import assert_one_line, lstmcli, succeed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lstmcli.tools import convert
 
@@ -43,8 +47,10 @@ def read(path: Path) -> tuple[list[np.ndarray], list[str] | None]:
         from pyarrow import parquet
 
         table = parquet.read_table(path) if path.suffix == ".parquet" else pa.ipc.open_file(path).read_all()
-        dtype = table.schema.field("sequences").type.value_type.value_type.to_pandas_dtype()
-        return [np.array(rows, dtype).reshape(-1, 6) for rows in table["sequences"].to_pylist()], table["id"].to_pylist()
+        step = table.schema.field("sequences").type.value_type
+        dtype = getattr(step, "value_type", step).to_pandas_dtype()
+        shape = (-1, step.list_size) if hasattr(step, "list_size") else (-1,)
+        return [np.array(rows, dtype).reshape(shape) for rows in table["sequences"].to_pylist()], table["id"].to_pylist()
     if path.suffix == ".npy":
         whole = np.load(path)
         beside = {name: path.with_suffix(f".{name}.npy") for name in ("lengths", "offsets")}
@@ -112,6 +118,64 @@ def test_tables(name: str, dtype: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert [files.bits(one) for one in got] == [files.bits(one) for one in want]
 
 
+FORMS = [(name, layout) for name in ("h5", "npz", "npy") for layout in LAYOUTS if (name, layout) != ("npy", "per-sequence")]
+FORMS += [("gzip.h5", layout) for layout in LAYOUTS]
+TABLES = [("parquet", None), ("arrow", None)]
+DTYPES = ("f2", "f4", "f8", "i1", "u2", "i4", "u4", "i8", "u8")
+
+
+def step_bits(dtype: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Values of any bits, but NaN of one kind."""
+    values = np.frombuffer(rng.bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(shape).copy()
+    if dtype[0] == "f":
+        values[np.isnan(values)] = np.nan
+    return values
+
+
+def as_input(path: Path, layout: str | None) -> tuple[str, dict[str, str]]:
+    """What to name to read a file that convert wrote, and what lies beside it."""
+    beside = {"padded": "lens", "flat": "offsets"}.get(str(layout))
+    if path.suffix == ".npy":
+        (other,) = path.parent.glob(f"{path.stem}.*.npy")
+        return str(path), {str(beside): str(other)}
+    if path.suffix == ".npz" and beside:
+        return f"{path}::sequences", {beside: f"{path}::{'lengths' if beside == 'lens' else 'offsets'}"}
+    return f"{path}::/sequences" if path.suffix == ".h5" else str(path), {}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=8), st.booleans(), st.integers(1, 5), st.data())
+def test_any_way_through_the_forms(dtype: str, lengths: list[int], with_ids: bool, width: int, data: st.DataObject) -> None:
+    """Floats and token ids of every dtype keep their bits through any four forms, in blocks of any size."""
+    rng = np.random.default_rng(len(lengths))
+    forms = FORMS + (TABLES if find_spec("pyarrow") else [])
+    way = data.draw(st.lists(st.sampled_from(forms), min_size=1, max_size=4))
+    step = (width,) if dtype[0] == "f" else ()
+    want = [step_bits(dtype, (length, *step), rng) for length in lengths]
+    ids = IDS[: len(lengths)] if with_ids else None
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "BLOCK_BYTES", data.draw(st.sampled_from([32_000_000, 60])))
+        folder = Path(name)
+        with h5py.File(folder / "x.h5", "w") as file:
+            file["sequences"] = np.concatenate(want)
+            file["offsets"] = np.cumsum([0, *lengths])
+            if ids:
+                file["ids"] = np.array(ids, object)
+        spec, said = f"{folder}/x.h5::/sequences", {}
+        for number, (suffix, layout) in enumerate(way):
+            path = folder / f"{number}.{suffix}"
+            convert.convert(spec, str(path), layout, "gzip" if suffix == "gzip.h5" else None, **said)
+            got, names = read(path)
+            if ids and suffix != "npy":
+                assert names == ids
+            assert [(one.dtype, one.shape) for one in got] == [(one.dtype, one.shape) for one in want]
+            assert [files.bits(one) for one in got] == [files.bits(one) for one in want]
+            if suffix == "npy" or (suffix == "npz" and layout != "per-sequence"):
+                ids = None  # those beside the array of an NPZ are not read
+            spec, said = as_input(path, layout)
+
+
 @pytest.fixture(scope="module")
 def results(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run in every layout."""
@@ -166,17 +230,17 @@ def test_a_damaged_result(results: Path, tmp_path: Path) -> None:
 def test_what_is_refused(results: Path, tmp_path: Path) -> None:
     write_input(tmp_path / "x.h5", "f4")
     files.write_npy(tmp_path / "there.npy", 1)
-    files.write_npy(tmp_path / "tokens.npy", np.ones((3, 4), np.int64))
+    files.write_npy(tmp_path / "integers.npy", np.ones((3, 4, 2), np.int64))
     for code, text, words in (
         (2, "expected a name that ends in", ("x.h5", "b.txt")),
         (2, "--compress gzip: is for HDF5", ("x.h5", "b.npz", "--compress", "gzip")),
         (2, "--layout per-sequence: an NPY file holds one array", ("x.h5", "b.npy", "--layout", "per-sequence")),
         (2, "--layout flat: a table has a row for each sequence", ("x.h5", "b.parquet", "--layout", "flat")),
         (2, "a result lies in one piece", (results / "flat.h5", "b.h5", "--compress", "gzip")),
-        (65, "tokens.npy: holds token ids, int64; expected floats", ("tokens.npy", "b.h5")),
+        (65, "integers.npy: expected float16, float32 or float64, got int64", ("integers.npy", "b.h5")),
         (66, "no.h5", ("no.h5", "b.h5")),
         (73, "there.npy: exists already", ("x.h5", "there.npy")),
         (73, "is also an input", ("x.h5", "x.h5", "--overwrite")),
     ):
         assert_one_line(lstmcli("convert", *words, cwd=tmp_path), code, text)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["there.npy", "tokens.npy", "x.h5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["integers.npy", "there.npy", "x.h5"]
