@@ -66,7 +66,7 @@ def test_pooled(function: str, case: Case, tmp_path: Path) -> None:
 
 
 def test_tables(case: Case, tmp_path: Path) -> None:
-    ids = [f"a, {row}" for row in range(13)]
+    ids = ["a, 0", "a\rb", "\r", "a\r\nb", "a\nb", 'a"b', '"', "a\tb", " a", "", "=1", "a\x0bb", "a\u2028b"]
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["x"], file["lengths"], file["ids"] = case.x, case.lengths, np.array(ids, object)
     words = ("run", "-i", "x.h5", "-w", case.weights, "--pool", "mean", "-q")

@@ -164,6 +164,13 @@ def test_the_best_classes_by_name(batch: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_a_name_of_a_class_ends_where_its_line_ends(batch: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes("\ufeffa\u2028b\r\nc\x0cd\x1ce\rf\x85\n".encode())
+    options = ("-i", batch / "x.npy", "-l", batch / "lens.npy", *SENTIMENT, "-o", "p.csv")
+    succeed("predict", *options, "--labels", "names.txt", cwd=tmp_path)
+    assert rows_of(tmp_path / "p.csv")[0] == ["id", "a\u2028b", "c\x0cd\x1ce", "f\x85"]
+
+
 def test_a_stream(batch: Path) -> None:
     weights = DATA / "torch_sentiment.safetensors"
     line = 'lstmcli predict -i - -l lens.npy -w "$1" --chain "$2" -o - < x.npy > stream.npy'

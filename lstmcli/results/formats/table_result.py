@@ -6,7 +6,6 @@ from them when they are all there. A number in a text is the shortest that gives
 """
 
 import csv
-import io
 import itertools
 import math
 from collections.abc import Iterator
@@ -113,9 +112,9 @@ class TableResult(Result):
         """Yields the text of the table."""
 
         def written(lines: Any) -> str:
-            text = io.StringIO()
-            csv.writer(text, delimiter=separator, lineterminator="\n").writerows(lines)
-            return text.getvalue()
+            rows = TextRows()
+            csv.writer(rows, delimiter=separator, lineterminator="\r\n").writerows(lines)
+            return "".join(rows.ended)
 
         has_steps = any(field.has_steps for field in self.fields.values())
         which = ["series", "first_step"] if self.windows else ["id"]
@@ -128,6 +127,18 @@ class TableResult(Result):
                 [*head, *(cell for row in each for cell in cells(self.form, row))]
                 for head, each in zip(heads, rows, strict=True)
             )
+
+
+class TextRows:
+    """Takes rows of csv.writer. Every Python quotes what holds one of the characters that end its lines, which are to be \\r and
+    \\n: each of them ends a line where the table is read. Rows end with \\n alone.
+    """
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    def write(self, row: str) -> None:
+        self.ended.append(row[:-2] + "\n")
 
 
 class Values(Partial):
