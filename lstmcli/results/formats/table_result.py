@@ -130,8 +130,10 @@ class TableResult(Result):
 
 
 class TextRows:
-    """Takes rows of csv.writer. Every Python quotes what holds one of the characters that end its lines, which are to be \\r and
-    \\n: each of them ends a line where the table is read. Rows end with \\n alone.
+    """Takes rows of csv.writer and ends them with a line feed alone.
+
+    Told that its lines end with carriage return and line feed, every version of Python quotes what holds either of them: each
+    of them ends a line where the table is read.
     """
 
     def __init__(self) -> None:
