@@ -28,7 +28,7 @@ def run(folder: Path, prefix: list[object], **env: str) -> Ran:
     "prefix",
     [
         ["prlimit", "--nofile=20"],
-        ["prlimit", "--as=400000000"],
+        ["prlimit", "--as=270000000"],  # below 230 MB Dask itself cannot be loaded, and 450 MB are enough for a run
         ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh"],
     ],
     ids=["few open files", "little memory", "a deleted folder"],

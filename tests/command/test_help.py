@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 from helpers.case import Case
 from helpers.command import assert_one_line, lstmcli, shell, succeed
 from helpers.pages import DOCS, PAGES
+from helpers.system_tools import need
 
 from lstmcli.cli.command import HEADINGS, PLAIN_INPUTS
 from lstmcli.cli.main import lstmcli as cli
@@ -173,10 +173,36 @@ def test_a_command_is_a_topic_as_well(tmp_path: Path) -> None:
 def test_the_completion_script_is_one_of_that_shell(name: str, tmp_path: Path) -> None:
     script = succeed("completion", name, cwd=tmp_path).text
     assert f"_LSTMCLI_COMPLETE={name}_complete" in script
-    if not shutil.which(name):
-        pytest.skip(f"{name} is not installed")
+    need(name)
     (tmp_path / "script").write_text(script)
     subprocess.run([name, "-n", "script"], cwd=tmp_path, check=True)
+
+
+COMPLETE = {  # typed words as they stand when the key is pressed: what a script of that shell answers
+    "fish": 'source script; complete -C "$line"',
+    "zsh": """
+        compdef() { }  # of a terminal, as are the next two
+        _describe() { print -l $completions_with_descriptions }
+        compadd() { print -l $completions }
+        source script; words=(${(s: :)line}); [[ $line == *\\  ]] && words+=(""); CURRENT=$#words; _lstmcli_completion
+    """,
+}
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_what_other_shells_complete(name: str, tmp_path: Path) -> None:
+    need(name)
+    (tmp_path / "script").write_text(succeed("completion", name, cwd=tmp_path).text)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["speech"], file["lengths"] = np.zeros((2, 3, 4)), [3, 3]
+    for line, expected in [
+        ("lstmcli ver", {"verify"}),
+        ("lstmcli run --dtype ", {"float32", "float64", "bfloat16"}),
+        ("lstmcli run -i x.h5::", {"x.h5::/speech", "x.h5::/lengths"}),
+    ]:
+        env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "line": line}
+        done = subprocess.run([name, "-c", COMPLETE[name]], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+        assert {re.split(r":(?=[A-Z])|\t", found)[0] for found in done.stdout.splitlines()} == expected
 
 
 def test_completion_of_an_unknown_shell(tmp_path: Path) -> None:

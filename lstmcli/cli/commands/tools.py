@@ -153,7 +153,7 @@ def help_(ctx: click.Context, terminal: "Terminal", topic: str | None, man: bool
     short_help="Print the script for a shell's completion.",
     examples=[
         "echo 'source <(lstmcli completion bash)' >> ~/.bashrc",
-        "echo 'source <(lstmcli completion zsh)' >> ~/.zshrc",
+        "echo 'autoload -U compinit; compinit; source <(lstmcli completion zsh)' >> ~/.zshrc",
         "lstmcli completion fish > ~/.config/fish/completions/lstmcli.fish",
     ],
     topics=["pipelines"],
