@@ -34,6 +34,8 @@ def forms(case: Case, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) 
     for name, sequence in named.items():
         files.write_npy(folder / f"{name}.npy", sequence)
     np.savez_compressed(tmp_path / "many.npz", **named)
+    exact = [np.float32, ">f8", np.float64]  # which hold the values of the case
+    files.write_h5(tmp_path / "sizes.h5", **{name: rows.astype(exact[k % 3]) for k, (name, rows) in enumerate(named.items())})
     return {
         "offsets": ["-i", "flat.npy", "--offsets", "offsets.npy"],
         "lengths": ["-i", "flat.npy", "--lens", "lens.npy"],
@@ -43,6 +45,7 @@ def forms(case: Case, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) 
         "a folder": ["-i", str(folder)],
         "several files": [word for name in named for word in ("-i", f"{folder}/{name}.npy")],
         "an NPZ": ["-i", "many.npz"],
+        "floats of several sizes": ["-i", "sizes.h5"],
         "with lengths to check": ["-i", f"{folder}/*.npy", "--lens", "lens.npy"],
     }
 
@@ -57,7 +60,7 @@ def test_every_form_gives_the_bits_of_the_padded_one(forms: dict[str, list[str]]
     succeed("verify", "out.h5", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("form", ["offsets", "a dataset for each", "several files"])
+@pytest.mark.parametrize("form", ["offsets", "a dataset for each", "several files", "floats of several sizes"])
 def test_parts(form: str, forms: dict[str, list[str]], case: Case, tmp_path: Path) -> None:
     said = ("-w", case.weights, *forms[form], *PADDED)
     succeed("plan", *said, "--shards", 3, "--output", "plan.json", cwd=tmp_path)
@@ -70,7 +73,7 @@ def test_parts(form: str, forms: dict[str, list[str]], case: Case, tmp_path: Pat
     assert (tmp_path / "merged.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
 
-@pytest.mark.parametrize("form", ["offsets", "a compressed dataset for each", "a folder"])
+@pytest.mark.parametrize("form", ["offsets", "a compressed dataset for each", "a folder", "floats of several sizes"])
 def test_a_killed_run_is_resumed(form: str, forms: dict[str, list[str]], case: Case, tmp_path: Path) -> None:
     argv = ["run", *forms[form], *PADDED, "-w", str(case.weights), "--threads", "1", "--max-memory", "50KB", "-q", "-o"]
     succeed(*argv, "want.h5", cwd=tmp_path)
@@ -143,12 +146,15 @@ def test_the_summary(forms: dict[str, list[str]], case: Case, tmp_path: Path) ->
 
 def test_malformed_files(forms: dict[str, list[str]], case: Case, tmp_path: Path) -> None:
     files.write_npy(tmp_path / "back.npy", [0, 5, 3, case.lengths.sum()])
+    files.write_npy(tmp_path / "floats.npy", np.zeros((2, 20), "f8"))
+    files.write_npy(tmp_path / "integers.npy", np.zeros((2, 20), "i8"))
     files.write_h5(tmp_path / "widths.h5", a=np.zeros((2, 20), "f4"), b=np.zeros((2, 19), "f4"))
     files.write_npy(tmp_path / "ones.npy", np.ones(13, "i8"))
     for code, words, args in (
         (65, "back.npy, row 2: expected offsets that never go back", ["-i", "flat.npy", "--offsets", "back.npy"]),
         (66, "no.npy: cannot be opened", ["-i", "flat.npy", "--offsets", "no.npy"]),
         (65, "widths.h5::/b: expected a sequence (steps, 20) of float32", ["-i", "widths.h5"]),
+        (65, "integers.npy: expected a sequence (steps, 20) of float64, as floats", ["-i", "floats.npy", "-i", "integers.npy"]),
         (65, "the lengths of ones.npy add up to 13", ["-i", "flat.npy", "--lens", "ones.npy"]),
     ):
         assert_one_line(lstmcli("run", *args, *PADDED, "-w", case.weights, "-o", "out.h5", cwd=tmp_path), code, words)

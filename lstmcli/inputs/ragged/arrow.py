@@ -124,7 +124,7 @@ def in_table(file: FileBytes, path: str, begin: bytes, name: str | None, token_i
             offsets, values = flat(batch.column(0), f"{file.name}::{shown(column)}", rows, width)
             if len(values):  # without any step nothing says how wide it would be
                 width = values.shape[1]
-            largest = max(largest, values.nbytes)
+            largest = max(largest, values.size)
             lengths.append(np.diff(offsets))
             if id_column:
                 found = batch.column(1).to_pylist()
@@ -161,7 +161,7 @@ def in_table(file: FileBytes, path: str, begin: bytes, name: str | None, token_i
 
     places = np.full(rows, DECODED, np.int64)
     label, size = f"{file.name}::{shown(column)}", file.opened.st_size
-    return Sequences(file, label, ids or None, counts, width, dtype, places, size, decode, largest, takes_ids)
+    return Sequences(file, label, ids or None, counts, width, [dtype], places, size, decode, largest, takes_ids)
 
 
 def column_of(schema: Any, name: str | None, token_ids: bool, where: str) -> str:

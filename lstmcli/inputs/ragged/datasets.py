@@ -14,7 +14,7 @@ from lstmcli.files.hdf5_bytes.list_datasets import UNKNOWN, UNREAD, Listed, data
 from lstmcli.files.hdf5_bytes.texts import REFERENCE, from_heaps
 from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.beside.ids import as_id, ids_in
-from lstmcli.inputs.ragged.placed import DECODED, Sequences
+from lstmcli.inputs.ragged.placed import DECODED, Sequences, of_one_family
 from lstmcli.inputs.valid_steps import LENGTHS, MASKS
 
 OTHERS = {*LENGTHS, *MASKS, "offsets", "idptr", "ids", "keys", "names", "texts"}  # integers that are no token ids
@@ -24,20 +24,22 @@ ID = "original_id"  # the attribute with the id of a dataset, as bio_embeddings 
 def in_datasets(group: Any, listed: list[Listed], token_ids: bool) -> Sequences:
     """Returns the sequences that are these datasets of an HDF5 group, in their order.
 
-    Raises DataError, also for widths and dtypes that differ.
+    Raises DataError, also for widths that differ, and for integers beside floats.
     """
     where = hdf5.label(group)
     dtype = hdf5.dtype_of(hdf5_safety.dataset(group, listed[0].name))
     takes_ids = token_ids and dtype.kind in "iu"
     width = 1 if takes_ids else listed[0].shape[-1]
     data = FileBytes(group.file.id.get_vfd_handle(), where)
-    lengths, offsets = np.empty(len(listed), np.int64), np.empty(len(listed), np.int64)
+    lengths, offsets, dtypes = np.empty(len(listed), np.int64), np.empty(len(listed), np.int64), []
     chunk = 0
     for k, (name, shape, kind, offset, _) in enumerate(listed):
-        if len(shape) not in ((1,) if takes_ids else (1, 2)) or (not takes_ids and shape[-1] != width) or kind != dtype:
+        fits = len(shape) == 1 if takes_ids else len(shape) in (1, 2) and shape[-1] == width
+        if not fits or kind is None or not of_one_family(kind, dtype):
             raise DataError(
                 f"{where.rstrip('/')}/{shown(name)}: expected a sequence {'(steps,)' if takes_ids else f'(steps, {width})'} of "
-                f"{dtype}, as {shown(listed[0].name)} is, got {shape} {kind}; all sequences have one width and one dtype"
+                f"{dtype}, as {shown(listed[0].name)} is, got {shape} {kind}; all sequences have one width, and "
+                "all are floats or all are integers"
             )
         lengths[k] = shape[0] if len(shape) == 2 or takes_ids else 1
         if offset == UNKNOWN:
@@ -47,7 +49,8 @@ def in_datasets(group: Any, listed: list[Listed], token_ids: bool) -> Sequences:
             offset = DECODED if raw is None else raw
             chunk = max(chunk, math.prod(item.chunks or (0,)))
         offsets[k] = offset
-    ends = offsets + lengths * (width * dtype.itemsize)
+        dtypes.append(kind)
+    ends = offsets + lengths * width * np.array([one.itemsize for one in dtypes])
     if len(beyond := np.flatnonzero((offsets != DECODED) & (ends > data.opened.st_size))):
         k = int(beyond[0])
         raise DataError(
@@ -64,7 +67,7 @@ def in_datasets(group: Any, listed: list[Listed], token_ids: bool) -> Sequences:
 
     stored = data.opened.st_size
     ids = ids_of(group, listed)
-    return Sequences(data, where, ids, lengths, width, dtype, offsets, stored, decode, chunk * dtype.itemsize, takes_ids)
+    return Sequences(data, where, ids, lengths, width, dtypes, offsets, stored, decode, chunk, takes_ids)
 
 
 def ids_of(group: Any, listed: list[Listed]) -> list[str]:

@@ -1,5 +1,6 @@
 """Sequences each of which lies at a place of its own in a file: what the forms of ragged inputs have in common."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -26,11 +27,11 @@ class Sequences(NamedTuple):
     ids: Sequence[str] | None
     lengths: Lengths
     width: int
-    dtype: np.dtype[Any]
+    dtypes: Sequence[np.dtype[Any]]  # of each, all floats or all integers; a single one is that of all
     offsets: Lengths  # (n,) of the rows of each in the data; DECODED: `decode` gives them
     stored: int  # bytes of the file
     decode: Decode | None = None
-    decoded_at_once: int = 0  # bytes
+    decoded_at_once: int = 0  # values
     token_ids: bool = False
     notes: tuple[str, ...] = ()
 
@@ -61,6 +62,11 @@ class Wholes:
         return self.rows[first : first + count]
 
 
+def of_one_family(dtype: np.dtype[Any], other: np.dtype[Any]) -> bool:
+    """Says whether sequences of these dtypes may be in one input: floats of any size, or integers of any size."""
+    return dtype == other or (is_float(dtype) and is_float(other)) or (dtype.kind in "iu" and other.kind in "iu")
+
+
 def sequences_among(arrays: Sequence[Found], token_ids: bool) -> list[Found]:
     """Returns what is meant as sequences: arrays (L, E), with floats (E,) among them, or else token ids (L,)."""
     found = [one for one in arrays if one.shape and (one.dtype.kind == "f" or len(one.shape) == 2)]
@@ -87,11 +93,11 @@ def gathered(data: Bytes, name: str, arrays: Sequence[Found], stored: int, token
     for one in found:
         fits = one.shape[1:] == () if takes_ids else len(one.shape) in (1, 2) and one.shape[-1] == width
         fits = fits or one.shape == (0, 0)  # Kaldi's empty matrices
-        if not fits or one.dtype != first.dtype:
+        if not fits or not of_one_family(one.dtype, first.dtype):
             expected = "(steps,)" if takes_ids else f"(steps, {width})"
             raise DataError(
                 f"{one.name}: expected a sequence {expected} of {first.dtype}, as {shown(first.id)} is, got {one.shape} of "
-                f"{one.dtype}; all sequences have one width and one dtype"
+                f"{one.dtype}; all sequences have one width, and all are floats or all are integers"
             )
     lengths = [one.shape[0] if takes_ids or len(one.shape) == 2 else 1 for one in found]
     return Sequences(
@@ -100,32 +106,41 @@ def gathered(data: Bytes, name: str, arrays: Sequence[Found], stored: int, token
         [as_id(one.id) for one in found],
         np.array(lengths, np.int64),
         width,
-        first.dtype,
+        [one.dtype for one in found],
         np.array([one.offset for one in found], np.int64),
         stored,
         Wholes(found) if any(one.offset == DECODED for one in found) else None,
-        max((int(np.prod(one.shape)) * one.dtype.itemsize for one in found if one.offset == DECODED), default=0),
+        max((math.prod(one.shape) for one in found if one.offset == DECODED), default=0),
         takes_ids,
         (f"{name}: no sequences, left out: {', '.join(map(shown, left_out[:10]))}",) if left_out else (),
     )
 
 
 class PlacedSequences(Source):
-    """Sequences that lie as they are, anywhere in a file or in several that count as one, or that have to be decoded."""
+    """Sequences that lie as they are, anywhere in a file or in several that count as one, or that have to be decoded.
+
+    Each may have a dtype of its own; that of the source is the largest of them, which has all values of the others.
+    """
 
     def __init__(self, found: Sequences, files: ExitStack) -> None:
         """Raises DataError, also where two ids are the same."""
         steps = int(found.lengths.max(initial=0))
-        array = StoredArray(found.data, found.name, (len(found.lengths), steps, found.width), found.dtype)
+        numbers = {dtype: number for number, dtype in enumerate(dict.fromkeys(found.dtypes))}
+        self.dtypes = list(numbers)
+        dtype = max(self.dtypes, key=lambda one: one.itemsize)
+        array = StoredArray(found.data, found.name, (len(found.lengths), steps, found.width), dtype)
         super().__init__(array._replace(token_ids=found.token_ids), files, found.stored)
         if found.ids is not None:
             check_ids(found.ids, found.name)
         self.lengths, self.lengths_origin = found.lengths, found.name
         self.ids, self.ids_origin = found.ids, found.name if found.ids is not None else None
         self.offsets, self.decode, self.notes = found.offsets, found.decode, found.notes
-        self.decoded = found.decoded_at_once // found.dtype.itemsize
-        self.row_bytes = found.width * self.dtype.itemsize
-        self.staging = np.empty(max(STAGING // self.row_bytes, 1) * self.row_bytes, np.uint8)
+        self.decoded = found.decoded_at_once
+        self.kinds = np.zeros(len(found.lengths), np.uint8)  # the number of the dtype of each
+        if len(numbers) > 1:
+            self.kinds[:] = [numbers[one] for one in found.dtypes]
+        self.row_bytes = np.array([found.width * one.itemsize for one in self.dtypes])  # of each dtype
+        self.staging = np.empty(max(STAGING, found.width * dtype.itemsize), np.uint8)
 
     @property
     def decoded_at_once(self) -> int:
@@ -134,44 +149,50 @@ class PlacedSequences(Source):
     def identity(self) -> dict[str, Any]:
         import hashlib  # as in FlatSequences
 
-        places = hashlib.sha256(self.offsets.tobytes() + self.lengths.tobytes()) if self.lengths is not None else None
-        return super().identity() | {"sequences": places.hexdigest()[:16] if places else ""}
+        assert self.lengths is not None
+        places = hashlib.sha256(self.offsets.tobytes() + self.lengths.tobytes())
+        if len(self.dtypes) > 1:
+            places.update(self.kinds.tobytes() + " ".join(one.str for one in self.dtypes).encode())
+        return super().identity() | {"sequences": places.hexdigest()[:16]}
 
     def _read(self, first: int, starts: Lengths, lengths: Lengths, rows: Rows) -> None:
         used = np.flatnonzero(lengths)
         counts, places = lengths[used], packed_starts(lengths[used])
         offsets = self.offsets[first + used]
-        begins = np.where(offsets == DECODED, DECODED, offsets + starts[used] * self.row_bytes)
-        ends = begins + counts * self.row_bytes
+        kinds = self.kinds[first + used]
+        row_bytes = self.row_bytes[kinds]
+        begins = np.where(offsets == DECODED, DECODED, offsets + starts[used] * row_bytes)
+        ends = begins + counts * row_bytes
         gaps = begins[1:] - ends[:-1]
         is_near = (begins[1:] != DECODED) & (begins[:-1] != DECODED) & (gaps >= 0) & (gaps <= CALL)
         # Where a read that begins with a sequence may end: with the last of those that lie close to one another behind it.
         last_of_run = np.append(np.flatnonzero(~is_near), len(used) - 1)
         run_ends = ends[last_of_run[np.searchsorted(last_of_run, np.arange(len(used)))]]
         staged = range(0)  # bytes of the file that are in the staging memory
-        each = (used + first, starts[used], counts, places, begins, ends, run_ends)
-        for number, start, count, place, begin, end, run_end in zip(*(values.tolist() for values in each), strict=True):
+        each = (used + first, starts[used], counts, places, begins, ends, run_ends, kinds)
+        for number, start, count, place, begin, end, run_end, kind in zip(*(values.tolist() for values in each), strict=True):
             target = rows[place : place + count]
             if begin == DECODED:
                 assert self.decode
                 target[:] = self.decode(number, start, count)
             elif end - begin > CALL:
-                self._read_long(begin, target)
+                self._read_long(begin, target, self.dtypes[kind])
             else:
                 if not (staged.start <= begin and end <= staged.stop):
                     staged = range(begin, min(run_end, begin + len(self.staging)))
                     self.data.fetch(self.staging[: len(staged)].data, begin)
-                values = self.staging[begin - staged.start : end - staged.start].view(self.dtype)
+                values = self.staging[begin - staged.start : end - staged.start].view(self.dtypes[kind])
                 target[:] = values.reshape(count, -1)
 
-    def _read_long(self, begin: int, target: Rows) -> None:
-        """Reads the rows that lie from a byte on, many at a time, into target (steps, E)."""
-        if self.dtype == target.dtype:
+    def _read_long(self, begin: int, target: Rows, dtype: np.dtype[Any]) -> None:
+        """Reads the rows of a dtype that lie from a byte on, many at a time, into target (steps, E)."""
+        if dtype == target.dtype:
             self.data.fetch(target.reshape(-1).view(np.uint8).data, begin)
             return
-        piece = len(self.staging) // self.row_bytes
+        row_bytes = target.shape[1] * dtype.itemsize
+        piece = len(self.staging) // row_bytes
         for at in range(0, len(target), piece):
             part = target[at : at + piece]
-            values = self.staging[: len(part) * self.row_bytes]
-            self.data.fetch(values.data, begin + at * self.row_bytes)
-            part[:] = values.view(self.dtype).reshape(part.shape)
+            values = self.staging[: len(part) * row_bytes]
+            self.data.fetch(values.data, begin + at * row_bytes)
+            part[:] = values.view(dtype).reshape(part.shape)
