@@ -10,14 +10,16 @@ import numpy as np
 
 from lstmcli.blocks import Block, packed_starts
 from lstmcli.errors import SequenceError
+from lstmcli.files import hdf5
 from lstmcli.model.tree import as_chain
-from lstmcli.results.formats.paths import Paths
+from lstmcli.results.formats.paths import TABLES, Paths
 from lstmcli.run.computation import Work, computation_of, is_compiled
 from lstmcli.run.opened_job import OpenedJob
 from lstmcli.run.summary import metadata_of
 
 FLOPS = 2e9  # of the sample that is computed, for each thread: some hundredths of a second
 ROWS = 100_000  # of the sample, at most
+CHARACTERS = {2: 8, 4: 12, 8: 20}  # of a number in a text, with what separates it, by the bytes of its dtype
 
 
 def estimate(opened: OpenedJob, paths: Paths, threads: int) -> dict[str, Any]:
@@ -27,20 +29,45 @@ def estimate(opened: OpenedJob, paths: Paths, threads: int) -> dict[str, Any]:
     They leave out reading and storing, which go on at the same time. None: the kernel is not compiled yet, or no sample of
     numbers that are made up can be computed.
     """
-    source, made = opened.source, metadata_of(opened)
-    arrays = opened.job.compute.arrays(opened.model, len(opened.lengths), source.shape[1])
-    stored = sum(math.prod(made.stored_shape(shape)) * dtype.itemsize for shape, dtype in arrays.values())
+    made = metadata_of(opened)
+    arrays = opened.job.compute.arrays(opened.model, len(opened.lengths), opened.source.shape[1])
+    shapes = {name: (made.stored_shape(shape), dtype) for name, (shape, dtype) in arrays.items()}
     free = None
     if paths.main is not None:
         status = os.statvfs(Path(paths.main).parent)
         free = status.f_bavail * status.f_frsize
-    steps = int(opened.lengths.sum())
+    stored = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
+    if paths.main is not None and paths.main.suffix in TABLES:  # which is written from the values, while they are still there
+        size = CHARACTERS if TABLES[paths.main.suffix] else {}
+        for name, (shape, dtype) in shapes.items():
+            columns = 2 * made.table.top if made.table.top and name == "predictions" else shape[-1]
+            stored += math.prod(shape[:-1]) * columns * size.get(dtype.itemsize, dtype.itemsize)
     return {
-        "bytes_read": steps * source.shape[2] * source.dtype.itemsize,
+        "bytes_read": bytes_read(opened),
         "bytes_stored": stored,
         "bytes_free": free,
-        "seconds": seconds_of(opened, threads) if steps else 0.0,
+        "seconds": seconds_of(opened, threads) if opened.lengths.any() else 0.0,
     }
+
+
+def bytes_read(opened: OpenedJob) -> int:
+    """Returns the bytes of the steps that are read; of HDF5 chunks, those that lie in the file for them."""
+    source, lengths = opened.source, opened.lengths
+    steps = int(lengths.sum())
+    if opened.job.inputs.window is not None:
+        from lstmcli.inputs.ragged.windows import Windows
+
+        assert isinstance(source, Windows)
+        steps = source.steps_read(opened.first, len(lengths))
+    dataset = source.dataset
+    if not steps or dataset is None or hdf5.raw_offset(dataset) is not None or not dataset.chunks:
+        return steps * source.shape[2] * source.dtype.itemsize
+    if source.lengths is not None:
+        return hdf5.storage_size(dataset) * steps // int(source.lengths.sum())
+    sequences, width = source.chunk
+    ends = np.maximum.reduceat(opened.valid.starts + lengths, np.arange(0, len(lengths), sequences))
+    chunks = -(-source.shape[0] // sequences) * -(-source.shape[1] // width)
+    return hdf5.storage_size(dataset) * int((-(-ends // width)).sum()) // chunks
 
 
 def seconds_of(opened: OpenedJob, threads: int) -> float | None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from helpers import files
@@ -158,6 +159,37 @@ def test_dry_run_estimates(case: Case, tmp_path: Path) -> None:
     assert "bytes are free" in text
     assert "s to compute" in text
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_tells_what_is_read_of_chunks_and_windows(case: Case, tmp_path: Path) -> None:
+    """Steps that windows share are read once, chunks are read as they are stored, and chunks of padding are not read."""
+
+    def read(*words: object) -> int:
+        found: int = succeed("run", *words, "-u", 2, "--dry-run", "--json", cwd=tmp_path).json["estimate"]["bytes_read"]
+        return found
+
+    files.write_npy(tmp_path / "series.npy", np.ones((100, 3), np.float32))
+    for width, stride, steps in ((10, 1, 100), (10, 3, 100), (30, 40, 60), (7, 5, 97)):
+        assert read("-i", "series.npy", "--window", width, "--stride", stride) == steps * 3 * 4
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("x", data=np.zeros((8, 10, 4), np.float32), chunks=(2, 5, 4), compression="gzip")
+        file["lengths"] = np.array([1, 2, 6, 0, 0, 0, 5, 5])
+        stored = file["x"].id.get_storage_size()
+    assert 0 < stored < 8 * 10 * 4 * 4
+    assert read("-i", "x.h5") == stored * (1 + 2 + 0 + 1) // 8
+    assert read("-i", "x.h5", "-l", "none") == stored
+
+
+def test_dry_run_tells_what_a_table_takes(case: Case, tmp_path: Path) -> None:
+    """The table, within 2x, and the values that it is made of."""
+    words = ("run", *case.inputs, "--save", "states")
+    for name in ("t.csv", "t.tsv"):
+        for dtype, size in (("float32", 4), ("float64", 8)):
+            said = (*words, "--dtype", dtype, "-o", name, "--overwrite")
+            found = succeed(*said, "--json", "--dry-run", cwd=tmp_path).json["estimate"]["bytes_stored"]
+            succeed(*said, "-q", cwd=tmp_path)
+            table = found - 13 * 2 * (21 + 5) * size
+            assert 0.5 < table / (tmp_path / name).stat().st_size < 2
 
 
 def test_dry_run_checks_the_lengths(case: Case, tmp_path: Path) -> None:

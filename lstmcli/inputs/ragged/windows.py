@@ -60,6 +60,12 @@ class Windows(Source):
         before = np.append(0, self.ends)[series]
         return series, (numbers - before) * self.stride
 
+    def steps_read(self, first: int, count: int) -> int:
+        """Returns how many different steps the windows first, first + 1, ... have."""
+        windows = np.diff(np.clip(self.ends, first, first + count), prepend=first)
+        windows = windows[windows > 0]
+        return int(((windows - 1) * min(self.stride, self.width) + self.width).sum())
+
     def sequence(self, number: int) -> str:
         (series,), (step,) = self.rows(number, 1)
         return f"window {number} (of {self.series.sequence(int(series))}, from step {step} on)"
