@@ -228,6 +228,14 @@ whole_model_options = option_group(
     chain,
     recurrent_activation,
 )
+store = option(
+    "Output",
+    "--store",
+    type=click.Choice(["float16", "float32"]),
+    show_default="what --dtype says",
+    help="The number format in which outputs, cells, layers, pooled and predictions are stored; states keep that of the "
+    "computation. A value that is too large for it ends the run, unless --nonfinite is pass.",
+)
 layout = option(
     "Output",
     "--layout",
@@ -254,14 +262,7 @@ result_options = option_group(
         help="Store one vector for each sequence as well, or alone with --save pooled: the mean, maximum or sum of its outputs,"
         " the last of them, or the final h of the top layer, both directions side by side.",
     ),
-    option(
-        "Output",
-        "--store",
-        type=click.Choice(["float16", "float32"]),
-        show_default="what --dtype says",
-        help="The number format in which outputs, cells, layers and pooled are stored; states keep that of the computation. A "
-        "value that is too large for it ends the run, unless --nonfinite is pass.",
-    ),
+    store,
     layout,
 )
 computing_options = option_group(

@@ -15,6 +15,8 @@ OPTIONS = {
     "--device": "this program computes on CPUs; --threads N says on how many of them",
     "--batch-size": "how much is computed at a time changes no result; --max-memory SIZE limits it",
     "--dataset": "--input FILE.h5::/NAME names a dataset",
+    "--pool": "lstmcli run has it; a whole model says itself what it pools, and --chain can: mean, max",
+    "--save": "lstmcli run has it; predict stores predictions alone",
     "--pad": "--padding pre says that padding stands in front",
 }
 COMMANDS = {
@@ -32,7 +34,9 @@ def hint(typed: str, options: Iterable[str]) -> str:
     """Returns what follows `No such option: TYPED`: the option that is meant, out of these or another program's, or nothing."""
     from difflib import get_close_matches
 
-    meant = typed if typed in OPTIONS else next(iter(get_close_matches(typed, [*options, *OPTIONS], 1, 0.75)), None)
+    options = set(options)
+    others = OPTIONS.keys() - options
+    meant = typed if typed in others else next(iter(get_close_matches(typed, [*options, *others], 1, 0.75)), None)
     if meant is None:
         return ""
-    return f"; {OPTIONS[meant]}" if meant in OPTIONS else f"; did you mean {meant}?"
+    return f"; {OPTIONS[meant]}" if meant in others else f"; did you mean {meant}?"

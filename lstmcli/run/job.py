@@ -108,11 +108,10 @@ class Compute(NamedTuple):
 
     def arrays(self, model: "Model | Chain", batch: int, time: int) -> Arrays:
         """Returns what a result of `batch` sequences of up to `time` steps holds; shapes are those of the padded layout."""
-        dtype = self.floats
+        dtype, stored = self.floats, np.dtype(self.store or self.floats)
         if chain := as_chain(model):
-            return {"predictions": (chain.prediction_shape(batch, time), dtype)}
+            return {"predictions": (chain.prediction_shape(batch, time), stored)}
         assert isinstance(model, Model)
-        stored = np.dtype(self.store or self.floats)
         arrays: Arrays = {name: ((batch, time, width), stored) for name, width in self.step_widths(model).items()}
         if "pooled" in self.save:
             arrays["pooled"] = (batch, model.output_size), stored
@@ -223,6 +222,11 @@ def job_of_options(options: dict[str, Any]) -> Job:
         said |= {"input": several[0], "also": several[1:]}
     if said.pop("time_major", False) and said.setdefault("axes", "TNE") != "TNE":
         raise UsageError(f"--time-major is --axes TNE, not {said['axes']}; leave one of them out")
+
+    if said.get("whole") and "pool" in said:
+        raise UsageError(
+            "--pool: pools the outputs of LSTMs; a whole model says itself what it pools, and --chain can: mean, max"
+        )
 
     def fields(kind: Any) -> dict[str, Any]:
         """Takes the fields of a record out of what was said."""

@@ -150,12 +150,11 @@ def layers_of(model: Model) -> list[tuple[int, bool]]:
 
 def about_arrays(model: "Model | Chain", compute: Compute, batch: int, time: int, total: int) -> dict[str, Any]:
     """Returns the facts of what is computed, ready for JSON. total: steps of all sequences in the result."""
-    layout = compute.layout or PADDED
+    layout, stored = compute.layout or PADDED, compute.store or compute.floats.name
     if chain := as_chain(model):
         shape = stored_shape(chain.prediction_shape(batch, time), layout, total)
-        return {"predictions": {"shape": list(shape), "dtype": compute.floats.name}}
+        return {"predictions": {"shape": list(shape), "dtype": stored}}
     assert isinstance(model, Model)
-    stored = compute.store or compute.floats.name
     shapes = {f"/state/{name}": [batch, width] for name, width in model.state_widths().items()}
     return {
         "outputs": {

@@ -103,6 +103,40 @@ def test_parquet_has_the_columns_of_a_text(
 
 
 @pytest.mark.parametrize(("model", "result"), [(SENTIMENT, "vectors.h5"), (TAGGER, "steps.h5")])
+def test_predictions_in_half_the_space(model: tuple[object, ...], result: str, batch: Path, tmp_path: Path) -> None:
+    """In HDF5, NPY and tables, and in parts of a plan; rounded after they are computed."""
+    want = predictions(batch / result).astype(np.float16)
+    options = ("-i", batch / "x.npy", "-l", batch / "lens.npy", *model, "--store", "float16")
+    for name in ("p.h5", "p.npy", "p.csv"):
+        facts = succeed("predict", *options, "-o", name, "--json", cwd=tmp_path).json
+        assert facts["predictions"]["dtype"] == "float16"
+    assert files.bits(predictions(tmp_path / "p.h5")) == files.bits(want)
+    assert files.bits(np.load(tmp_path / "p.npy")) == files.bits(want)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        values = [line[-want.shape[-1] :] for line in csv.reader(file)][1:]
+    rows = want.reshape(-1, want.shape[-1])
+    if want.ndim == 3:
+        rows = want[~files.padding(want.shape, np.load(batch / "lens.npy"))]
+    assert files.bits(np.array(values, np.float16)) == files.bits(rows)
+    assert "all checksums right" in succeed("verify", "p.h5", cwd=tmp_path).text
+    succeed("plan", "--predict", *options, "--shards", 2, "-o", "plan.json", cwd=tmp_path)
+    for part in (1, 2):
+        succeed("run", "--plan", "plan.json", "--shard", part, cwd=tmp_path)
+    succeed("merge", "plan.json", "-o", "m.h5", cwd=tmp_path)
+    assert (tmp_path / "m.h5").read_bytes() == (tmp_path / "p.h5").read_bytes()
+
+
+def test_what_predict_leaves_to_run(batch: Path, tmp_path: Path) -> None:
+    options = ("-i", batch / "x.npy", *SENTIMENT)
+    text = "lstmcli run has it; a whole model says itself what it pools"
+    assert_one_line(lstmcli("predict", *options, "--pool", "mean", cwd=tmp_path), 2, "No such option: --pool", text)
+    assert_one_line(lstmcli("predict", *options, "--save", "states", cwd=tmp_path), 2, "predict stores predictions alone")
+    planned = lstmcli("plan", "--predict", *options, "--pool", "mean", "--shards", 2, "-o", "p.json", cwd=tmp_path)
+    assert_one_line(planned, 2, "--pool: pools the outputs of LSTMs")
+    assert_one_line(lstmcli("run", *options[:2], "-u", 2, "--pol", "mean", cwd=tmp_path), 2, "did you mean --pool?")
+
+
+@pytest.mark.parametrize(("model", "result"), [(SENTIMENT, "vectors.h5"), (TAGGER, "steps.h5")])
 def test_parts_and_a_merge(model: tuple[object, ...], result: str, batch: Path, tmp_path: Path) -> None:
     options = ("-i", batch / "x.npy", "-l", batch / "lens.npy", *model)
     succeed("plan", "--predict", *options, "--shards", 3, "-o", "plan.json", cwd=tmp_path)

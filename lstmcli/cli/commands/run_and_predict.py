@@ -22,6 +22,7 @@ from lstmcli.cli.options import (
     result_options,
     scheduler_address,
     stop_options,
+    store,
     verbose,
     whole_input_options,
     whole_model_options,
@@ -154,6 +155,7 @@ def run(
     show_default="their numbers",
     help="A text with the name of a class on each line, for a table.",
 )
+@store
 @layout
 @overwrite
 @dry_run
