@@ -246,7 +246,7 @@ class ArrowTable(Result):
     def __init__(self, target: Target) -> None:
         from lstmcli.results.formats.parquet import Appended, check_installed
 
-        check_installed(str(target.path))
+        check_installed(str(target.path), "a name that ends in .npz or .h5")
         import pyarrow as pa
         from pyarrow import ipc, parquet
 

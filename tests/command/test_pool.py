@@ -103,11 +103,15 @@ def test_parquet(case: Case, tmp_path: Path) -> None:
 
 def test_parquet_is_not_installed(case: Case, tmp_path: Path) -> None:
     code = "import sys; sys.modules['pyarrow'] = None; from lstmcli.cli.main import main; main()"
-    words = [sys.executable, "-c", code, "run", *case.inputs, "--pool", "mean", "-o", "t.parquet"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, timeout=SECONDS, check=False)
-    ran = Ran(done.returncode, done.stdout, done.stderr.decode())
-    assert_one_line(ran, 2, "t.parquet: Parquet needs pyarrow", "pip install 'lstmcli[parquet]'", "NAME.csv")
-    assert not list(tmp_path.iterdir())
+    for instead, words in [
+        ("NAME.csv", ["run", *case.inputs, "--pool", "mean", "-o", "t.parquet"]),
+        (".npz or .h5", ["convert", case.x_npy, "t.parquet"]),
+    ]:
+        call = [sys.executable, "-c", code, *map(str, words)]
+        done = subprocess.run(call, cwd=tmp_path, capture_output=True, timeout=SECONDS, check=False)
+        ran = Ran(done.returncode, done.stdout, done.stderr.decode())
+        assert_one_line(ran, 2, "t.parquet: Parquet needs pyarrow", "pip install 'lstmcli[parquet]'", instead)
+        assert not list(tmp_path.iterdir())
 
 
 def test_final_of_two_directions(case: Case, tmp_path: Path) -> None:

@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     from lstmcli.results.formats.table_result import Lines
 
 
-def check_installed(path: str) -> None:
-    """Raises UsageError where pyarrow is not installed."""
+def check_installed(path: str, instead: str) -> None:
+    """Raises UsageError where pyarrow is not installed. instead: what needs nothing, for the message."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"{path}: Parquet needs pyarrow, which is not installed ({error}); pip install 'lstmcli[parquet]', or use "
-            "--output NAME.csv"
+            f"{path}: Parquet needs pyarrow, which is not installed ({error}); pip install 'lstmcli[parquet]', or use {instead}"
         ) from error
 
 

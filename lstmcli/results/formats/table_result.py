@@ -46,7 +46,7 @@ class TableResult(Result):
         if not TABLES[self.suffix]:
             from lstmcli.results.formats.parquet import check_installed
 
-            check_installed(str(paths.main))
+            check_installed(str(paths.main), "--output NAME.csv")
         self.table = Partial(paths.main, overwrite, resume)
         self.values = Values(values_of(paths.main), True, resume)
         sizes = [math.prod(metadata.stored_shape(shape)) * dtype.itemsize for shape, dtype in arrays.values()]
