@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lstmcli.errors import BusyError, OutputError, StorageError, shown
-from lstmcli.files.positioned_file import Data, as_bytes, read_at, storing, write_at
+from lstmcli.files.positioned_file import Data, as_bytes, read_at, storing, sync_data, write_at
 
 START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
 
@@ -82,7 +82,7 @@ class Partial:
     def sync(self) -> None:
         """Puts all on disk that was written until now. After a failure nobody knows what is there: never try again."""
         with storing(self.path):
-            os.fdatasync(self.fd)
+            sync_data(self.fd)
 
     def seal(self) -> None:
         """Puts the whole file on disk, with its size and all. Raises StorageError."""

@@ -66,6 +66,11 @@ def read_at(fd: int, view: memoryview, offset: int, name: str) -> int:
     return filled
 
 
+def sync_data(fd: int) -> None:
+    """Puts on disk what was written to a file. Raises OSError."""
+    (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)  # macOS has the second alone
+
+
 def write_at(fd: int, view: memoryview, offset: int) -> None:
     """Writes all of `view` at `offset`. Raises OSError."""
     while view:

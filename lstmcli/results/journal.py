@@ -23,7 +23,7 @@ import numpy as np
 from lstmcli.blocks import Span, State
 from lstmcli.errors import DataError, StorageError, shown
 from lstmcli.files.partial_file import claim, partial_name, sync_folder
-from lstmcli.files.positioned_file import storing, write_at
+from lstmcli.files.positioned_file import storing, sync_data, write_at
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.formats.paths import journal_name
 
@@ -177,7 +177,7 @@ class Journal:
             os.ftruncate(self.fd, self.size)
             if not self.size:
                 self._append(self.fingerprint)
-            os.fdatasync(self.fd)
+            sync_data(self.fd)
             sync_folder(self.path.parent)
 
     def keep(self, count: int) -> None:
@@ -207,7 +207,7 @@ class Journal:
             for spans in groups:
                 self._append({"ahead": [done.encode() for done in spans]})
                 self.ahead[spans[0].span.first] = spans
-            os.fdatasync(self.fd)
+            sync_data(self.fd)
 
     def _begin(self, work: Callable[..., None], *of: Any) -> None:
         from concurrent.futures import ThreadPoolExecutor  # takes a short run 3 ms, and that one never comes here
@@ -242,14 +242,14 @@ class Journal:
         with storing(self.name):
             for k, done in enumerate(blocks):
                 self._append((done if k == len(blocks) - 1 else done._replace(state=None)).encode())
-            os.fdatasync(self.fd)
+            sync_data(self.fd)
 
     def seal(self) -> None:
         """Notes that the result is whole and on disk: all that is left to do is to name its files."""
         self._await()
         with storing(self.name):
             self._append("sealed")
-            os.fdatasync(self.fd)
+            sync_data(self.fd)
         self.sealed = True
 
     def _append(self, value: Any) -> None:

@@ -180,3 +180,26 @@ def test_settings_of_numba_change_no_bit(setting: str, tmp_path: Path) -> None:
     ran = lstmcli(*run, "out.h5", cwd=tmp_path, env={**os.environ, name: value, "LSTMCLI_CACHE_DIR": str(tmp_path / "cache")})
     assert (ran.code, ran.err) == (0, "")
     assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "want.h5").read_bytes()
+
+
+WITHOUT = """
+import os
+for name in ("fdatasync", "posix_fallocate", "sched_getaffinity", "memfd_create", "posix_fadvise"):
+    delattr(os, name)
+from lstmcli.__main__ import main
+main()
+"""
+
+
+def test_what_macos_lacks(tmp_path: Path) -> None:
+    """Also while the kernel is compiled, and when it then comes from the cache."""
+    files.write_npy(tmp_path / "x.npy", X)
+    (tmp_path / "run.py").write_text(WITHOUT)
+    run = ["run", "-i", "x.npy", "-u", "3", "-q", "-o"]
+    succeed(*run, "want.h5", cwd=tmp_path)
+    env = os.environ | {"LSTMCLI_CACHE_DIR": str(tmp_path / "cache"), "PATH": str(tmp_path)}  # where no linker is
+    for output in ("first.h5", "second.h5"):
+        command = [sys.executable, "run.py", *run, output]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=SECONDS, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (tmp_path / output).read_bytes() == (tmp_path / "want.h5").read_bytes()

@@ -8,6 +8,8 @@ import sys
 
 import llvmlite.binding as llvm
 import pytest
+from helpers.arm64 import run_on_arm64
+from helpers.command import succeed
 
 # One hash for all CPUs. A change of it changes what users get: it needs a reason and a line in the changelog.
 HASH = "af67c62cf9820fa744324f94ed7fb9067aba8b24d39158261001726da7bb90a5"
@@ -97,6 +99,29 @@ def test_other_cpus_give_the_same_bits_in_bfloat16(target, tmp_path):
 @pytest.mark.slow
 def test_other_cpus_give_the_same_bits_for_every_option_in_bfloat16(target, tmp_path):
     assert run(target, tmp_path, "every option", "bfloat16")[0] == EVERY_OPTION_BFLOAT16_HASH
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("args", "want"),
+    [
+        ([], HASH),
+        (["bfloat16"], BFLOAT16_HASH),
+        (["every option"], EVERY_OPTION_HASH),
+        (["every option", "bfloat16"], EVERY_OPTION_BFLOAT16_HASH),
+    ],
+    ids=" and ".join,
+)
+def test_arm64_gives_the_same_bits(args, want, tmp_path):
+    assert run_on_arm64("-c", PROGRAM, *args, cwd=tmp_path).split()[0] == want
+
+
+@pytest.mark.slow
+def test_arm64_makes_the_same_file(sample_x, sample_lens, tmp_path):
+    command = ["-m", "lstmcli", "run", "-i", sample_x, "-l", sample_lens, "-u", 7, "-q", "--save", "states,cells,layers", "-o"]
+    run_on_arm64(*command, "arm64.h5", cwd=tmp_path)
+    succeed(*command[2:], "here.h5", cwd=tmp_path)
+    assert (tmp_path / "arm64.h5").read_bytes() == (tmp_path / "here.h5").read_bytes()
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "foreign", "link"])

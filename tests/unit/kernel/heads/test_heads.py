@@ -11,6 +11,7 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
+from helpers.arm64 import run_on_arm64
 from helpers.naive_chain import activation
 
 from lstmcli.kernel.heads import call as heads
@@ -84,6 +85,11 @@ def test_other_cpus_give_the_same_bits(name: str, tmp_path: Path) -> None:
     if missing := {feature for feature in needed if not llvm.get_host_cpu_features().get(feature)}:
         pytest.skip(f"this CPU cannot run code for {name}: it lacks {', '.join(sorted(missing))}")
     assert run({"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": TARGETS[name]}, tmp_path) == HASH
+
+
+@pytest.mark.slow
+def test_arm64_gives_the_same_bits(tmp_path: Path) -> None:
+    assert run_on_arm64("-c", PROGRAM, cwd=tmp_path).strip() == HASH
 
 
 @DTYPES
