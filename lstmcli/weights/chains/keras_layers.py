@@ -5,7 +5,7 @@ known is refused by its name, because left out it would give wrong numbers.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +28,10 @@ from lstmcli.model.layers import (
     Pool,
     Pool1D,
     Repeat,
-    Unmask,
     Window,
 )
 from lstmcli.model.tree import Bidirectional, Model, Reverse
+from lstmcli.weights.chains.keras_masks import Named, with_masks_as_heeded
 from lstmcli.weights.chains.keras_tensors import tensors_of
 from lstmcli.weights.containers.tensor import Tensor
 from lstmcli.weights.draft import Draft
@@ -45,13 +45,6 @@ NOTHING = (
 )  # fmt: skip
 OTHER_NAMES = {"swish": "silu", "hard_swish": "hard_silu"}
 LEAKY = 0.2  # the slope of the function leaky_relu in Keras 3
-
-
-class Named(NamedTuple):
-    """Layers of a chain that come of one layer of Keras."""
-
-    name: str
-    layers: list[Layer | Model]
 
 
 def build(
@@ -75,8 +68,9 @@ def build(
     made: list[Named] = []
     for record in line:
         with draft.building(str(record)):
-            made.append(Named(record.name, list(maker.layers(record))))
-    made = with_masks_as_heeded(made, maker.fills)
+            made.append(Named(record.name, record.class_name, list(maker.layers(record))))
+    with draft.building("masks"):
+        made = with_masks_as_heeded(made, maker.fills)
     layers = [(layer, named.name) for named in made for layer in named.layers]
     with draft.building("model"):
         return Chain(tuple(layer for layer, _ in layers), tuple(name for _, name in layers))
@@ -246,7 +240,8 @@ class Maker:
         yield Activation("relu6") if limit else Activation("leaky_relu", float(slope)) if slope else Activation("relu")
 
     def make_LeakyReLU(self, record: LayerRecord, config: dict[str, Json]) -> Iterator[Layer]:  # noqa: N802
-        yield Activation("leaky_relu", float(config.get("negative_slope") or config.get("alpha") or 0.3))
+        slope = config.get("negative_slope", config.get("alpha"))
+        yield Activation("leaky_relu", 0.3 if slope is None else float(slope))
 
     def make_ELU(self, record: LayerRecord, config: dict[str, Json]) -> Iterator[Layer]:  # noqa: N802
         yield Activation("elu", float(config.get("alpha", 1.0)))
@@ -349,40 +344,3 @@ def one(value: Json) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise DataError(f"expected a whole number, got {shown(str(value))}")
     return value
-
-
-def with_masks_as_heeded(made: list[Named], fills: Mapping[Any, str]) -> list[Named]:
-    """Return the layers with their masks as far as Keras heeds them.
-
-    A layer that looks at several steps lets no mask through. At hidden steps it sees what the last LSTM put there (`fills`, see
-    Unmask), or where there is none the zeros of a Masking.
-    """
-    masks: list[Layer] = []
-    lstm: Model | None = None
-    upon: dict[Any, Unmask] = {}
-    ignored: list[Layer] = []
-    for layer in (layer for named in made for layer in named.layers):
-        if isinstance(layer, Masking) or (isinstance(layer, Embedding) and layer.mask_zero):
-            masks.append(layer)
-        elif masks and isinstance(layer, Model):
-            lstm = layer
-        elif masks and (isinstance(layer, Window | Flatten) or (isinstance(layer, Pool) and layer.function == "max")):
-            if lstm:
-                upon[lstm] = Unmask(fills[lstm])
-            else:
-                ignored += [mask for mask in masks if not (isinstance(mask, Masking) and mask.value)]
-                upon |= {mask: Unmask("zeros") for mask in masks if isinstance(mask, Masking) and mask.value}
-            masks, lstm = [], None
-        elif isinstance(layer, Pool):
-            masks, lstm = [], None
-
-    def layers(named: Named) -> Iterator[Layer | Model]:
-        for layer in named.layers:
-            if layer not in ignored:
-                yield layer
-            elif isinstance(layer, Embedding):
-                yield Embedding(layer.table)
-            if layer in upon:
-                yield upon[layer]
-
-    return [Named(named.name, list(layers(named))) for named in made]

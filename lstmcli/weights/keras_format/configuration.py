@@ -6,7 +6,7 @@ A configuration is JSON, which Keras 1, 2 and 3 write in forms of their own; not
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from lstmcli.errors import DataError, shown
@@ -65,7 +65,7 @@ class Graph:
         self.model = str(config.get("class_name"))
         reader = Reader()
         reader.read(config, (), ())
-        self.layers = {record.path: reader.resolved(record) for record in reader.records}
+        self.layers = without_masks({record.path: reader.resolved(record) for record in reader.records})
 
     def source(self, record: LayerRecord) -> Output | None:
         """The output that is a layer's input, of a layer that changes something. None: there is no such, or not just one."""
@@ -164,6 +164,51 @@ class Reader:
                 layer, index = self.outputs[layer, index][:2]
             found.append(Output(layer, index, output.argument))
         return LayerRecord(**{**vars(record), "inputs": tuple(found)})
+
+
+def without_masks(layers: dict[Path, LayerRecord]) -> dict[Path, LayerRecord]:
+    """Return the layers without the masks that come to them by themselves, where all masks do: Keras 3 writes these as
+    operators of their own, and as an argument of each layer that heeds them."""
+    operators: set[Path] = set()
+    for record in layers.values():
+        for output in record.inputs:
+            if output.argument == "mask":
+                if not (made := mask_operators(layers, record, output.layer)):
+                    return layers
+                operators.update(made)
+    left = {path: without_mask(record) for path, record in layers.items() if path not in operators}
+    used = any(output.layer in operators for record in left.values() for output in record.inputs)
+    return layers if used else left
+
+
+def without_mask(record: LayerRecord) -> LayerRecord:
+    return replace(record, inputs=tuple(output for output in record.inputs if output.argument != "mask"))
+
+
+def mask_operators(layers: dict[Path, LayerRecord], record: LayerRecord, mask: Path) -> list[Path]:
+    """Return the operators of a mask, if it is that of the Masking or Embedding from which a layer's input comes; else []."""
+    below = feeding(layers, record)
+    while below and below.class_name in (*PASSING, *KEEPING_A_MASK) and below.class_name != "Masking":
+        below = feeding(layers, below)
+    found, operator = [mask], layers.get(mask)
+    if below and below.class_name == "Masking":
+        if not operator or operator.class_name != "Any" or operator.config.get("axis") not in (-1, [-1]):
+            return []
+        operator = feeding(layers, operator)
+        found += [operator.path] if operator else []
+    elif not below or below.config.get("mask_zero") is not True:
+        return []
+    if not operator or operator.class_name != "NotEqual" or operator.inputs != below.inputs[:1]:
+        return []
+    match operator.entry.get("inbound_nodes"):
+        case [{"args": [_, int() | float() as number]}] if number == below.config.get("mask_value", 0):
+            return found
+    return []
+
+
+def feeding(layers: dict[Path, LayerRecord], record: LayerRecord) -> LayerRecord | None:
+    """The layer whose output is a layer's input."""
+    return next((layers.get(output.layer) for output in record.inputs if not output.argument), None)
 
 
 def lone_record(path: Path, entry: dict[str, Json]) -> LayerRecord:

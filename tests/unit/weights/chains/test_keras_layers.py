@@ -34,3 +34,19 @@ def test_a_normalization_without_weights(place: str, tmp_path: Path) -> None:
 
 def normalized(x: np.ndarray) -> np.ndarray:
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-3)
+
+
+@pytest.mark.parametrize(("said", "slope"), [({"negative_slope": 0.0}, 0.0), ({"alpha": 0.1}, 0.1), ({}, 0.3)])
+def test_the_slope_of_a_leaky_relu(said: dict[str, float], slope: float, tmp_path: Path) -> None:
+    leaky = {"class_name": "LeakyReLU", "config": {"name": "leaky", **said}}
+    path = write(tmp_path, wf.sequential(INPUT, leaky, wf.keras_lstm("a", 4)))
+    x = np.random.default_rng(0).normal(size=(2, 5, 3))
+    want = naive.run(CELL, np.where(x < 0, slope * x, x))[0]
+    np.testing.assert_allclose(load_chain(path, Choices()).chain.predict(x.astype(np.float32)), want, atol=3e-6)
+
+
+def write(folder: Path, config: object) -> str:
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        wf.write_keras_h5(file, {"layers/lstm": CELL})
+    return str(wf.write_keras(folder / "m.keras", config, image.getvalue(), "3.15.1"))
