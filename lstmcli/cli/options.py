@@ -96,6 +96,15 @@ whole_input_options = option_group(
         help="Accept HDF5 inputs that are links to other files, virtual, or stored in external files.",
     ),
 )
+lens_of_file = option(
+    "Input",
+    "-l",
+    "--lens",
+    type=FILE_NAME,
+    metavar="PATH",
+    show_default="what lies beside the sequences",
+    help="The lengths or the mask of the sequences, as lstmcli run takes them.",
+)
 initial_state = option(
     "Input",
     "--initial-state",

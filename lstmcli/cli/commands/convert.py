@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lstmcli.cli.command import Command, option
-from lstmcli.cli.options import as_json, overwrite, quiet
+from lstmcli.cli.options import as_json, lens_of_file, overwrite, quiet
 from lstmcli.cli.param_types import FILE_NAME
 
 if TYPE_CHECKING:
@@ -24,15 +24,7 @@ if TYPE_CHECKING:
 )
 @click.argument("a", type=FILE_NAME)
 @click.argument("b", type=FILE_NAME)
-@option(
-    "Input",
-    "-l",
-    "--lens",
-    type=FILE_NAME,
-    metavar="PATH",
-    show_default="what lies beside the sequences",
-    help="The lengths or the mask of A, as lstmcli run takes them.",
-)
+@lens_of_file
 @option(
     "Input",
     "--offsets",

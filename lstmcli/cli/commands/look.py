@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lstmcli.cli.command import Command, option
-from lstmcli.cli.options import as_json, overwrite, quiet
+from lstmcli.cli.options import as_json, lens_of_file, overwrite, quiet
 from lstmcli.cli.param_types import FILE_NAME
 
 if TYPE_CHECKING:
@@ -26,15 +26,7 @@ if TYPE_CHECKING:
     topics=["look", "inputs", "results"],
 )
 @click.argument("file", type=FILE_NAME)
-@option(
-    "Input",
-    "-l",
-    "--lens",
-    type=FILE_NAME,
-    metavar="PATH",
-    show_default="what lies beside the sequences",
-    help="The lengths or the mask of an input, as lstmcli run takes them.",
-)
+@lens_of_file
 @option(
     "Output",
     "--plot",

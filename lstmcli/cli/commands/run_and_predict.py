@@ -31,6 +31,7 @@ from lstmcli.cli.param_types import FILE_NAME
 
 if TYPE_CHECKING:
     from lstmcli.cli.report.terminal import Terminal
+    from lstmcli.run.job import Job
 
 
 @click.command(
@@ -92,29 +93,12 @@ def run(
     **options: Any,
 ) -> None:
     """Run a model over a file of padded sequences and store its outputs and final states."""
-    from lstmcli.run.stop import Stop
-
     if (plan is None) != (shard is None):
         raise click.UsageError("--plan PLAN and --shard K go together")
-    if scheduler is not None and options["dry_run"]:
-        raise click.UsageError("--dry-run: nothing would be computed; leave --scheduler out")
-    stop = Stop(stop_after)
-    with stop.heed_signals(), terminal.progress(plan or in_short(options["input"]), options["threads"]) as on_progress:
-        how: dict[str, Any] = {"on_progress": on_progress, "stop": stop, "on_compile": lambda: say_compiling(terminal)}
-        if plan is not None and shard is not None:
-            facts = run_shard(ctx, terminal, plan, shard, options, how)
-        elif scheduler is not None:
-            from lstmcli.cluster.dask_client import run_on
-
-            facts = run_on(scheduler, job_of(options), on_progress, stop, terminal.warn)
-        else:
-            from lstmcli.run.run import run as run_job
-
-            if options["output"] == "-" and terminal.is_interactive():
-                raise click.UsageError("--output -: expected a pipe or a file to write binary data to, got a terminal")
-            facts = run_job(job_of(options), **how)
-    if facts is not None:
-        report(terminal, facts)
+    if plan is not None and shard is not None:
+        make_part(ctx, terminal, plan, shard, options, stop_after)
+    else:
+        run_job(terminal, job_of(options), scheduler, stop_after)
 
 
 @click.command(
@@ -168,23 +152,28 @@ def run(
 @progress
 def predict(terminal: "Terminal", stop_after: float | None, scheduler: str | None, **options: Any) -> None:
     """Run a whole model, with what stands before and after its LSTMs, over a file of sequences or of token ids."""
+    run_job(terminal, job_of(options | {"units": None, "whole": True}), scheduler, stop_after)
+
+
+def run_job(terminal: "Terminal", job: "Job", scheduler: str | None, stop_after: float | None) -> None:
+    """Runs a job, here or on a cluster, and prints what came of it."""
     from lstmcli.run.stop import Stop
 
-    if scheduler is not None and options["dry_run"]:
+    resources = job.resources
+    if scheduler is not None and resources.dry_run:
         raise click.UsageError("--dry-run: nothing would be computed; leave --scheduler out")
-    if options["output"] == "-" and terminal.is_interactive():
+    if job.output.output == "-" and terminal.is_interactive():
         raise click.UsageError("--output -: expected a pipe or a file to write binary data to, got a terminal")
-    job = job_of(options | {"units": None, "whole": True})
-    stop = Stop(stop_after)
-    with stop.heed_signals(), terminal.progress(in_short(options["input"]), options["threads"]) as on_progress:
+    stop, name = Stop(stop_after), in_short((job.inputs.input, *job.inputs.also))
+    with stop.heed_signals(), terminal.progress(name, resources.threads) as on_progress:
         if scheduler is not None:
             from lstmcli.cluster.dask_client import run_on
 
             facts = run_on(scheduler, job, on_progress, stop, terminal.warn)
         else:
-            from lstmcli.run.run import run as run_job
+            from lstmcli.run.run import run
 
-            facts = run_job(job, on_progress, stop, lambda: say_compiling(terminal))
+            facts = run(job, on_progress, stop, lambda: say_compiling(terminal))
     report(terminal, facts)
 
 
@@ -224,34 +213,37 @@ def report(terminal: "Terminal", facts: dict[str, Any]) -> None:
         terminal.print_rows(facts, run_rows(facts, terminal.verbose), to_stderr=facts["output"] == "-")
 
 
-def run_shard(
-    ctx: click.Context, terminal: "Terminal", plan: str, shard: str, options: dict[str, Any], how: dict[str, Any]
-) -> dict[str, Any] | None:
-    """Makes a part of a plan. Returns the facts of the run, or None where the part was there already.
-
-    options: those of the command that a job is made of. how: as run() takes it.
-    """
+def make_part(
+    ctx: click.Context, terminal: "Terminal", plan: str, shard: str, options: dict[str, Any], stop_after: float | None
+) -> None:
+    """Makes a part of a plan, unless it is there already. options: those of the command that a job is made of."""
     from lstmcli.cluster.job_scripts import task_index
     from lstmcli.cluster.parts import run_part
     from lstmcli.cluster.plan import read_plan
     from lstmcli.errors import UsageError, shown
     from lstmcli.run.job import Resources
+    from lstmcli.run.stop import Stop
 
-    decided = options.keys() - set(Resources._fields)
-    refuse_typed(ctx, ctx.params.keys() - decided - {"scheduler"}, "the plan says what to run; leave it out")
-    found = read_plan(plan)
-    resources = found.job.resources._replace(**given(ctx, set(Resources._fields)))
-    if shard == "auto":
-        number, variable = task_index(os.environ)
-        terminal.note(f"part {number} of {len(found)}, as {variable} says")
-    elif shard.isascii() and shard.isdecimal():
-        number = int(shard)
-    else:
-        raise UsageError(f"--shard {shard}: expected a whole number from 1 on, or auto")
-    part = found.part(found.checked(number))
-    facts = run_part(found, number, resources, **how)
-    if facts is None and not terminal.quiet:
+    stop = Stop(stop_after)
+    with stop.heed_signals(), terminal.progress(plan, options["threads"]) as on_progress:
+        decided = options.keys() - set(Resources._fields)
+        refuse_typed(ctx, ctx.params.keys() - decided - {"scheduler"}, "the plan says what to run; leave it out")
+        found = read_plan(plan)
+        resources = found.job.resources._replace(**given(ctx, set(Resources._fields)))
+        if shard == "auto":
+            number, variable = task_index(os.environ)
+            terminal.note(f"part {number} of {len(found)}, as {variable} says")
+        elif shard.isascii() and shard.isdecimal():
+            number = int(shard)
+        else:
+            raise UsageError(f"--shard {shard}: expected a whole number from 1 on, or auto")
+        part = found.part(found.checked(number))
+        facts = run_part(
+            found, number, resources, on_progress=on_progress, stop=stop, on_compile=lambda: say_compiling(terminal)
+        )
+    if facts is not None:
+        report(terminal, facts)
+    elif not terminal.quiet:
         path = str(found.part_path(number))
         known = {"output": path, "part": [part.first, part.stop], "already_done": True}
         terminal.print_rows(known, [("output", f"{shown(path)}  was there already, whole: nothing computed")])
-    return facts
