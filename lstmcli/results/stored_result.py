@@ -45,6 +45,14 @@ class ResultArray:
     def read(self, first: int, count: int) -> NDArray[Any]:
         raise NotImplementedError
 
+    def whole(self) -> NDArray[Any]:
+        """Returns all of it in memory, of this shape."""
+        raise NotImplementedError
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        whole: NDArray[Any] = np.asarray(self.whole(), dtype)
+        return whole
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -80,6 +88,9 @@ class StepArray(ResultArray):
             return self.read(self.row(key), 1)
         return [self.read(row, 1) for row in range(*key.indices(len(self)))]
 
+    def whole(self) -> NDArray[Any]:
+        return self.padded()
+
     def padded(self, first: int = 0, count: int | None = None) -> NDArray[Any]:
         """Returns (count, T, D) in memory, with the steps where the input has them, and zeros elsewhere."""
         starts, lengths = self.valid.part(first, first + (len(self) if count is None else count))
@@ -106,9 +117,8 @@ class RowArray(ResultArray):
         first, stop, step = key.indices(len(self))
         return self.read(first, max(0, stop - first))[::step] if step > 0 else self.read(0, len(self))[key]
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        whole: NDArray[Any] = np.asarray(self.read(0, len(self)), dtype)
-        return whole
+    def whole(self) -> NDArray[Any]:
+        return self.read(0, len(self))
 
 
 class Ids:

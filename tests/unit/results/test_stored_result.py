@@ -74,6 +74,7 @@ def test_every_layout_gives_the_same(layout: str, folder: Path) -> None:
             for k, length in enumerate(result.lengths):
                 assert files.bits(array[k]) == files.bits(values[k, :length]), (name, k)
             assert files.bits(array.padded()[:, :longest]) == files.bits(values[:, :longest])
+            assert files.bits(np.asarray(array)) == files.bits(array.padded())
             assert files.bits(array.padded(7, 5)[:, :longest]) == files.bits(values[7:12, :longest])
             assert [len(one) for one in array[3:9:2]] == result.lengths[3:9:2].tolist()
         for name in ("0/forward/h", "1/backward/c"):
