@@ -28,6 +28,13 @@ ALPHAS = {"leaky_relu": 0.01, "elu": 1.0}  # PyTorch's; Keras' is in its configu
 POOLS = ("final", "last", "mean", "max", "sum")
 FILLS = ("zeros", "previous", "next")
 PADDINGS = ("valid", "same", "causal")
+WHOLE: tuple[type, ...] = (int, np.integer)
+TYPES = {
+    "bool": (bool,),
+    "int": WHOLE,
+    "float": (*WHOLE, float, np.floating),
+    "str": (str,),
+}  # of options, by the annotations of their fields
 
 
 class Form(NamedTuple):
@@ -43,12 +50,33 @@ class Layer:
 
     kind: ClassVar[str]
     takes: ClassVar[tuple[str, ...]] = ("sequences", "vectors")
+    axes: ClassVar[dict[str, str]] = {}  # of the weights; those of one letter have one size
 
     def __post_init__(self) -> None:
+        self._check_options()
+        sizes: dict[str, int] = {}
         for name, weight in self.weights().items():
             if weight.dtype.kind != "f" or weight.dtype.itemsize > 8:
                 raise DataError(f"{name}: expected float16, float32 or float64, got {weight.dtype}")
+            axes = self.axes[name]
+            fits = weight.ndim == len(axes)
+            if not fits or any(sizes.setdefault(axis, size) != size for axis, size in zip(axes, weight.shape, strict=True)):
+                raise DataError(f"{name}: expected axes ({', '.join(axes)}) that fit the other weights, got {weight.shape}")
             object.__setattr__(self, name, read_only(np.ascontiguousarray(weight)))
+
+    def _check_options(self) -> None:
+        """Raises DataError for a value of another type than its field, and for a count that is none."""
+        for field in dataclasses.fields(self):
+            value, kinds = getattr(self, field.name), str(field.type).split(" | ")
+            if field.name in self.axes:
+                fits = isinstance(value, np.ndarray) or (value is None and "None" in kinds)
+            elif value is None or "tuple" in kinds[-1]:  # Window looks at the tuple
+                fits = "None" in kinds or "tuple" in kinds[-1]
+            else:
+                fits = isinstance(value, TYPES[kinds[0]]) and (kinds[0] == "bool" or not isinstance(value, bool))
+                fits = fits and (kinds[0] != "int" or 0 < value < 1 << 31)
+            if not fits:
+                raise DataError(f"{field.name}: expected {field.type}, got {value!r}"[:200])
 
     def weights(self) -> dict[str, Floats]:
         """Returns the arrays that are there, by their names in a model file."""
@@ -77,12 +105,18 @@ def expect_width(form: Form, width: int) -> None:
         raise DataError(f"takes {width} features, got {form.width}")
 
 
+def expect_one_of(names: tuple[str, ...], name: str) -> None:
+    if name not in names:
+        raise DataError(f"expected one of {', '.join(names)}, got {name!r}")
+
+
 @dataclass(frozen=True, eq=False)
 class Embedding(Layer):
     """Rows of table (V, O) by token id; with mask_zero the steps of id 0 are no steps (Keras)."""
 
     kind = "embedding"
     takes = ("ids",)
+    axes: ClassVar = {"table": "VO"}
     table: Floats
     mask_zero: bool = False
 
@@ -105,6 +139,7 @@ class Dense(Layer):
     """y = x kernel + bias, at every step or of every vector: kernel (D, O), bias (O,) or None."""
 
     kind = "dense"
+    axes: ClassVar = {"kernel": "DO", "bias": "O"}
     kernel: Floats
     bias: Floats | None = None
 
@@ -119,14 +154,14 @@ class Activation(Layer):
     """A function of each feature, or over all features of a row: POINTWISE and OVER_FEATURES. slopes (D,) are prelu's."""
 
     kind = "activation"
+    axes: ClassVar = {"slopes": "D"}
     function: str
     alpha: float | None = None
     slopes: Floats | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.function not in (*POINTWISE, *OVER_FEATURES):
-            raise DataError(f"expected one of {', '.join((*POINTWISE, *OVER_FEATURES))}, got {self.function!r}")
+        expect_one_of((*POINTWISE, *OVER_FEATURES), self.function)
         if (self.slopes is not None) != (self.function == "prelu"):
             raise DataError(f"{self.function}: slopes are prelu's, one for each feature")
 
@@ -142,6 +177,7 @@ class Affine(Layer):
     """y = x * scale + shift for each feature, (D,): a BatchNormalization as it predicts."""
 
     kind = "affine"
+    axes: ClassVar = {"scale": "D", "shift": "D"}
     scale: Floats
     shift: Floats
 
@@ -156,10 +192,18 @@ class LayerNorm(Layer):
     """y = (x - mean) / sqrt(variance + epsilon) * scale + shift over the features of a row; scale, shift (D,) or None."""
 
     kind = "layer_norm"
+    axes: ClassVar = {"scale": "D", "shift": "D"}
     width: int
     scale: Floats | None = None
     shift: Floats | None = None
     epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(len(weight) != self.width for weight in self.weights().values()) or not 0 <= self.epsilon < np.inf:
+            raise DataError(
+                f"expected {self.width} numbers in scale and shift, and an epsilon of 0 or more, got {self.epsilon}"
+            )
 
     def output(self, form: Form) -> Form:
         super().output(form)
@@ -184,10 +228,10 @@ class Window(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.padding not in PADDINGS and not (isinstance(self.padding, tuple) and min(self.padding) >= 0):
+        pair = self.padding if isinstance(self.padding, tuple) else ()
+        is_pair = len(pair) == 2 and all(isinstance(one, WHOLE) and 0 <= one < 1 << 31 for one in pair)
+        if self.padding not in PADDINGS and not is_pair:
             raise DataError(f"padding: expected one of {', '.join(PADDINGS)}, or two numbers, got {self.padding!r}")
-        if min(self.size, self.stride, self.dilation) < 1:
-            raise DataError(f"size {self.size}, stride {self.stride}, dilation {self.dilation}: expected 1 or more")
 
     @property
     def reach(self) -> int:
@@ -220,8 +264,14 @@ class Conv1D(Window):
     """y[t] = bias + sum over taps and channels of x[t * stride + tap * dilation] kernel[tap]: kernel (K, D, O), bias (O,)."""
 
     kind = "conv1d"
+    axes: ClassVar = {"kernel": "KDO", "bias": "O"}
     kernel: Floats = dataclasses.field(default_factory=lambda: np.zeros((1, 1, 1), np.float32))
     bias: Floats | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size != len(self.kernel):
+            raise DataError(f"kernel: expected {self.size} taps, the size, got {len(self.kernel)}")
 
     def output(self, form: Form) -> Form:
         super().output(form)
@@ -237,6 +287,10 @@ class Pool1D(Window):
     function: str = "max"
     count_padding: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect_one_of(("max", "mean"), self.function)
+
 
 @dataclass(frozen=True, eq=False)
 class Pool(Layer):
@@ -251,8 +305,8 @@ class Pool(Layer):
     function: str
 
     def __post_init__(self) -> None:
-        if self.function not in POOLS:
-            raise DataError(f"expected one of {', '.join(POOLS)}, got {self.function!r}")
+        super().__post_init__()
+        expect_one_of(POOLS, self.function)
 
     def output(self, form: Form) -> Form:
         super().output(form)
@@ -265,9 +319,14 @@ class Attention(Layer):
 
     kind = "attention"
     takes = ("sequences",)
+    axes: ClassVar = {"score": "D"}
     score: Floats
     bias: float = 0.0
     function: str = "linear"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect_one_of(("linear", "tanh"), self.function)
 
     def output(self, form: Form) -> Form:
         super().output(form)
@@ -324,8 +383,8 @@ class Unmask(Layer):
     fill: str
 
     def __post_init__(self) -> None:
-        if self.fill not in FILLS:
-            raise DataError(f"fill: expected one of {', '.join(FILLS)}, got {self.fill!r}")
+        super().__post_init__()
+        expect_one_of(FILLS, self.fill)
 
 
 LAYERS: dict[str, type[Layer]] = {
