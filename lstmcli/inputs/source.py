@@ -93,8 +93,12 @@ class Source:
         self.shape = batch, _, features = self._from_stored((shape[0], shape[1], shape[2]))
         if not features:
             raise DataError(f"{name}: expected at least one feature, got shape {shape}")
-        # What takes memory whatever is read: N lengths, and a chunk. A small file must not be able to declare any of it.
-        for taken, limit, what in [(8 * batch, MANY_LENGTHS, f"shape {shape}"), (chunk, LARGE, f"chunks of {chunk} bytes")]:
+        # What takes memory whatever is read: N lengths, a step, a chunk. A small file must not be able to declare any of it.
+        for taken, limit, what in [
+            (8 * batch, MANY_LENGTHS, f"shape {shape}"),
+            (features * dtype.itemsize, LARGE, f"shape {shape}"),
+            (chunk, LARGE, f"chunks of {chunk} bytes"),
+        ]:
             if taken > limit and taken > 1000 * stored:
                 raise DataError(f"{name}: declares {what}, but holds only {stored} bytes of data")
         self.data, self.name, self.dataset, self.lengths_beside = array.data, name, array.dataset, array.lengths_beside

@@ -42,6 +42,7 @@ ATTENTION = "attention"
 POOLED = {"max_pool": "max", "avg_pool": "mean"}
 WORD = re.compile(r"\s*([^\s,()]+)\s*(?:\(([^()]*)\))?\s*(?:,|$)")
 MANY = 12
+TRIES = 10_000  # orders of modules: as many as there are of seven, and all that shapes leave open in a model of many widths
 
 
 class Word(NamedTuple):
@@ -250,22 +251,20 @@ def function(word: Word) -> Layer | None:
 def proposal(tensors: Sequence[Tensor]) -> str:
     """Return the line that names and shapes suggest, for whoever has to write it: its activations are in no file."""
     modules = {name: parts for name, parts in modules_of(tensors).items() if widths(name, parts)}
-    fitting = next(orders(modules, [], None), None)
-    names = list(modules) if fitting is None else fitting
+    tried = itertools.islice(orders(modules, [], None), TRIES) if len(modules) <= MANY else ()
+    names = next((order for order in tried if len(order) == len(modules)), list(modules)[:MANY])
     lstms = [place for place, name in enumerate(names) if is_lstm(modules[name])]
     if lstms:
         names.insert(lstms[-1] + 1, "final")
     parents = [name.split(".")[:-1] for name in modules]
     shared = sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False)))
-    return ", ".join(name.split(".", shared)[-1] for name in names)
+    more = ["..."] if len(modules) > MANY else []
+    return ", ".join([*(name.split(".", shared)[-1] for name in names), *more])
 
 
 def orders(modules: dict[str, dict[str, Tensor]], before: list[str], width: int | None) -> Iterator[list[str]]:
-    """Yield the orders of all modules in which each takes what the one before puts out."""
-    if len(before) == len(modules):
-        yield before
-    if len(before) >= MANY:
-        return
+    """Yield the orders of some modules or all in which each takes what the one before puts out, and those that begin them."""
+    yield before
     for name, parts in modules.items():
         takes, gives = widths(name, parts) or (None, None)
         if name not in before and (width is None or takes == width) and (takes is not None or not before):

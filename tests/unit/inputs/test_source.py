@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 
 from lstmcli.errors import DataError
 from lstmcli.inputs.open_input import open_source
+from lstmcli.inputs.ragged.open_sequences import open_sequences
 from lstmcli.inputs.source import Checksum
 from lstmcli.inputs.valid_steps import read_valid_steps
 
@@ -231,3 +232,12 @@ def test_a_checksum_is_of_all_bytes_in_their_order():
             one.add(bytes(other))
             found.add(one.value())
     assert len(found) == 1 + 2 * len(places)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_small_file_cannot_declare_a_step_that_fills_the_memory(count: int, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for number in range(count):
+            file.create_dataset(f"s{number}", (4, 1 << 33), "f4", chunks=(1, 64))
+    with pytest.raises(DataError, match=r"declares shape .* but holds only"):
+        open_sequences(str(tmp_path / "x.h5"))

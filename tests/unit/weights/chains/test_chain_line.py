@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -77,6 +78,16 @@ def test_a_proposal_has_all_modules_in_an_order_that_fits(name: str) -> None:
     modules = chain_line.modules_of(tensors)
     assert [word for word in proposed if word in modules] == [word for word in line.split(", ") if word in modules]
     build(", ".join(proposed), tensors)
+
+
+@pytest.mark.parametrize("count", [12, 13, 30_000])
+def test_a_proposal_takes_no_time_where_no_order_fits(count: int) -> None:
+    alike = {f"fc{k}__weight": (4, 4) for k in range(count - 1)}
+    began = time.process_time()
+    proposed = chain_line.proposal(fake(**alike, odd__weight=(2, 3))).split(", ")
+    assert time.process_time() - began < 20
+    assert len(proposed) == min(count, 13)
+    assert (proposed[-1] == "...") == (count > 12)
 
 
 def test_what_a_module_is_shows_in_its_tensors() -> None:
