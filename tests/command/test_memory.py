@@ -140,3 +140,14 @@ def test_large_output_within_little_memory(folder: Path) -> None:
     assert outputs[4, :4].any(axis=1).all()
     assert not outputs[4, 4:].any()
     del outputs
+
+
+@pytest.mark.parametrize("name", ["b.h5", "b.npz", "b.arrow", "b.parquet"])
+def test_convert_takes_less_memory_than_a_file(name: str, folder: Path) -> None:
+    if name in ("b.arrow", "b.parquet"):
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
+    with (folder / "x.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (800, 128, 1024)})
+        file.truncate(file.tell() + 800 * 128 * 1024 * 4)
+    measured = measure("convert", "x.npy", name, "-q", cwd=folder)
+    assert measured.resident < (folder / "x.npy").stat().st_size * 3 // 4
