@@ -1,5 +1,7 @@
 """What a run would read, store and take, told before it begins."""
 
+import csv
+import io
 import math
 import os
 import time
@@ -13,6 +15,7 @@ from lstmcli.errors import SequenceError
 from lstmcli.files import hdf5
 from lstmcli.model.tree import as_chain
 from lstmcli.results.formats.paths import TABLES, Paths
+from lstmcli.results.formats.result import TableForm
 from lstmcli.run.computation import Work, computation_of, is_compiled
 from lstmcli.run.opened_job import OpenedJob
 from lstmcli.run.summary import metadata_of
@@ -26,8 +29,8 @@ def estimate(opened: OpenedJob, paths: Paths, threads: int) -> dict[str, Any]:
     """Returns the bytes to read and to store, those that are free where the result goes, and the seconds of computing.
 
     The seconds are measured: the model computes a sample, as many of the first sequences as take some hundredths of a second.
-    They leave out reading and storing, which go on at the same time. None: the kernel is not compiled yet, or no sample of
-    numbers that are made up can be computed.
+    They leave out reading and storing, which go on at the same time, but not the text of a table, which is written at the end.
+    None: the kernel is not compiled yet, or no sample of numbers that are made up can be computed.
     """
     made = metadata_of(opened)
     arrays = opened.job.compute.arrays(opened.model, len(opened.lengths), opened.source.shape[1])
@@ -36,18 +39,31 @@ def estimate(opened: OpenedJob, paths: Paths, threads: int) -> dict[str, Any]:
     if paths.main is not None:
         status = os.statvfs(Path(paths.main).parent)
         free = status.f_bavail * status.f_frsize
+    writing = 0.0
     stored = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
     if paths.main is not None and paths.main.suffix in TABLES:  # which is written from the values, while they are still there
         size = CHARACTERS if TABLES[paths.main.suffix] else {}
         for name, (shape, dtype) in shapes.items():
             columns = 2 * made.table.top if made.table.top and name == "predictions" else shape[-1]
-            stored += math.prod(shape[:-1]) * columns * size.get(dtype.itemsize, dtype.itemsize)
+            stored += (numbers := math.prod(shape[:-1]) * columns) * size.get(dtype.itemsize, dtype.itemsize)
+            writing += numbers * seconds_of_number(dtype) if size else 0.0
+    computing = seconds_of(opened, threads) if opened.lengths.any() else 0.0
     return {
         "bytes_read": bytes_read(opened),
         "bytes_stored": stored,
         "bytes_free": free,
-        "seconds": seconds_of(opened, threads) if opened.lengths.any() else 0.0,
+        "seconds": None if computing is None else computing + writing,
     }
+
+
+def seconds_of_number(dtype: np.dtype[Any]) -> float:
+    """Returns how long a number in the text of a table takes, from a sample of them."""
+    from lstmcli.results.formats.table_result import cells
+
+    rows = np.linspace(0, 1, 1 << 14, dtype=dtype).reshape(-1, 16)
+    began = time.perf_counter()
+    csv.writer(io.StringIO()).writerows(cells(TableForm(), row) for row in rows)
+    return (time.perf_counter() - began) / rows.size
 
 
 def bytes_read(opened: OpenedJob) -> int:

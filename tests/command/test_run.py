@@ -192,6 +192,15 @@ def test_dry_run_tells_what_a_table_takes(case: Case, tmp_path: Path) -> None:
             assert 0.5 < table / (tmp_path / name).stat().st_size < 2
 
 
+def test_dry_run_counts_the_time_of_a_text(tmp_path: Path) -> None:
+    """A table of 1.6 million numbers takes a second to write, and its vectors much less to compute."""
+    files.write_npy(tmp_path / "x.npy", np.zeros((100_000, 1, 1), np.float32))
+    words = ("run", "-i", "x.npy", "-u", 16, "--pool", "last", "--json", "--dry-run")
+    succeed(*words[:-1], "-o", "a.npy", cwd=tmp_path)  # which compiles the kernel, where it must be
+    seconds = {name: succeed(*words, "-o", name, cwd=tmp_path).json["estimate"]["seconds"] for name in ("t.npy", "t.csv")}
+    assert seconds["t.csv"] > seconds["t.npy"] + 1.6e6 * 50e-9
+
+
 def test_dry_run_checks_the_lengths(case: Case, tmp_path: Path) -> None:
     files.write_npy(tmp_path / "lens.npy", case.lengths + 1)
     ran = lstmcli("run", "--input", case.x_npy, "--lens", "lens.npy", "--units", 7, "--dry-run", cwd=tmp_path)
