@@ -14,6 +14,7 @@ from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.beside.ids import strings_of
 from lstmcli.model.result_container import ONE, StoredDatasets, check_container
 from lstmcli.results.formats.fields import FLAT, PADDED, PER_SEQUENCE, Checksums, Field, has_steps
+from lstmcli.results.formats.per_sequence import form_of_empty
 from lstmcli.results.formats.result import WindowRows
 from lstmcli.results.virtual_merge import is_virtual_merge
 
@@ -63,13 +64,13 @@ def open_result(path: str) -> Iterator[CheckedResult]:
         layout = FLAT if hdf5_safety.find(file, "offsets") is not None else PADDED
         if any(ONE not in each for each in stored.values()):
             layout = PER_SEQUENCE
-        fields = {name: field_of(data, name, each, lengths, ids, layout) for name, each in stored.items()}
+        fields = {name: field_of(file, data, name, each, lengths, ids, layout) for name, each in stored.items()}
         sums = {name: hdf5.read_array(hdf5_safety.dataset(file, f"{CHECKSUMS}/{name}")) for name in stored}
         yield CheckedResult(file, data, Valid(starts, lengths), ids, layout, fields, sums)
 
 
 def field_of(
-    data: FileBytes, name: str, stored: StoredDatasets, lengths: Lengths, ids: Sequence[str] | None, layout: str
+    file: Any, data: FileBytes, name: str, stored: StoredDatasets, lengths: Lengths, ids: Sequence[str] | None, layout: str
 ) -> Field:
     """Returns an array of a result. Raises DataError where it does not have the steps that the lengths say."""
     where, longest, total = f"{data.name}::/{name}", int(lengths.max(initial=0)), int(lengths.sum())
@@ -84,7 +85,8 @@ def field_of(
     if ids is None or len(ids) != len(lengths) or stored.keys() != set(ids):
         raise DataError(f"{where}: expected a dataset for each of the {len(lengths)} sequences, named by /ids")
     if not ids:
-        return Field(data, 0, (0, 0, 0), np.dtype(np.float32))
+        width, dtype = form_of_empty(hdf5_safety.find(file, name))
+        return Field(data, 0, (0, 0, width), dtype)
     first = stored[ids[0]]
     for row, (one, length) in enumerate(zip(map(stored.__getitem__, ids), lengths.tolist(), strict=True)):
         if one.shape != (length, *first.shape[1:]) or len(one.shape) != 2 or one.dtype != first.dtype:

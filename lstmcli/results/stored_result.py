@@ -198,7 +198,7 @@ class StoredResult:
             self.layout = "per-sequence"
             names = list(self._ids.stored or in_order([e.name.removeprefix("/") for e in hdf5.entries(item)]))
             if not names:
-                return None
+                return self._without_sequences(name, item)
             sequences = in_datasets(item, named_below(item, names), token_ids=False)
             return StepArray(name, self._ids, PlacedSequences(sequences, ExitStack()), self._placed())
         item = hdf5_safety.dataset(self.file, name) if self.parts is None else dataset_in(self.file, name, self.parts)
@@ -220,6 +220,17 @@ class StoredResult:
         if item.shape[0] != count or (self.valid.starts + self.lengths).max(initial=0) > item.shape[1]:
             raise DataError(f"{label}: {item.shape} does not fit the lengths; damaged?")
         return StepArray(name, self._ids, source_of(array, ExitStack()), self.valid)
+
+    def _without_sequences(self, name: str, group: Any) -> ResultArray:
+        from lstmcli.results.formats.per_sequence import form_of_empty  # which few results need
+
+        width, dtype = form_of_empty(group)
+        if len(self.lengths):
+            raise DataError(f"{hdf5.label(group)}: damaged: expected {len(self.lengths)} sequences, got none")
+        array = StoredArray(
+            FileBytes(self.file.id.get_vfd_handle(), hdf5.label(group)), hdf5.label(group), (0, 0, width), dtype
+        )
+        return StepArray(name, self._ids, source_of(array, ExitStack()), self._placed())
 
     def _offsets(self) -> Lengths | None:
         if hdf5_safety.find(self.file, "offsets") is None:

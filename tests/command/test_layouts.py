@@ -13,6 +13,8 @@ from helpers.case import Case
 from helpers.command import assert_one_line, lstmcli, shell, succeed
 from helpers.system_tools import run_with_faults
 
+import lstmcli as lstmcli_api
+
 SAVE = ("--save", "outputs,states,cells,layers")
 FLAT, EACH = ("--layout", "flat"), ("--layout", "per-sequence")
 UNPADDED = pytest.mark.parametrize("layout", [FLAT, EACH], ids=["flat", "per-sequence"])
@@ -158,3 +160,22 @@ def test_the_next_run_keeps_the_order(tmp_path: Path) -> None:
             succeed("run", "-i", spec, *EACH, "-u", 2, "--overwrite", "-o", name, "-q", cwd=tmp_path)
             with h5py.File(tmp_path / name) as file:
                 assert file["ids"].asstr()[:].tolist() == ids
+
+
+@pytest.mark.parametrize("layout", ["padded", "flat", "per-sequence"])
+def test_no_sequences(layout: str, tmp_path: Path) -> None:
+    """A padded and a ragged input without any give results of every layout, which become one another."""
+    files.write_h5(tmp_path / "padded.h5", x=np.zeros((0, 5, 4), "f4"))
+    files.write_h5(tmp_path / "ragged.h5", x=np.zeros((0, 4), "f4"), offsets=np.zeros(1, "i8"))
+    for name in ("padded.h5", "ragged.h5"):
+        words = ("-i", name, "-u", "3", "--save", "outputs,layers", "--store", "float16", "--layout", layout, "-q")
+        succeed("run", *words, "-o", "o.h5", "--overwrite", cwd=tmp_path)
+        for other in ("padded", "flat", "per-sequence"):
+            succeed("convert", "o.h5", "c.h5", "--layout", other, "--overwrite", "-q", cwd=tmp_path)
+            succeed("convert", "c.h5", "again.h5", "--layout", layout, "--overwrite", "-q", cwd=tmp_path)
+            assert "checksums right" in succeed("verify", "c.h5", cwd=tmp_path).text
+            succeed("compare", "c.h5", "again.h5", "-q", cwd=tmp_path)
+            for made in ("o.h5", "c.h5", "again.h5"):
+                with lstmcli_api.open_result(tmp_path / made) as result:
+                    assert (list(result.outputs), result.outputs.shape[2], result.outputs.dtype) == ([], 3, np.float16)
+                    assert list(result.layers["0"]) == []
