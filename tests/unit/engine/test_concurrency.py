@@ -12,13 +12,20 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+from llvmlite import ir
 
 import lstmcli
 from lstmcli.engine import packed_cell, worker_threads
+from lstmcli.engine.call import prepare as prepare_model
 from lstmcli.engine.chains.call import prepare
 from lstmcli.engine.chains.prepared_chain import PreparedChain
 from lstmcli.engine.lanes_and_threads import WorkSplit
 from lstmcli.engine.worker_threads import WorkerThreads
+from lstmcli.kernel import lanes, lstm, waiting
+from lstmcli.kernel.layout import ARGUMENTS, Sync
+from lstmcli.kernel.native.compiled import loaded, settings_of_numba
+from lstmcli.kernel.native.target import target
+from lstmcli.kernel.simd import I64
 from lstmcli.model.chain import Chain
 from lstmcli.model.layers import Dense
 
@@ -155,6 +162,36 @@ def test_a_thread_that_comes_late_or_never(few, share, delay, monkeypatch):
         assert same(want, model(x, lengths, threads=2))
     for thread in late:
         thread.join()
+
+
+@pytest.mark.slow
+def test_threads_meet_anew_before_their_counter_overflows(few, monkeypatch):
+    """In a kernel whose counter ends early, and for which time stands still: none is sent away for coming late."""
+    model, x, lengths = few
+    want = model(x, lengths, threads=1)
+    cell = prepare_model(model, x.dtype, 2, None).cells["0"]
+    monkeypatch.setattr(lanes, "MOST_ARRIVALS", 50)
+    monkeypatch.setattr(waiting, "emit_now", lambda _: ir.Constant(I64, 0))
+    with settings_of_numba(target()):
+        made = loaded(lstm.recipe(32, packed_cell.kernel_options(cell.cell)).compile(target()))
+    found = {}
+
+    def run(self, kernel, table, threads, memory):
+        shared = memory[ARGUMENTS:]
+        second = threading.Thread(target=kernel, args=(table, 1))
+        second.start()
+        while not shared[Sync.WAITING // 8]:
+            time.sleep(0.001)
+        kernel(table, 0)
+        second.join()
+        found.update(joins=shared[Sync.WAITING // 8], arrivals=shared[Sync.ARRIVED // 8] & waiting.LOW)
+
+    monkeypatch.setattr(cell, "kernel", cell.kernel._replace(call=made.call))
+    monkeypatch.setattr(packed_cell, "split_work", lambda *_: WorkSplit(2, True, 2, 0))
+    monkeypatch.setattr(WorkerThreads, "run", run)
+    assert same(want, model(x, lengths, threads=2))
+    assert found["joins"] > 1
+    assert found["arrivals"] < 60
 
 
 def test_threads_that_cannot_start_are_not_waited_for(few, monkeypatch):
