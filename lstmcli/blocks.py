@@ -12,11 +12,34 @@ State = dict[str, Floats]  # rows (n, width) by the place of their cell and c or
 Lengths = NDArray[np.int64]  # of sequences, in steps; also where they start
 
 FLOATS = "float16, float32 or float64"
+BFLOAT16 = np.dtype("V2")  # as NumPy reads bfloat16 numbers, which it does not know; ml_dtypes has such a dtype of its own
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Says whether values of this dtype are floats that this program converts: FLOATS, of either byte order."""
     return dtype.kind == "f" and dtype.itemsize <= 8
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Says whether this is BFLOAT16, or that of ml_dtypes."""
+    return dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None
+
+
+def holds_floats(dtype: np.dtype[Any]) -> bool:
+    """Says whether as_numbers() makes floats of values of this dtype."""
+    return is_float(dtype) or is_bfloat16(dtype)
+
+
+def as_numbers(stored: NDArray[Any]) -> NDArray[Any]:
+    """Returns bfloat16 values as float32, of which they are the upper half, little-endian, and others as they are."""
+    if not is_bfloat16(stored.dtype):
+        return stored
+    return (stored.view("<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Returns what users call the dtype of stored values."""
+    return "bfloat16" if is_bfloat16(dtype) else dtype.name
 
 
 def read_only(weight: Floats) -> Floats:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstmcli.blocks import FLOATS, Block, Floats, Lengths, State, Valid, is_float, packed_starts
+from lstmcli.blocks import FLOATS, Block, Floats, Lengths, State, Valid, as_numbers, is_float, packed_starts
 from lstmcli.engine.cpus import available_threads
 from lstmcli.engine.lanes_and_threads import FEW
 from lstmcli.engine.prepared_model import PreparedModel
@@ -46,7 +46,7 @@ def run_padded(
     if type(x) in (list, tuple) and len(x) and getattr(x[0], "ndim", 0) == 2 and lengths is None and mask is None:
         return run_list(model, x, initial_state, threads, chosen)
     try:
-        x = np.asarray(x)
+        x = as_numbers(np.asarray(x))
     except ValueError as error:
         raise DataError("x: expected an array (batch, time, features), or a list of arrays (length, features)") from error
     prepared = prepare(model, x.dtype, threads, chosen)
@@ -81,7 +81,7 @@ def run_list(
     model: Model, x: Sequence[Any], initial_state: InitialState | None, threads: int | None, chosen: str | None
 ) -> tuple[list[Floats], State]:
     """Runs sequences (length, E) that have no padding. Returns an array (length, output_size) for each, and the state."""
-    given = [np.asarray(one) for one in x]
+    given = [as_numbers(np.asarray(one)) for one in x]
     prepared = prepare(model, given[0].dtype, threads, chosen)
     dtype = prepared.dtype
     for k, one in enumerate(given):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lstmcli.blocks import as_numbers
 from lstmcli.errors import DataError, shown
 from lstmcli.files.file_kind import NPY_MAGIC
 
@@ -105,17 +106,20 @@ class NpyArray:
             raise DataError(f"{self.name}: expected {self.size} bytes for shape {self.shape} of {self.dtype}, got {size}")
 
     def rows(self, first: int, count: int) -> NDArray[Any]:
-        """Returns rows first .. first + count, as stored, of an array of rank 1 or 2. Raises DataError, StorageError."""
+        """Returns rows first .. first + count of an array of rank 1 or 2, as stored, but bfloat16 as float32.
+
+        Raises DataError, StorageError.
+        """
         size = self.dtype.itemsize
         if self.fortran and len(self.shape) == 2:  # column by column
             columns = np.empty((self.shape[1], count), self.dtype)
             for k, column in enumerate(columns):
                 self.fetch(column.view(np.uint8).data, self.offset + (k * self.shape[0] + first) * size)
-            return columns.T
+            return as_numbers(columns).T
         rows = np.empty((count, *self.shape[1:]), self.dtype)
         if rows.size:
             self.fetch(rows.reshape(-1).view(np.uint8).data, self.offset + first * rows[0].nbytes)
-        return rows
+        return as_numbers(rows)
 
 
 def write_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from lstmcli.blocks import Lengths, rows_of_runs, runs_to_move_together
+from lstmcli.blocks import Lengths, as_numbers, rows_of_runs, runs_to_move_together
 from lstmcli.inputs.source import CALL, STAGING, Rows, Source, StoredArray
 
 
@@ -33,7 +33,7 @@ class ContiguousArray(Source):
                 self.data.fetch(staged.reshape(-1).view(np.uint8).data, self.offset + begin * self.row_bytes)
                 wanted = rows_of_runs(begins[group], ends[group]) - begin
                 target = rows[at : at + len(wanted)]
-                target[:] = staged[wanted]
+                target[:] = as_numbers(staged[wanted])
             at += len(target)
 
     def _runs(self, first: int, starts: Lengths, lengths: Lengths) -> tuple[Lengths, Lengths]:
@@ -57,4 +57,4 @@ class ContiguousArray(Source):
         for at in range(0, len(target), len(self.staging)):
             part = self.staging[: len(target) - at]
             self.data.fetch(part.view(np.uint8).data, offset + at * self.dtype.itemsize)
-            target[at : at + len(part)] = part
+            target[at : at + len(part)] = as_numbers(part)

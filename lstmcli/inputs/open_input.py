@@ -4,6 +4,7 @@ import os
 from contextlib import ExitStack
 from typing import Any
 
+from lstmcli.blocks import holds_floats
 from lstmcli.errors import DataError, MissingInputError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
@@ -93,7 +94,7 @@ def _read_npz(file: FileBytes, path: str, member: str | None) -> StoredArray:
     if member is None:
         forms = npz_forms(file)
         fitting = [
-            name for name, (shape, dtype) in forms.items() if dtype.kind == "f" and len(shape) == 3 and name not in MASKS
+            name for name, (shape, dtype) in forms.items() if holds_floats(dtype) and len(shape) == 3 and name not in MASKS
         ]
         if len(fitting) != 1:
             held = [f"{shown(name)} {shape} {dtype}" for name, (shape, dtype) in list(forms.items())[:10]]

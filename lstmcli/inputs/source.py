@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import FLOATS, Lengths, is_float
+from lstmcli.blocks import FLOATS, Lengths, holds_floats, is_bfloat16
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5
 from lstmcli.files.hdf5 import LARGE
@@ -62,8 +62,6 @@ def no_floats(name: str, dtype: np.dtype[Any]) -> DataError:
     hint = ""
     if dtype.kind in "biu":
         hint = "; token ids are for lstmcli predict and the whole model; features become floats with x.astype('float32')"
-    elif dtype == np.dtype("V2"):
-        hint = ", which bfloat16 becomes in an NPY file; save x.astype('float32') instead"
     return DataError(f"{name}: expected {FLOATS}, got {dtype}{hint}")
 
 
@@ -84,7 +82,8 @@ class Source:
         files: closed with the source; stored: bytes that really lie in the file; chunk: bytes that are decoded at once.
         """
         name, shape, dtype = array.name, array.shape, array.dtype
-        if not (is_float(dtype) or array.token_ids):
+        opaque = is_bfloat16(dtype) and array.dataset is not None  # which HDF5 says of bytes of any meaning
+        if opaque or not (holds_floats(dtype) or array.token_ids):
             raise no_floats(name, dtype)
         if len(shape) != 3:
             expected = ", ".join(AXES[axis] for axis in array.axes)
@@ -103,7 +102,7 @@ class Source:
                 raise DataError(f"{name}: declares {what}, but holds only {stored} bytes of data")
         self.data, self.name, self.dataset, self.lengths_beside = array.data, name, array.dataset, array.lengths_beside
         self.array = array
-        self.dtype = dtype  # as stored: float16, 32 or 64 of either byte order, or integers
+        self.dtype = dtype  # as stored: float16, 32 or 64 of either byte order, bfloat16, or integers
         self.token_ids = array.token_ids
         self.files = files or ExitStack()
 
@@ -111,6 +110,13 @@ class Source:
     def sequential(self) -> bool:
         """Whether it is a pipe: blocks come in order, each sequence whole or in pieces in the order of time."""
         return self.data.sequential
+
+    @property
+    def exact_dtype(self) -> np.dtype[Any]:
+        """The smallest dtype that read() can fill with the values as they are."""
+        if self.token_ids:
+            return np.dtype(np.int64)
+        return np.dtype(np.float32) if is_bfloat16(self.dtype) else self.dtype.newbyteorder("=")
 
     @property
     def decoded_at_once(self) -> int:

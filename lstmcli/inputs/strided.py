@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import Lengths
+from lstmcli.blocks import Lengths, as_numbers
 from lstmcli.inputs.source import CALL, STAGING, Rows, Source, StoredArray
 
 TILE = 1 << 16  # rows whose places are worked out at a time
@@ -86,7 +86,7 @@ class StridedArray(Source):
                 for k, part in enumerate(staged):
                     for begin, end, row in runs:
                         self._fetch(part[begin:end], plane + k, row)
-                values = staged.take(at, axis=1).swapaxes(0, 1).reshape(len(at), -1)
+                values = as_numbers(staged.take(at, axis=1)).swapaxes(0, 1).reshape(len(at), -1)
                 columns = rows[:, plane * width : plane * width + values.shape[1]]
                 columns[places[low:high]] = values  # not rows[places, columns], which takes a slow way through NumPy
 

@@ -130,9 +130,10 @@ class Model:
     ) -> tuple[Any, State]:
         """Runs the model over a padded batch, or over a list of sequences.
 
-        x (B, T, E) float16, float32 or float64; what stands in its padding does not matter. float64 is computed in float64,
-        all else in float32. lengths (B,) integers, 0 <= lengths[b] <= T; None: all T. padding: "post", the first lengths[b]
-        steps are valid, or "pre", the last ones. mask (B, T), instead of both: 1 where a step is valid, in one run in each row.
+        x (B, T, E) float16, bfloat16, float32 or float64; what stands in its padding does not matter. float64 is computed in
+        float64, all else in float32. lengths (B,) integers, 0 <= lengths[b] <= T; None: all T. padding: "post", the first
+        lengths[b] steps are valid, or "pre", the last ones. mask (B, T), instead of both: 1 where a step is valid, in one run
+        in each row.
         Or x is a list of B arrays (length, E), without any of these.
         initial_state: arrays (B, width) by name as in the returned state, or the pair (c, h) for a single cell; None: zeros, or
         what the model has learned. threads: at most so many; None: all CPUs this process may use.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lstmcli.blocks import Valid
+from lstmcli.blocks import Valid, dtype_name
 from lstmcli.engine.cpus import available_threads
 from lstmcli.files import hdf5
 from lstmcli.files.positioned_file import without_folder
@@ -85,7 +85,7 @@ def describe(opened: OpenedJob, paths: Paths) -> dict[str, Any]:
             "shape": list(source.stored_shape[:2] if source.token_ids else source.stored_shape),
             "axes": source.axes,
             "time_major": source.axes == "TNE",
-            "dtype": source.dtype.name,
+            "dtype": dtype_name(source.dtype),
             "ids": source.ids_origin,
         },
         "lengths": {

@@ -166,7 +166,7 @@ def convert_data(
             ids = numbered(len(lengths)) if ids is None else ids
         if layout == PER_SEQUENCE and ids is not None:
             check_names(ids, source.ids_origin or source.name)
-        dtype = source.dtype.newbyteorder("=")
+        dtype = source.dtype.newbyteorder("=") if source.token_ids else source.exact_dtype
         target = Target(path, layout, source.shape, dtype, lengths, ids, overwrite, source.token_ids)
         result = writer(target, compress)
         with writing(result):

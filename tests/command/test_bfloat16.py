@@ -96,3 +96,47 @@ def test_a_weight_that_float32_rounds_beyond_bfloat16_is_refused(tmp_path: Path)
 def test_python_knows_no_other_dtype() -> None:
     with pytest.raises(lstmcli.LstmcliError, match="dtype: expected 'bfloat16', got 'float16'"):
         lstmcli.init_model(2, [3])(np.ones((1, 1, 2), np.float32), dtype="float16")
+
+
+def test_inputs_of_bfloat16_are_read_as_they_are(tmp_path: Path) -> None:
+    """By every command, and in Python."""
+    wide = np.random.default_rng(1).normal(size=(4, 9, 6)).astype(np.float32)
+    stored = (wide.view(np.uint32) >> 16).astype("<u2").view("V2")
+    wide = (wide.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    lengths = np.array([9, 0, 5, 2])
+    np.save(tmp_path / "half.npy", stored)
+    np.save(tmp_path / "wide.npy", wide)
+    np.save(tmp_path / "lens.npy", lengths)
+    for dtype in ("float32", "float64", "bfloat16"):
+        words = ("-l", "lens.npy", "-u", "5", "--dtype", dtype, "--overwrite", "--json")
+        facts = succeed("run", "-i", "half.npy", *words, "-o", "half.h5", cwd=tmp_path).json
+        succeed("run", "-i", "wide.npy", *words, "-o", "wide.h5", cwd=tmp_path)
+        assert facts["input"]["dtype"] == "bfloat16"
+        got, want = (arrays(tmp_path / f"{name}.h5") for name in ("half", "wide"))
+        assert got.pop("checksums/container") != want.pop("checksums/container")  # it says what the input was
+        assert got == want
+    about = succeed("inspect", "half.npy", "--lens", "lens.npy", "--json", cwd=tmp_path).json
+    assert (about["sequences"]["dtype"], about["arrays"][0]["dtype"]) == ("bfloat16", "bfloat16")
+    assert about["values"]["first"] == [float(str(one)) for one in wide[0, 0, :5]]
+    succeed("compare", "half.npy", "wide.npy", cwd=tmp_path)
+    succeed("convert", "half.npy", "flat.npy", "--lens", "lens.npy", "--layout", "flat", cwd=tmp_path)
+    valid = np.concatenate([row[:n] for row, n in zip(wide, lengths, strict=True)])
+    assert files.bits(np.load(tmp_path / "flat.npy")) == files.bits(valid)
+    model = lstmcli.init_model(6, [5])
+    whole = Chain((model, Pool("final")), ("lstm", "final"))
+    for call in (model, whole.predict):
+        for of in (lambda x: (x, lengths), lambda x: ([one[:n] for one, n in zip(x, lengths, strict=True)],)):
+            got, want = (call(*of(x)) for x in (stored, wide))
+            got, want = (np.concatenate(one[0] if call is model else one, axis=None) for one in (got, want))
+            assert files.bits(got) == files.bits(want)
+
+
+def test_arrays_of_ml_dtypes(tmp_path: Path) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: pip install ml_dtypes")
+    x = np.random.default_rng(1).normal(size=(4, 9, 6)).astype(ml_dtypes.bfloat16)
+    model = lstmcli.init_model(6, [5])
+    want = files.bits(model(x.astype(np.float32))[0])
+    assert files.bits(model(x)[0]) == want
+    np.save(tmp_path / "x.npy", x)
+    succeed("run", "x.npy", "-u", "5", "-o", "out.npy", "-q", cwd=tmp_path)
+    assert files.bits(np.load(tmp_path / "out.npy")) == want

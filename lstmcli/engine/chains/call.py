@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstmcli.blocks import FLOATS, Floats, Lengths, Valid, is_float
+from lstmcli.blocks import FLOATS, Floats, Lengths, Valid, as_numbers, is_float
 from lstmcli.engine.call import FLOAT32, Kept, checked_threads, computed, valid_steps
 from lstmcli.engine.chains.prepared_chain import PreparedChain
 from lstmcli.errors import DataError, SequenceError
@@ -39,8 +39,8 @@ def predict(
 ) -> Any:
     """Run a whole model: with what stands before and after the LSTMs in the file that these came from.
 
-    x (B, T, E) float16, float32 or float64, of which float64 is computed in float64 and all else in float32; or token ids
-    (B, T), where the model begins with an embedding. lengths, threads, padding and mask as calling a model takes them.
+    x (B, T, E) float16, bfloat16, float32 or float64, of which float64 is computed in float64 and all else in float32; or token
+    ids (B, T), where the model begins with an embedding. lengths, threads, padding and mask as calling a model takes them.
     Or x is a list of B arrays (T, E) or (T,), without any of these.
     dtype: "bfloat16" computes the LSTMs with products of bfloat16 numbers, and all other layers in float32.
 
@@ -50,8 +50,8 @@ def predict(
     """
     chain = whole_model(model)
     if isinstance(x, list | tuple) and lengths is None and mask is None:
-        return predict_ragged(chain, [np.asarray(one) for one in x], threads, dtype)
-    x = checked(np.asarray(x), chain, "x", ("batch", "time"))
+        return predict_ragged(chain, [as_numbers(np.asarray(one)) for one in x], threads, dtype)
+    x = checked(as_numbers(np.asarray(x)), chain, "x", ("batch", "time"))
     batch, time = x.shape[:2]
     valid = valid_steps(batch, time, lengths, padding, mask)
     steps = np.arange(time)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lstmcli.blocks import Lengths
+from lstmcli.blocks import Lengths, holds_floats
 from lstmcli.errors import DataError, UsageError
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, is_several, open_by_kind, split_spec
@@ -153,7 +153,7 @@ def _in_npy(
 
 def _are_rows(shape: tuple[int, ...] | None, dtype: Any, token_ids: bool) -> bool:
     """Says whether an array can be the rows of sequences: floats (R, E), or token ids (R,)."""
-    return dtype is not None and len(shape or ()) == {"f": 2, "i": token_ids, "u": token_ids}.get(dtype.kind, 0) > 0
+    return dtype is not None and len(shape or ()) == (2 if holds_floats(dtype) else token_ids and dtype.kind in "iu") > 0
 
 
 def _in_hdf5(
@@ -247,7 +247,7 @@ def _flat(array: StoredArray, lens: str | None, offsets: str | None, beside: Any
         begins = from_starts(values, lengths, rows, told, where)
     else:
         begins = from_lengths(lengths, array.shape, origin, where)
-    token_ids = array.dtype.kind != "f"
+    token_ids = array.dtype.kind in "iu"
     inner = source_of(array._replace(shape=(rows, width, 1), token_ids=token_ids), ExitStack())
     return FlatSequences(inner, begins, lengths, origin, files)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import Lengths, is_float, packed_starts
+from lstmcli.blocks import Lengths, as_numbers, holds_floats, is_bfloat16, packed_starts
 from lstmcli.errors import DataError, shown
 from lstmcli.files.positioned_file import Bytes
 from lstmcli.inputs.beside.ids import as_id, check_ids
@@ -57,19 +57,19 @@ class Wholes:
         if number != self.number:
             one = self.found[number]
             assert one.read
-            self.rows = one.read().reshape(-1, one.shape[-1] if one.dtype.kind == "f" else 1)
+            self.rows = one.read().reshape(-1, one.shape[-1] if holds_floats(one.dtype) else 1)
             self.number = number
         return self.rows[first : first + count]
 
 
 def of_one_family(dtype: np.dtype[Any], other: np.dtype[Any]) -> bool:
     """Says whether sequences of these dtypes may be in one input: floats of any size, or integers of any size."""
-    return dtype == other or (is_float(dtype) and is_float(other)) or (dtype.kind in "iu" and other.kind in "iu")
+    return dtype == other or (holds_floats(dtype) and holds_floats(other)) or (dtype.kind in "iu" and other.kind in "iu")
 
 
 def sequences_among(arrays: Sequence[Found], token_ids: bool) -> list[Found]:
     """Returns what is meant as sequences: arrays (L, E), with floats (E,) among them, or else token ids (L,)."""
-    found = [one for one in arrays if one.shape and (one.dtype.kind == "f" or len(one.shape) == 2)]
+    found = [one for one in arrays if one.shape and (holds_floats(one.dtype) or len(one.shape) == 2)]
     if any(len(one.shape) == 2 for one in found):
         return found
     return [one for one in arrays if token_ids and one.dtype.kind in "iu" and len(one.shape) == 1]
@@ -87,7 +87,7 @@ def gathered(data: Bytes, name: str, arrays: Sequence[Found], stored: int, token
     left_out = sorted({one.id for one in arrays} - {one.id for one in found})
     first = next((one for one in found if len(one.shape) == 2 and one.shape[1]), found[0])
     takes_ids = token_ids and first.dtype.kind in "iu"
-    if not takes_ids and not is_float(first.dtype):
+    if not takes_ids and not holds_floats(first.dtype):
         raise no_floats(first.name, first.dtype)
     width = 1 if takes_ids else first.shape[-1]
     for one in found:
@@ -119,7 +119,8 @@ def gathered(data: Bytes, name: str, arrays: Sequence[Found], stored: int, token
 class PlacedSequences(Source):
     """Sequences that lie as they are, anywhere in a file or in several that count as one, or that have to be decoded.
 
-    Each may have a dtype of its own; that of the source is the largest of them, which has all values of the others.
+    Each may have a dtype of its own; that of the source is the largest of them, which has all values of the others:
+    float32, as bfloat16 is read, those of float16.
     """
 
     def __init__(self, found: Sequences, files: ExitStack) -> None:
@@ -127,7 +128,7 @@ class PlacedSequences(Source):
         steps = int(found.lengths.max(initial=0))
         numbers = {dtype: number for number, dtype in enumerate(dict.fromkeys(found.dtypes))}
         self.dtypes = list(numbers)
-        dtype = max(self.dtypes, key=lambda one: one.itemsize)
+        dtype = max(self.dtypes, key=lambda one: (one.itemsize, is_bfloat16(one)))
         array = StoredArray(found.data, found.name, (len(found.lengths), steps, found.width), dtype)
         super().__init__(array._replace(token_ids=found.token_ids), files, found.stored)
         if found.ids is not None:
@@ -174,7 +175,7 @@ class PlacedSequences(Source):
             target = rows[place : place + count]
             if begin == DECODED:
                 assert self.decode
-                target[:] = self.decode(number, start, count)
+                target[:] = as_numbers(self.decode(number, start, count))
             elif end - begin > CALL:
                 self._read_long(begin, target, self.dtypes[kind])
             else:
@@ -182,7 +183,7 @@ class PlacedSequences(Source):
                     staged = range(begin, min(run_end, begin + len(self.staging)))
                     self.data.fetch(self.staging[: len(staged)].data, begin)
                 values = self.staging[begin - staged.start : end - staged.start].view(self.dtypes[kind])
-                target[:] = values.reshape(count, -1)
+                target[:] = as_numbers(values).reshape(count, -1)
 
     def _read_long(self, begin: int, target: Rows, dtype: np.dtype[Any]) -> None:
         """Reads the rows of a dtype that lie from a byte on, many at a time, into target (steps, E)."""
@@ -195,4 +196,4 @@ class PlacedSequences(Source):
             part = target[at : at + piece]
             values = self.staging[: len(part) * row_bytes]
             self.data.fetch(values.data, begin + at * row_bytes)
-            part[:] = values.view(dtype).reshape(part.shape)
+            part[:] = as_numbers(values.view(dtype)).reshape(part.shape)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from lstmcli.blocks import holds_floats
 from lstmcli.errors import ChangedDataError, DataError, MissingInputError, UsageError, shown
 from lstmcli.files.file_kind import FileKind, is_several, open_by_kind
 from lstmcli.files.npy import NpyArray
@@ -137,7 +138,7 @@ def in_one_file(
         if is_scp(head):
             return in_scp(file, path, files, token_ids)
     found = arrays_in(file, path, kind, name, LastArchive(files))
-    if not sequences_among(found, token_ids) or any(len(one.shape) > 2 and one.dtype.kind == "f" for one in found):
+    if not sequences_among(found, token_ids) or any(len(one.shape) > 2 and holds_floats(one.dtype) for one in found):
         return None
     sequences = gathered(file, file.name, found, file.opened.st_size, token_ids)
     if kind is FileKind.NPY:

@@ -11,6 +11,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipInfo
 import numpy as np
 from numpy.typing import NDArray
 
+from lstmcli.blocks import BFLOAT16
 from lstmcli.errors import DataError, shown
 from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes, open_readable
@@ -22,7 +23,7 @@ from lstmcli.weights.torch_format.pickle_machine import Storage, Strided
 from lstmcli.weights.torch_format.saved_files import is_torch, read_tree, values
 
 MAX_DEFLATE = 1032  # times that deflate can make data larger
-FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+FLOATS = {"F16": "<f2", "BF16": BFLOAT16.str, "F32": "<f4", "F64": "<f8"}
 INTEGERS = {"I8": "i1", "U8": "u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8", "U64": "<u8"}
 OF_SAFETENSORS = FLOATS | INTEGERS
 OF_TORCH = FLOATS | {"int8": "i1", "uint8": "u1", "int16": "<i2", "int32": "<i4", "int64": "<i8"}
@@ -104,21 +105,9 @@ def in_safetensors(file: FileBytes, path: str, name: str | None) -> list[Found]:
     found = []
     for entry in entries:
         where = f"{file.name}::{shown(entry.name)}"
-        if entry.dtype == "BF16":
-            read = partial(_bfloat16, path, entry)
-            found.append(Found(where, entry.name, entry.shape, np.dtype(np.float32), read=read))
-        else:
-            dtype = np.dtype(OF_SAFETENSORS.get(entry.dtype, f"V{safetensors.BITS[entry.dtype] // 8}"))
-            found.append(Found(where, entry.name, entry.shape, dtype, entry.offset))
+        dtype = np.dtype(OF_SAFETENSORS.get(entry.dtype, f"V{safetensors.BITS[entry.dtype] // 8}"))
+        found.append(Found(where, entry.name, entry.shape, dtype, entry.offset))
     return found
-
-
-def _bfloat16(path: str, entry: safetensors.Entry) -> NDArray[Any]:
-    fd = open_readable(path)
-    try:
-        return safetensors.values(FileBytes(fd, shown(path)), entry.dtype, entry.shape, entry.offset)
-    finally:
-        os.close(fd)
 
 
 def in_torch(file: FileBytes, path: str, name: str | None, archives: LastArchive) -> list[Found]:
@@ -128,7 +117,7 @@ def in_torch(file: FileBytes, path: str, name: str | None, archives: LastArchive
     found = []
     for key, tensor in _named(root, name, file.name, Path(path).stem):
         where = f"{file.name}::{shown(key)}"
-        dtype = np.dtype("f4" if tensor.dtype == "BF16" else OF_TORCH.get(tensor.dtype, "V1"))
+        dtype = np.dtype(OF_TORCH.get(tensor.dtype, "V1"))
         member = archive.members.get(f"{folder}data/{tensor.storage.key}")
         place = DECODED
         steps = tuple(math.prod(tensor.shape[k + 1 :]) for k in range(len(tensor.shape)))

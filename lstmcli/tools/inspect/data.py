@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lstmcli.blocks import dtype_name, holds_floats
 from lstmcli.errors import DataError, LstmcliError, UsageError, shown
 from lstmcli.files import hdf5
 from lstmcli.files.file_kind import FileKind, is_several, open_by_kind, split_spec
@@ -54,7 +55,7 @@ def about_sequences(spec: str, lens: str | None) -> Facts:
             "sequences": {
                 "name": source.name,
                 "shape": [batch, longest] if source.token_ids else [batch, longest, width],
-                "dtype": source.dtype.name,
+                "dtype": dtype_name(source.dtype),
                 "layout": layout_of(source),
                 "ragged": ragged,
                 "token_ids": source.token_ids,
@@ -138,8 +139,8 @@ def about_lone_array(spec: str) -> Facts | None:
             return listing.facts() | found | {"padding": about_padding(valid, array.shape[1]), "notes": []}
         if rank == 3 or (rank == 2 and kind in "iu"):
             return None
-        values = sample_rows(array) if kind in "biuf" and rank in (1, 2) else None
-    if rank == 2 and kind == "f":
+        values = sample_rows(array) if (kind in "biu" or holds_floats(array.dtype)) and rank in (1, 2) else None
+    if rank == 2 and holds_floats(array.dtype):
         note = "run takes it as one sequence; with --lens, whose sum is the number of rows, as several one after the other"
         return listing.facts() | {"what": "a flat array of rows", "values": values, "notes": [note]}
     if rank == 1 and kind in "iuf":

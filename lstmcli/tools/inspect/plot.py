@@ -132,7 +132,7 @@ def draw_sequence(part: Any, drawn: Sequences, row: int) -> None:
     """Draws the steps of a sequence from left to right, and its units from the bottom to the top."""
     length, width = int(drawn.valid.lengths[row]), drawn.source.shape[2]
     steps = min(length, max(1, MOST_VALUES // width))
-    values = np.empty((steps, width), np.int64 if drawn.source.token_ids else drawn.source.dtype.newbyteorder("="))
+    values = np.empty((steps, width), drawn.source.exact_dtype)
     drawn.source.read(row, drawn.valid.starts[row : row + 1], np.array([steps]), values)
     axes = part.subplots()
     called = f", {in_title(drawn.ids[row])}" if drawn.ids else ""

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from lstmcli.blocks import is_bfloat16
 from lstmcli.files import hdf5
 from lstmcli.files.hdf5_safety import BUILT_IN, FILTERS, PLUGINS
 
@@ -26,7 +27,8 @@ def hdf5_arrays(file: Any, left_out: tuple[str, ...] = ()) -> Listing:
 
 
 def stored(name: str, shape: tuple[int, ...] | None, dtype: Any, layout: str) -> dict[str, Any]:
-    return {"name": name, "shape": None if shape is None else list(shape), "dtype": str(dtype), "layout": layout}
+    named = "bfloat16" if dtype is not None and is_bfloat16(dtype) else str(dtype)
+    return {"name": name, "shape": None if shape is None else list(shape), "dtype": named, "layout": layout}
 
 
 def how_stored(item: Any) -> str:

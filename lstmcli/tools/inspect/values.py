@@ -17,7 +17,7 @@ FIRST = 5  # values shown
 
 def sample_steps(source: Source, valid: Valid) -> dict[str, Any]:
     """Returns the facts of the valid steps of a source: of all of them, or of a sample of SAMPLE bytes."""
-    dtype = np.dtype(np.int64) if source.token_ids else source.dtype.newbyteorder("=")
+    dtype = source.exact_dtype
     row = source.shape[2] * dtype.itemsize
     used = np.flatnonzero(valid.lengths)
     total = int(valid.lengths.sum())
