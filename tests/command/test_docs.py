@@ -89,6 +89,8 @@ def test_no_other_option_is_on_a_page() -> None:
     foreign |= {"--host", "--interface", "--memory-limit", "--nthreads", "--nworkers", "--port", "--scheduler-file"}  # dask
     foreign |= {"--no-deps", "--no-build-isolation", "--format", "--check"}  # pip, ruff
     foreign |= {"--from"}  # containers
+    foreign |= {"--arch", "--foreign", "--include", "--variant"}  # debootstrap
+    foreign |= {"--only-binary", "--platform", "--python-version", "--target"}  # pip, for another machine
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", EVERYTHING))
     assert sorted(named - options - foreign) == []
 
