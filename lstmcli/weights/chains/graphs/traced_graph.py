@@ -178,6 +178,8 @@ def walked(
     failed = None
     for axes in orders[rank]:
         if given.shape and given.shape[axes.index("t")] == 1 and len(orders[rank]) > 1:
+            if failed:  # what the likelier order fails with says more
+                continue
             raise DataError(f"input {shown(given.name)!r} takes one step; export the model with more, or with dynamic axes")
         walk = make(sizes[0])
         try:

@@ -514,3 +514,14 @@ def test_layers_are_named_by_nodes(tmp_path: Path) -> None:
     assert chain.names == ("n1", "n4", "n5")
     assert isinstance(chain.layers[0], Model)
     assert isinstance(chain.layers[2], Activation)
+
+
+def test_one_feature_is_not_taken_for_one_step(tmp_path: Path) -> None:
+    """An operator that is not known is what the error names."""
+    lines = [
+        line("Transpose", "X -> T", perm=[1, 0, 2]),
+        line("LSTM", "T W R B -> S", hidden_size=UNITS),
+        line("Sin", "S -> Y"),
+    ]
+    with pytest.raises(DataError, match="Sin"):
+        load_chain(str(write(tmp_path, lines, lstm_arrays(features=1), (2, 5, 1))), Choices())
