@@ -49,6 +49,7 @@ KINDS = [
     "npz",
     "datasets",
     "kaldi",
+    "kaldi list",
     "safetensors",
     "model",
     "convert",

@@ -84,17 +84,19 @@ def make_small_run(
 
 
 def write_sequences(folder: Path, sequences: list[np.ndarray]) -> None:
-    """Writes an array for each sequence: many.npz, many.h5, many.ark and many.safetensors."""
+    """Writes an array for each sequence: many.npz, many.h5, many.ark and its many.scp, and many.safetensors."""
     named = {f"s{k:02}": rows.astype("<f4") for k, rows in enumerate(sequences)}
     np.savez_compressed(folder / "many.npz", **named)
-    ark, header, at = b"", {}, 0
+    ark, places, header, at = b"", "", {}, 0
     with h5py.File(folder / "many.h5", "w") as file:
         for name, rows in named.items():
             file[name] = rows
+            places += f"{name} many.ark:{len(ark) + len(name) + 1}\n"
             ark += name.encode() + b" \0BFM " + struct.pack("<bibi", 4, len(rows), 4, rows.shape[1]) + rows.tobytes()
             header[name] = {"dtype": "F32", "shape": rows.shape, "data_offsets": [at, at + rows.nbytes]}
             at += rows.nbytes
     (folder / "many.ark").write_bytes(ark)
+    (folder / "many.scp").write_text(places)
     text = json.dumps(header).encode()
     values = b"".join(rows.tobytes() for rows in named.values())
     (folder / "many.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + values)
