@@ -90,7 +90,7 @@ def show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> No
     help="Show the version and exit.",
 )
 def lstmcli() -> None:
-    """Run LSTMs over padded sequence files. Padding is never computed; long gaps are neither read nor written.
+    """Run LSTMs over padded sequence files. Padding is never computed; long gaps in files are neither read nor written.
 
     `lstmcli COMMAND --help` lists the options of a command, `lstmcli help` the topics of the documentation.
     """

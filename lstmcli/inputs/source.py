@@ -1,7 +1,8 @@
 """The contract of what a run reads: a padded array in a file or a pipe, of which the valid rows alone are asked for.
 
-Axes: N sequences, T steps (padded), E features. Padding may hold anything; only a pipe reads it, because it cannot seek, and
-drops it. Nothing is mapped: a mapped file that shrinks kills the process.
+Axes: N sequences, T steps (padded), E features. Padding may hold anything. What is read of it is dropped: all of it in a pipe,
+which cannot seek; in files short gaps, and the rest of a chunk.
+Nothing is mapped: a mapped file that shrinks kills the process.
 """
 
 import zlib
