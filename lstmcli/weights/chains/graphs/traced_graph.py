@@ -51,7 +51,12 @@ class TracedGraph:
         numbers = self.numbers(outputs[0])
         if numbers is None:
             raise DataError(f"output {shown(outputs[0].name)!r} is not computed from the input {shown(given.name)!r}")
-        return self.sources.layered(self.sources.settled(numbers)[0])[1].made
+        numbers, source = self.sources.layered(self.sources.settled(numbers)[0])
+        if same_order(numbers, source.numbers):
+            return source.made
+        if source.kind == "sequences" and same_order(numbers, source.numbers[:, ::-1]):
+            return (*source.made, Named(Flip(), outputs[0].name))
+        raise DataError(f"output {shown(outputs[0].name)!r} has steps or features in another order than they come; not known")
 
     def begin(self, given: Value, axes: str) -> None:
         """Number the elements of the input."""
@@ -197,6 +202,12 @@ def walked(
         return made
     assert failed
     raise failed[1]
+
+
+def same_order(numbers: Numbers, others: Numbers) -> bool:
+    """Whether numbers come in the order of others, whichever axis of these stands before which."""
+    orders = itertools.permutations(range(others.ndim))
+    return any(np.array_equal(numbers.reshape(-1), others.transpose(order).reshape(-1)) for order in orders)
 
 
 def alike(one: Named, other: Named) -> bool:

@@ -525,3 +525,29 @@ def test_one_feature_is_not_taken_for_one_step(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match="Sin"):
         load_chain(str(write(tmp_path, lines, lstm_arrays(features=1), (2, 5, 1))), Choices())
+
+
+LSTM = [
+    line("Transpose", "X -> T", perm=[1, 0, 2]),
+    line("LSTM", "T W R B -> S H", hidden_size=UNITS, direction="bidirectional"),
+    line("Transpose", "S -> B4", perm=[2, 0, 1, 3]),
+    line("Reshape", "B4 shape -> O"),
+]
+
+
+def test_the_order_of_what_comes_out(tmp_path: Path) -> None:
+    """Steps from the last to the first are turned; features in another order are refused, of steps and of final states."""
+    arrays = lstm_arrays(2) | {"shape": [2, 5, 2 * UNITS], "one": [1], "end": [-1], "start": [-(2**31)]}
+    turned = [*LSTM, line("Slice", "O end start one end -> Y")]
+    check(write(tmp_path, turned, arrays, (2, 5, FEATURES)), random(2, 5, FEATURES))
+    other = [*LSTM, line("Slice", "O end start two end -> Y")]
+    with pytest.raises(DataError, match="output 'Y' has steps or features in another order"):
+        load_chain(str(write(tmp_path, other, arrays | {"two": [2]}, (2, 5, FEATURES))), Choices())
+    states = [
+        *LSTM[:2],
+        line("Split", "H -> F G", axis=0),
+        line("Concat", "G F -> GF", axis=2),
+        line("Squeeze", "GF zero -> Y"),
+    ]
+    with pytest.raises(DataError, match="output 'Y' has steps or features in another order"):
+        load_chain(str(write(tmp_path, states, lstm_arrays(2) | {"zero": [0]}, (2, 5, FEATURES))), Choices())
