@@ -12,7 +12,7 @@ from lstmcli.errors import BusyError, ChangedDataError, DataError, LstmcliError,
 from lstmcli.files.partial_file import Partial, check_left_over, check_target, partial_name
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.formats.fields import Arrays
-from lstmcli.results.formats.paths import TABLES, Paths
+from lstmcli.results.formats.paths import TABLES, Paths, values_of
 from lstmcli.results.formats.result import Metadata, Result, TableForm
 from lstmcli.results.journal import Fingerprint, Journal, StateForms, StoredSpan
 
@@ -205,3 +205,5 @@ def name_sealed(paths: Paths, overwrite: bool) -> None:
         partial = Partial(path, overwrite, resume=True)
         partial.publish()
         partial.close()
+    if paths.main and paths.main.suffix in TABLES:
+        partial_name(values_of(paths.main)).unlink(missing_ok=True)  # which the table was made of

@@ -121,14 +121,15 @@ def test_final_of_two_directions(case: Case, tmp_path: Path) -> None:
     assert files.bits(read(tmp_path / "out.h5")) == files.bits(np.concatenate(top, axis=1))
 
 
-@pytest.mark.parametrize("output", ["out.h5", "out.csv"])
-def test_a_killed_run_is_resumed(output: str, case: Case, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("output", "step"), [("out.h5", 7), ("out.csv", 1)])
+def test_a_killed_run_is_resumed(output: str, step: int, case: Case, tmp_path: Path) -> None:
     argv = ["run", *case.inputs, "--pool", "mean", "--save", "pooled", "--threads", "1", "--max-memory", "50KB", "-q", "-o"]
     succeed(*argv, f"want{output[3:]}", cwd=tmp_path)
     want = hashlib.sha256((tmp_path / f"want{output[3:]}").read_bytes()).hexdigest()
-    told = run_with_faults(tmp_path, argv=[*argv, output], output=output, fault="kill", step=7)
+    told = run_with_faults(tmp_path, argv=[*argv, output], output=output, fault="kill", step=step)
     assert len(told) > 4
     assert all(one.get("result", one["output"]) == want for one in told), told
+    assert all(one["left"] == [output] for one in told), told
 
 
 def test_parts(case: Case, tmp_path: Path) -> None:
