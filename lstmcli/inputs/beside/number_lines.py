@@ -80,7 +80,7 @@ class Reader:
             self._read_header(text)
             return []
         if self.place is not None:
-            row = next(csv.reader([text], delimiter=self.separator))
+            row = self._fields(text)
             if self.place >= len(row):
                 raise self._error(f"expected {self.place + 1} columns or more", text)
             return [self._number(row[self.place], text)]
@@ -90,7 +90,7 @@ class Reader:
 
     def _read_header(self, text: str) -> None:
         self.separator = next((mark for mark in "\t;," if mark in text), ",")
-        columns = [column.strip() for column in next(csv.reader([text], delimiter=self.separator))]
+        columns = [column.strip() for column in self._fields(text)]
         wanted = [k for k, column in enumerate(columns) if column.lower() in self.known]
         if self.column is not None:
             wanted = [k for k, column in enumerate(columns) if column == self.column]
@@ -103,6 +103,12 @@ class Reader:
             raise DataError(f"{where}: {got}; there is {shown(', '.join(columns[:10]))}{advice}")
         if len(columns) > 1:
             self.place = wanted[0]
+
+    def _fields(self, text: str) -> list[str]:
+        try:
+            return next(csv.reader([text], delimiter=self.separator))
+        except csv.Error as error:  # a field is too long
+            raise self._error(f"expected a line of a table ({error})", text) from error
 
     def _number(self, field: str, line: str) -> int:
         found = NUMBER.fullmatch(field)

@@ -180,6 +180,9 @@ def about_text(spec: str) -> Facts:
         separator = next((mark for mark in "\t,;" if lines and mark in lines[0]), None)
         if separator is None:
             raise DataError(f"{shown(spec)}: a text that is neither a table nor lengths: {error}") from error
-        columns = next(csv.reader(lines[:1], delimiter=separator))
+        try:
+            columns = next(csv.reader(lines[:1], delimiter=separator))
+        except csv.Error:  # a field is too long
+            raise error from None
         count = f"{len(lines) - 1:,} lines below them" if whole else "more lines than were looked at"
         return {"what": f"a table of {len(columns)} columns, {count}", "columns": columns, "notes": []}

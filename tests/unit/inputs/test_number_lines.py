@@ -5,14 +5,18 @@ from __future__ import annotations
 import codecs
 import itertools
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lstmcli.errors import DataError
 from lstmcli.inputs.beside import number_lines
 from lstmcli.inputs.beside.number_lines import parse_numbers
+from lstmcli.inputs.ragged.flat import read_numbers
+from lstmcli.tools.inspect.data import about_text
 
 
 def outcome(pieces: list[bytes]) -> tuple[list[int], bool] | str:
@@ -43,3 +47,14 @@ def test_a_line_takes_little_more_memory_than_its_number() -> None:
     finally:
         tracemalloc.stop()
     assert np.array_equal(found, np.full(len(found), 12))
+
+
+def test_a_field_that_is_too_long_for_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    for text in ("a" * 200_000 + ",length\n1,3\n", "a,length\n" + "x" * 200_000 + ",3\n"):
+        path.write_text(text)
+        with pytest.raises(DataError, match="expected a line of a table"):
+            read_numbers(f"{path}::length", "--lens")
+    path.write_text("a" * 200_000 + ",b\n1,x\n")
+    with pytest.raises(DataError, match="expected a line of a table"):
+        about_text(str(path))
