@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 NOTES = "lstmcli.notes"  # in a context: what to say of the values of options
 
 
+UNSAFE = " $`;&|<>()'\"\\!#*?[]{}~"  # characters with a meaning for a shell
+
+
 class FileName(click.Path):
     """A name of a file. `file.h5::/dataset` and - are such names as well, so click looks at no file."""
 
@@ -21,7 +24,8 @@ class FileName(click.Path):
         path, colons, _ = incomplete.partition("::")
         if not colons:
             return super().shell_complete(ctx, param, incomplete)
-        names = [f"{path}::{name}" for name in names_in(path)]
+        # The shell puts a name into the command line as it is: one with $(...) in it would be run.
+        names = [f"{path}::{name}" for name in names_in(path) if name.isprintable() and not set(name) & set(UNSAFE)]
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 

@@ -6,10 +6,13 @@ import errno
 import os
 import subprocess
 import threading
+from pathlib import Path
 
 import click
+import h5py
 import pytest
 
+from lstmcli.cli.param_types import FILE_NAME
 from lstmcli.cli.process import ending_of, resuming
 from lstmcli.errors import DataError, SignalError
 
@@ -76,3 +79,25 @@ def test_the_command_that_goes_on_is_quoted_for_a_shell() -> None:
     script = line.replace("lstmcli ", "printf '%s\\0' ", 1)
     words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")
     assert words[:-1] == [os.fsencode(word) for word in argv[1:]]
+
+
+def test_no_name_that_a_shell_would_run_is_completed(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name in (
+            "plain-1.x_y",
+            "é",
+            "$(id)",
+            "`id`",
+            "a;id",
+            "a\nb",
+            "\x1b[31m",
+            "a b",
+            "a'b",
+            'a"b',
+            "a|b",
+            "a>b",
+            "a\\b",
+        ):
+            file[name] = [1.0]
+    found = FILE_NAME.shell_complete(click.Context(click.Command("run")), click.Argument(["x"]), f"{tmp_path}/x.h5::")
+    assert [item.value.rpartition("::/")[2] for item in found] == ["plain-1.x_y", "é"]
