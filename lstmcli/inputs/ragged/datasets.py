@@ -48,14 +48,11 @@ def in_datasets(group: Any, listed: list[Listed], token_ids: bool) -> Sequences:
             raw = hdf5.raw_offset(item)
             offset = DECODED if raw is None else raw
             chunk = max(chunk, math.prod(item.chunks or (0,)))
+        end = offset + math.prod(shape) * kind.itemsize
+        if offset != DECODED and end > data.opened.st_size:  # before int64, which a damaged address may not fit
+            raise DataError(f"{where.rstrip('/')}/{shown(name)}: ends at byte {end}, past the end of the file; it was cut")
         offsets[k] = offset
         dtypes.append(kind)
-    ends = offsets + lengths * width * np.array([one.itemsize for one in dtypes])
-    if len(beyond := np.flatnonzero((offsets != DECODED) & (ends > data.opened.st_size))):
-        k = int(beyond[0])
-        raise DataError(
-            f"{where.rstrip('/')}/{shown(listed[k].name)}: ends at byte {ends[k]}, past the end of the file; it was cut"
-        )
 
     decoded = {k: listed[k].name for k in np.flatnonzero(offsets == DECODED).tolist()}  # not all: there may be a million
 
