@@ -123,11 +123,8 @@ class Pipeline:
                 from concurrent.futures import ThreadPoolExecutor
 
                 self.reader, self.writer = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
-                for thread in (
-                    self.reader,
-                    self.writer,
-                ):  # before the buffers: Python waits for ever for a thread without memory
-                    thread.submit(int).result()
+                for thread in self.reader, self.writer:
+                    thread.submit(int).result()  # starts it before the buffers: Python waits for ever for one without memory
             self.buffers = [self.new_buffer(), self.new_buffer()]
             try:
                 coming = self.submit_next()

@@ -83,7 +83,10 @@ def test_a_killed_run_is_resumed(form: str, forms: dict[str, list[str]], case: C
     assert all(one.get("result", one["output"]) == want for one in told), told
 
 
-@pytest.mark.parametrize("name", ["many.ark", "many.safetensors", "many.pt", "many.arrow", "many.parquet"])
+WRITTEN_TOGETHER = ("many.npz", "many.ark", "many.scp", "many.safetensors")
+
+
+@pytest.mark.parametrize("name", [*WRITTEN_TOGETHER, "many.pt", "many.arrow", "many.parquet"])
 def test_files_of_other_programs(name: str, case: Case, tmp_path: Path) -> None:
     """The bits of the padded run with any threads and memory, in parts, and killed and resumed."""
     write_others(name, case, tmp_path)
@@ -108,7 +111,7 @@ def test_files_of_other_programs(name: str, case: Case, tmp_path: Path) -> None:
 
 def write_others(name: str, case: Case, folder: Path) -> None:
     sequences = [row[:length] for row, length in zip(case.x, case.lengths, strict=True)]
-    if name in ("many.ark", "many.safetensors"):
+    if name in WRITTEN_TOGETHER:
         write_sequences(folder, sequences)
     elif name == "many.pt":
         torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
