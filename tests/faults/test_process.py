@@ -77,13 +77,16 @@ def test_few_open_files(number: int, job: SmallRun, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "env",
     [
-        {"HOME": "/nowhere", "TMPDIR": "/nowhere", "XDG_CACHE_HOME": "/proc/nowhere", "LSTMCLI_CACHE_DIR": ""},
+        {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere", "LSTMCLI_CACHE_DIR": ""},
         {"MALLOC_PERTURB_": "255"},
         {"LC_ALL": "C", "PYTHONUTF8": "0", "LANG": "C"},
     ],
     ids=["no home", "memory full of garbage", "no locale"],
 )
-def test_surroundings_change_nothing(env: dict[str, str], job: SmallRun, tmp_path: Path) -> None:
+def test_surroundings_change_nothing(
+    env: dict[str, str], job: SmallRun, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    env = env | {"TMPDIR": str(tmp_path_factory.mktemp("temporary"))}  # where kernels without a home go
     ran = under(["env", *[f"{name}={value}" for name, value in env.items()]], *job.words(), cwd=tmp_path)
     assert (ran.code, ran.err) == (0, "")
     assert_whole_or_resumable(ran, job, tmp_path)
