@@ -57,7 +57,7 @@ def estimate_rows(found: dict[str, Any]) -> Rows:
     if found["seconds"] is not None:
         yield "takes", f"about {found['seconds']:.3g} s to compute, from a short sample measured now"
     else:
-        yield "takes", "not measured: the kernel is not compiled yet, as the first run does it"
+        yield "takes", "not measured: the kernel is not compiled yet; the first run does that"
 
 
 def plan_rows(facts: dict[str, Any]) -> Rows:
