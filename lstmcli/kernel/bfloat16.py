@@ -16,7 +16,7 @@ import itertools
 import llvmlite.ir as ir
 
 from lstmcli.kernel.layout import BLOCK
-from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma
+from lstmcli.kernel.vectors.simd import I64, POINTER, Simd, Vector, fma
 
 PAIRS = BLOCK // 2
 UNROLLED = 4  # pairs in one turn of the inner loop

@@ -14,8 +14,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from lstmcli.kernel.layout import BLOCK, GATES, LINE_BYTES, Argument, Column, Options, Shape, Sync
-from lstmcli.kernel.simd import I64, POINTER
 from lstmcli.kernel.tile_calls import projection_call, rounding, tile_call
+from lstmcli.kernel.vectors.simd import I64, POINTER
 from lstmcli.kernel.waiting import ADDRESSES, add, now, publish, read, sleep, wait_for
 
 COLUMNS = len(Column)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import llvmlite.ir as ir
 
 from lstmcli.kernel import bfloat16
-from lstmcli.kernel.activations import ACTIVATIONS, clipped
 from lstmcli.kernel.layout import GATES, Argument, Column, Options, Shape
-from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, join, one_nan, split
+from lstmcli.kernel.vectors.activations import ACTIVATIONS, clipped
+from lstmcli.kernel.vectors.simd import I64, POINTER, Simd, Vector, fma, join, one_nan, split
 
 BOOLEAN = ir.IntType(1)
 Limits = dict[str, Vector]  # of the clips that a cell has

@@ -10,7 +10,7 @@ from numba.extending import intrinsic
 
 from lstmcli.kernel import bfloat16, tile
 from lstmcli.kernel.layout import Options, Shape
-from lstmcli.kernel.simd import I64, POINTER
+from lstmcli.kernel.vectors.simd import I64, POINTER
 from lstmcli.kernel.waiting import ADDRESSES
 
 

@@ -11,7 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from lstmcli.kernel.simd import I64, POINTER
+from lstmcli.kernel.vectors.simd import I64, POINTER
 
 I32 = ir.IntType(32)
 ADDRESSES = types.CPointer(types.int64)

@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 
 from lstmcli.kernel.heads.tables import DensePlace
 from lstmcli.kernel.layout import Shape
-from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, one_nan
+from lstmcli.kernel.vectors.simd import I64, POINTER, Simd, Vector, fma, one_nan
 
 BLOCK = 48  # rows that a panel of weights is read for at a time, while they stay in the cache
 

@@ -12,11 +12,11 @@ import llvmlite.ir as ir
 from numba import types
 from numba.extending import intrinsic
 
-from lstmcli.kernel import activations
-from lstmcli.kernel.activations import CONSTANTS, clipped, expm1_parts
 from lstmcli.kernel.heads.tables import FUNCTIONS, Place
 from lstmcli.kernel.layout import Shape
-from lstmcli.kernel.simd import I64, POINTER, Simd, Vector, fma, if_less, one_nan
+from lstmcli.kernel.vectors import activations
+from lstmcli.kernel.vectors.activations import CONSTANTS, clipped, expm1_parts
+from lstmcli.kernel.vectors.simd import I64, POINTER, Simd, Vector, fma, if_less, one_nan
 
 ADDRESSES = types.CPointer(types.int64)
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al. 2017

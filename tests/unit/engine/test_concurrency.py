@@ -25,7 +25,7 @@ from lstmcli.kernel import lanes, lstm, waiting
 from lstmcli.kernel.layout import ARGUMENTS, Sync
 from lstmcli.kernel.native.compiled import loaded, settings_of_numba
 from lstmcli.kernel.native.target import target
-from lstmcli.kernel.simd import I64
+from lstmcli.kernel.vectors.simd import I64
 from lstmcli.model.chain import Chain
 from lstmcli.model.layers import Dense
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import llvmlite.ir as ir
 
-from lstmcli.kernel.simd import Vector, fma, if_less
+from lstmcli.kernel.vectors.simd import Vector, fma, if_less
 
 LOG2E = 1.442695040888963407
 LARGE = 1e30  # a float32 so large that adding 1 does not change it
