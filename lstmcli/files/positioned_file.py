@@ -17,6 +17,7 @@ from lstmcli.errors import DataError, MissingInputError, StorageError, shown
 Data = bytes | memoryview | NDArray[Any]
 
 STOP_CHECK = 200  # milliseconds
+MOST = 1 << 30  # bytes in one call: macOS refuses 2 GiB and more, of which Linux reads or writes a part
 SAMPLES, SAMPLE = 16, 64 << 10  # pieces of a file, and bytes of each, that stand for the whole
 
 
@@ -57,7 +58,7 @@ def read_at(fd: int, view: memoryview, offset: int, name: str) -> int:
     filled = 0
     while filled < len(view):
         try:
-            count = os.preadv(fd, [view[filled:]], offset + filled)
+            count = os.preadv(fd, [view[filled : filled + MOST]], offset + filled)
         except OSError as error:
             raise StorageError(f"{name}: reading at byte {offset + filled} failed: {error.strerror}") from error
         if count == 0:
@@ -74,7 +75,7 @@ def sync_data(fd: int) -> None:
 def write_at(fd: int, view: memoryview, offset: int) -> None:
     """Writes all of `view` at `offset`. Raises OSError."""
     while view:
-        count = os.pwrite(fd, view, offset)
+        count = os.pwrite(fd, view[:MOST], offset)
         view, offset = view[count:], offset + count
 
 
@@ -185,7 +186,7 @@ class PipeBytes:
                 pass
             if self.stopped:
                 raise StorageError(f"{self.name}: reading was stopped at byte {self.at}")
-            count = os.readv(self.fd, [view])
+            count = os.readv(self.fd, [view[:MOST]])
         except OSError as error:
             raise StorageError(f"{self.name}: reading at byte {self.at} failed: {error.strerror}") from error
         self.at += count
