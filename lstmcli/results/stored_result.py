@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lstmcli.model.tree import Model
 
 STEP_ARRAYS = ("outputs", "cells", "layers", "predictions")
-NO_ARRAYS = ("lengths", "starts", "offsets", "ids", "container")
+ARRAYS = (*STEP_ARRAYS, "pooled", "state")  # and groups of them; what else lies beside them says what their rows are
 Key = int | str | slice
 
 
@@ -185,12 +185,12 @@ class StoredResult:
         return Valid(starts, lengths)
 
     def _array_names(self) -> list[str]:
-        """Lists the arrays in the order of STEP_ARRAYS, then those with a row for each sequence."""
+        """Lists the arrays in the order of ARRAYS."""
         checksums = hdf5_safety.find(self.file, "checksums")  # a result of merge --virtual has none
         found = [entry.name.removeprefix("/") for entry in hdf5.entries(self.file if checksums is None else checksums)]
-        names = in_order([name for name in found if name not in NO_ARRAYS and not name.startswith(("model/", "parts/"))])
-        places = {name: k for k, name in enumerate(STEP_ARRAYS)}
-        return sorted(names, key=lambda name: places.get(name.partition("/")[0], len(places)))
+        places = {name: k for k, name in enumerate(ARRAYS)}
+        names = in_order([name for name in found if name.partition("/")[0] in places])
+        return sorted(names, key=lambda name: places[name.partition("/")[0]])
 
     def _open(self, name: str) -> ResultArray | None:
         item = hdf5_safety.find(self.file, name)

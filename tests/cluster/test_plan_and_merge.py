@@ -42,6 +42,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files.write_npy(folder / "turned.npy", x.swapaxes(0, 1))
     with h5py.File(folder / "chunks.h5", "w") as file:
         file.create_dataset("x", data=x, chunks=(4, 7, 6), compression="gzip", compression_opts=1)
+    with h5py.File(folder / "ids.h5", "w") as file:
+        file["x"], file["long"] = x, np.maximum(lengths, 3)
+        file["ids"] = [f"series {k}" for k in range(BATCH)]
     x[40, 8, 2], x[69, 3, 1] = np.nan, np.inf
     files.write_npy(folder / "nan.npy", x)
     files.write_model(folder / "model.h5", files.random_model(6, [5]))
@@ -59,6 +62,9 @@ RUNS: dict[str, tuple[str, ...]] = {
     "states": ("-i", "nan.npy", *MODEL, "--save", "states", "--nonfinite", "pass"),
     "in front": ("-i", "nan.npy", *MODEL, "--padding", "pre"),
     "mask": ("-i", "chunks.h5::/x", *MODEL, "-l", "mask.npy"),
+    "flat": ("-i", "x.npy", *MODEL, "--layout", "flat", "--store", "float16"),
+    "pooled": ("-i", "x.npy", *MODEL, "--pool", "mean", "--save", "pooled"),
+    "windows": ("-i", "ids.h5::/x", *MODEL, "-l", "ids.h5::/long", "--window", "3", "--pool", "max"),
 }
 
 
@@ -281,6 +287,16 @@ def test_what_reads_results_reads_virtual_ones(copied: Path) -> None:
     for command in (("compare", "serial.h5"), ("inspect",), ("verify",)):
         ended = lstmcli(command[0], "virtual.h5", *command[1:], cwd=copied)
         assert_one_line(ended, 65, "virtual.h5: lies in ", "part-0002.h5", "cannot be opened")
+
+
+@pytest.mark.parametrize("name", ["flat", "pooled", "windows"])
+def test_virtual_ones_of_other_forms(name: str, inputs: Path, tmp_path: Path) -> None:
+    make_parts(tmp_path, make_plan(inputs, tmp_path, name, 3))
+    serial(inputs, tmp_path, name)
+    succeed("merge", "plan.json", "-o", "virtual.h5", "--virtual", "-q", cwd=tmp_path)
+    assert "equal to the bit" in succeed("compare", "virtual.h5", "serial.h5", cwd=tmp_path).text
+    facts, whole = (succeed("inspect", one, "--json", cwd=tmp_path).json for one in ("virtual.h5", "serial.h5"))
+    assert [array["name"] for array in facts["arrays"]] == [array["name"] for array in whole["arrays"]]
 
 
 def test_a_virtual_merge_leads_to_its_parts_alone(copied: Path) -> None:
