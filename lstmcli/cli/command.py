@@ -48,6 +48,12 @@ def option_group(*decorators: Callable[[Any], Any]) -> Callable[[Function], Func
     return add
 
 
+def show_help(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
+
+
 class Helped(click.Command):
     """A command whose help ends with examples and the pages to read on."""
 
@@ -55,13 +61,23 @@ class Helped(click.Command):
         """examples: command lines. topics: pages of `lstmcli help`."""
         super().__init__(*args, **settings)
         self.examples, self.topics = examples, topics
+        self.help_option: click.Option | None = None
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        """Gives the option its heading, and no environment variable: LSTMCLI_HELP must not end every command."""
-        found = super().get_help_option(ctx)
-        if found:
-            found.help, found.allow_from_autoenv = "Show this message and exit.", False
-        return found
+        """Returns click's option without an environment variable: LSTMCLI_HELP must not end every command.
+
+        click's own looks for a translation of its text, which makes a short run a millisecond longer.
+        """
+        self.help_option = self.help_option or click.Option(
+            self.get_help_option_names(ctx),
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            allow_from_autoenv=False,
+            callback=show_help,
+            help="Show this message and exit.",
+        )
+        return self.help_option
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         self.write_lines(formatter, "Examples", self.examples)
@@ -82,7 +98,7 @@ class Command(Helped):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Takes plain arguments for inputs, as grep does, and says what options of other programs are called here."""
         try:
-            rest = super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, self.in_full(ctx, args))
         except click.NoSuchOption as error:
             from lstmcli.cli.suggestions import hint
 
@@ -94,6 +110,21 @@ class Command(Helped):
             ctx.params["input"] = plain
             ctx.set_parameter_source("input", ParameterSource.COMMANDLINE)
         return rest
+
+    def in_full(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Spells the options in full that a command line begins with, as long as they have short names as well.
+
+        For a short name click first looks for long ones that are like it, which makes a short run two milliseconds longer.
+        """
+        known = {name: param for param in self.get_params(ctx) for name in param.opts if min(map(len, param.opts)) == 2}
+        full, at = list(args), 0
+        while at < len(full) and (param := known.get(full[at])):
+            words = 1 if isinstance(param, click.Option) and (param.is_flag or param.count) else 2
+            if at + words > len(full):
+                break
+            full[at] = max(param.opts, key=len)
+            at += words
+        return full
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options under their headings, all in the same two columns."""

@@ -14,8 +14,10 @@ NOTES = "lstmcli.notes"  # in a context: what to say of the values of options
 UNSAFE = " $`;&|<>()'\"\\!#*?[]{}~"  # characters with a meaning for a shell
 
 
-class FileName(click.Path):
-    """A name of a file. `file.h5::/dataset` and - are such names as well, so click looks at no file."""
+class FileName(click.ParamType):  # type: ignore[type-arg]
+    """A name of a file. Not click's, which looks at files: `file.h5::/dataset` and - are such names as well."""
+
+    name = "path"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
         """Completes names of files, and behind :: those of the datasets of an HDF5 file or the arrays of an NPZ."""
@@ -23,7 +25,7 @@ class FileName(click.Path):
 
         path, colons, _ = incomplete.partition("::")
         if not colons:
-            return super().shell_complete(ctx, param, incomplete)
+            return [CompletionItem(incomplete, type="file")]
         # The shell puts a name into the command line as it is: one with $(...) in it would be run.
         names = [f"{path}::{name}" for name in names_in(path) if name.isprintable() and not set(name) & set(UNSAFE)]
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
@@ -48,7 +50,7 @@ def names_in(path: str) -> list[str]:
     return []
 
 
-FILE_NAME = FileName(readable=False)
+FILE_NAME = FileName()
 
 
 class InputName(FileName):
@@ -57,7 +59,7 @@ class InputName(FileName):
     envvar_list_splitter = "\n"
 
 
-INPUT_NAME = InputName(readable=False)
+INPUT_NAME = InputName()
 
 
 class IntegerList(click.ParamType):  # type: ignore[type-arg]

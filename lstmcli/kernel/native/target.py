@@ -85,7 +85,7 @@ def cpu_facts() -> str:
         return str(
             [*said, platform.machine(), *((name.strip(), value) for name, _, value in facts if name.strip() in CPU_FACTS)]
         )
-    return str([*said, platform.system(), platform.machine(), platform.processor()])
+    return str([*said, platform.system(), platform.machine()])
 
 
 def levels_here() -> list[str]:
