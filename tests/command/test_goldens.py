@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import files, golden
+from helpers.arm64 import run_on_arm64
 from helpers.command import succeed
+
+PROGRAM = f"""
+import hashlib, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(golden.__file__).parents[1])!r})
+from helpers import files, golden
+import lstmcli
+for name in golden.NAMES:
+    case = golden.load(name)
+    model = lstmcli.load_model(files.write_model(Path("model.h5"), case.model, case.dtype))
+    outputs, state = model(case.x, case.lens, initial_state=case.initial or None)
+    assert golden.relative_error(outputs, case.outputs) <= case.tolerance, name
+    arrays = [outputs, *(state[path] for path in sorted(state))]
+    print(name, hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest(), flush=True)
+"""
 
 
 def write_input(folder: Path, case: golden.Golden, kind: str) -> list[object]:
@@ -49,3 +67,10 @@ def test_golden(name: str, kind: str, tmp_path: Path) -> None:
     if case.lens is not None:
         padded = outputs[files.padding(outputs.shape, case.lens)]
         assert padded.tobytes() == bytes(padded.nbytes)  # +0.0 exactly, which -0.0 is not
+
+
+@pytest.mark.slow
+def test_arm64_gives_the_same_bits(tmp_path: Path) -> None:
+    here = subprocess.run([sys.executable, "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert len(here.stdout.splitlines()) == len(golden.NAMES)
+    assert run_on_arm64("-c", PROGRAM, cwd=tmp_path) == here.stdout

@@ -1,5 +1,6 @@
 """Facts of what is not done yet: a result that was stopped, out of its journal, and a plan with its parts."""
 
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lstmcli.results.journal import FORMAT, StoredSpan, decode_line
 from lstmcli.run.job import Weights
 
 Facts = dict[str, Any]
+LOCKS = Path("/proc/locks")  # Linux
 ORIGINS = ("input", "options", "lstmcli", "assumed", "initial_state", "rows")
 
 
@@ -73,14 +75,29 @@ def read_journal(lines: list[bytes]) -> tuple[Facts | None, list[StoredSpan], bo
 
 
 def is_locked(path: Path) -> bool:
-    """Says whether a process has a lock on a file, without trying to take one: a run that starts just now must get it."""
+    """Says whether a process has a lock on a file: where the system lists them, without trying to take one.
+
+    A run that starts just now must get it.
+    """
     try:
-        locks = Path("/proc/locks").read_text()
+        locks = LOCKS.read_text()
     except OSError:
-        return False
+        return is_refused(path)
     status = path.stat()
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     return any(place in line.split() for line in locks.splitlines())
+
+
+def is_refused(path: Path) -> bool:
+    """Says whether a lock on a file is refused; one that is got ends at once."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # a file system without locks
+    return False
 
 
 def about_plan(spec: str) -> Facts:

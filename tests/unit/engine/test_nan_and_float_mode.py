@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.arm64 import run_on_arm64
 
 import lstmcli
 from lstmcli.engine.chains.prepared_chain import PreparedChain
@@ -96,3 +99,9 @@ def test_subnormal_numbers_count_whatever_the_mode_of_the_process(request: pytes
         assert outputs.tobytes() == want[0].tobytes()
         assert all(state[name].tobytes() == want[1][name].tobytes() for name in state)
     assert np.float32(1e-39) * np.float32(0.5) == 0  # the caller's mode is as it was
+
+
+@pytest.mark.slow
+def test_arm64_passes_the_tests_of_this_file(tmp_path: Path) -> None:
+    printed = run_on_arm64("-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no", __file__, cwd=tmp_path)
+    assert re.search(r"^\d+ passed, 1 deselected in ", printed, re.MULTILINE), printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import itertools
 import json
 import subprocess
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from lstmcli.blocks import Valid
 from lstmcli.errors import DataError
+from lstmcli.tools.inspect import unfinished
 from lstmcli.tools.inspect import values as values_module
 from lstmcli.tools.inspect.inspect import inspect
 from lstmcli.tools.inspect.lengths import BINS, about_lengths, about_padding
@@ -267,3 +269,21 @@ def test_a_picture_needs_matplotlib(case: Case, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "matplotlib.py").write_text("raise ImportError('not here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert_one_line(lstmcli("inspect", case.x_npy, "--plot", "x.png", cwd=tmp_path), 2, "pip install 'lstmcli[plot]'")
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_lock_is_seen_and_left(listed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the system has no list of locks, as macOS."""
+    if not listed:
+        monkeypatch.setattr(unfinished, "LOCKS", tmp_path / "locks")
+    elif not unfinished.LOCKS.exists():
+        pytest.skip("this system has no /proc/locks")
+    path = tmp_path / "out.h5.journal"
+    path.touch()
+    assert not unfinished.is_locked(path)
+    with path.open() as file:
+        for kind in (fcntl.LOCK_SH, fcntl.LOCK_EX):  # the first one again is refused if the call above has kept its own
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            assert unfinished.is_locked(path)
+        fcntl.flock(file, fcntl.LOCK_UN)
+        assert not unfinished.is_locked(path)
