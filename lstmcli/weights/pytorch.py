@@ -138,7 +138,16 @@ def read_cell(parameters: Parameters, suffix: str, starts: list[dict[str, Floats
 
 
 def export(model: Model, path: Path, overwrite: bool) -> dict[str, Floats]:
-    """Writes a safetensors file of what torch.nn.LSTM(...).load_state_dict takes, and returns it.
+    """Writes a safetensors file of the parameters of a model, and returns them. Raises what parameters() does."""
+    from lstmcli.weights.containers import safetensors  # which a .pt needs not
+
+    tensors = parameters(model)
+    safetensors.save(tensors, path, overwrite)
+    return tensors
+
+
+def parameters(model: Model) -> dict[str, Floats]:
+    """Returns what torch.nn.LSTM(...).load_state_dict takes.
 
     forget_bias is folded into bias_ih; bias_hh is what bias_ih cannot hold of a sum, mostly zeros. UsageError names what
     torch.nn.LSTM cannot express.
@@ -160,9 +169,6 @@ def export(model: Model, path: Path, overwrite: bool) -> dict[str, Floats]:
     for k, layer in enumerate(layers):
         for cell, end in zip(layer, ("", "_reverse"), strict=False):
             tensors |= {f"{name}_l{k}{end}": value for name, value in exported(cell, biased, dtype).items()}
-    from lstmcli.weights.containers import safetensors  # which a .pt needs not
-
-    safetensors.save(tensors, path, overwrite)
     return tensors
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.command import SECONDS, lstmcli, succeed
 
-from lstmcli.tools.bench import CASES, Case
+from lstmcli.tools.bench.cases import CASES, Case
 
 
 def test_env_says_what_is_cached_and_warmup_fills_it(tmp_path: Path) -> None:
@@ -47,8 +47,7 @@ def test_a_run_with_a_cached_kernel_loads_neither_numba_nor_in_a_pipe_rich(sampl
 
 
 SHAPE = ["bench", "--batch", "4", "--time", "6", "--embed", "5", "--units", "3"]
-# One round, and no pauses: those make the figures good, and take half a minute.
-ONE_ROUND = "from lstmcli.tools import bench; from lstmcli.cli.main import main; bench.ROUNDS, bench.PAUSE = 1, 0; main()"
+ONE_ROUND = "from lstmcli.tools.bench import measure; from lstmcli.cli.main import main; measure.ROUNDS = 1; main()"
 
 
 def bench_of_one_round(*options: str, cwd: Path) -> str:
@@ -65,8 +64,9 @@ def test_bench_of_bfloat16(tmp_path: Path) -> None:
 
 
 def test_bench_of_one_shape(tmp_path: Path) -> None:
-    (case,) = succeed(*SHAPE, "--json", cwd=tmp_path).json["cases"]
-    assert case["case"] == {"batch": 4, "time": 6, "embed": 5, "units": 3, "fill": 0.5}
+    (case,) = json.loads(bench_of_one_round("--json", cwd=tmp_path))["cases"]
+    plain = {"projection": None, "bidirectional": False, "vocabulary": None}
+    assert case["case"] == {"batch": 4, "time": 6, "embed": 5, "units": [3], "fill": 0.5} | plain
     names = [one["name"] for one in case["contenders"]]
     assert (names[0], names[-1]) == ("lstmcli", "sgemm")
     assert case["contenders"][0]["ratio"] == 1

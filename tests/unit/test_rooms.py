@@ -20,6 +20,7 @@ ROOMS = (
         "cli",
         "cli/report",
         "tools/inspect",
+        "tools/bench",
         "cluster",
         "tools/compare",
         "tools",

@@ -1,6 +1,5 @@
 """Commands that look at files and at the installation (verify, bench, env), and those that help (help, completion)."""
 
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +7,7 @@ import click
 
 from lstmcli.cli.command import Command, option
 from lstmcli.cli.options import as_json
-from lstmcli.cli.param_types import FILE_NAME, TopicName
+from lstmcli.cli.param_types import FILE_NAME, IntegerList, TopicName
 
 if TYPE_CHECKING:
     from lstmcli.cli.report.terminal import Terminal
@@ -45,8 +44,12 @@ def verify(terminal: "Terminal", files: tuple[str, ...]) -> None:
 @click.command(
     cls=Command,
     short_help="Compare with PyTorch, ONNX Runtime and OpenVINO on your shapes.",
-    examples=["lstmcli bench", "lstmcli bench --batch 32 --time 200 --embed 300 --units 256 --fill 0.6"],
-    topics=["architecture"],
+    examples=[
+        "lstmcli bench",
+        "lstmcli bench --batch 32 --time 200 --embed 300 --units 256 --fill 0.6",
+        "lstmcli bench --units 128,128 --bidirectional --vocabulary 10000",
+    ],
+    topics=["performance"],
 )
 @option("Input", "--batch", type=click.IntRange(min=1), metavar="N", show_default="64", help="The number of sequences.")
 @option("Input", "--time", type=click.IntRange(min=1), metavar="N", show_default="100", help="Steps of the longest sequence.")
@@ -59,32 +62,47 @@ def verify(terminal: "Terminal", files: tuple[str, ...]) -> None:
     show_default="0.5",
     help="The part of the steps that is not padding, above 0 and at most 1.",
 )
-@option("Model", "--units", type=click.IntRange(min=1), metavar="N", show_default="128", help="Units of the one layer.")
+@option(
+    "Input",
+    "--vocabulary",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="no embedding",
+    help="Let the steps be token ids, of an embedding with N rows of --embed features.",
+)
+@option("Model", "-u", "--units", type=IntegerList(), show_default="128", help="Units of each layer from bottom to top.")
+@option("Model", "--bidirectional", is_flag=True, help="Every layer runs in both directions, side by side.")
+@option("Model", "--projection", type=click.IntRange(min=1), metavar="N", help="Layers project h to width N.")
 @option("Computing", "--threads", type=click.IntRange(min=1), metavar="N", default=1, help="Threads of every contender.")
 @option(
     "Computing",
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
-    help="The number format of lstmcli; that of all others is float32.",
+    help="The number format to compute in. Whoever has no bfloat16 stays in float32, and is called so.",
 )
 @as_json
 def bench(terminal: "Terminal", threads: int, dtype: str, **shape: Any) -> None:
     """Compare with whatever of PyTorch, ONNX Runtime and OpenVINO is installed, and with NumPy's matrix product.
 
     From a padded array in memory to a padded array. Peers run the batch in one call, and sorted and cut into trimmed buckets.
-    With no shape given, a table of shapes from small to large.
+    Each is a process of its own, and the others are stopped while one runs. With no shape given, a table of shapes from small
+    to large.
     """
-    # BLAS and OpenMP read these when NumPy is imported.
-    os.environ |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
     from lstmcli.cli.report.bench_table import bench_table
-    from lstmcli.tools.bench import CASES, Case, measure
+    from lstmcli.run.stop import Stop
+    from lstmcli.tools.bench.cases import CASES, Case
+    from lstmcli.tools.bench.measure import measure
 
-    chosen = {name: value for name, value in shape.items() if value is not None}
-    cases = (Case(**chosen),) if chosen else CASES
-    measured = [(asdict(case), [asdict(one) for one in measure(case, threads, dtype)]) for case in cases]
-    found = [{"case": case, "contenders": contenders} for case, contenders in measured]
-    terminal.print_drawing({"threads": threads, "dtype": dtype, "cases": found}, lambda: bench_table(measured, threads))
+    chosen = {name: value for name, value in shape.items() if value}
+    found: list[dict[str, Any]] = []
+    with Stop().heed_signals():
+        for case in (Case(**chosen),) if chosen else CASES:
+            contenders, left_out = measure(case, threads, dtype)
+            found.append({"case": asdict(case), "contenders": [asdict(one) for one in contenders], "left_out": left_out})
+    for line in dict.fromkeys(f"{name}, {why}" for one in found for name, why in one["left_out"].items()):
+        terminal.note(f"left out: {line}")
+    terminal.print_drawing({"threads": threads, "dtype": dtype, "cases": found}, lambda: bench_table(found, threads))
 
 
 @click.command(

@@ -2,38 +2,46 @@
 
 from typing import Any
 
-Measurement = tuple[dict[str, Any], list[dict[str, Any]]]  # a case, and its contenders: lstmcli, peers, sgemm
+SHAPE = "batch, time, embed, units, fill"
+Found = dict[str, Any]  # of a case: itself, its contenders (lstmcli, peers, sgemm), and who is left out and why
 
 
-def bench_table(measured: list[Measurement], threads: int) -> Any:
+def bench_table(found: list[Found], threads: int) -> Any:
     """Draws all contenders for one case; for more, a row for each case with the best peers."""
-    return one_case(*measured[0], threads) if len(measured) == 1 else many_cases(measured, threads)
+    return one_case(found[0], threads) if len(found) == 1 else many_cases(found, threads)
 
 
-def one_case(case: dict[str, Any], contenders: list[dict[str, Any]], threads: int) -> Any:
-    title = f"{', '.join(f'{name} {value}' for name, value in case.items())}; threads {threads}"
+def one_case(found: Found, threads: int) -> Any:
     table = new_table("", ("ms", "GFLOP/s", "time / ours"))
-    for one in contenders:
+    for one in found["contenders"]:
         ratio = "" if one["name"] == "sgemm" else f"{one['ratio']:.2f}"  # that computes something else
         table.add_row(one["name"], f"{one['milliseconds']:.3f}", f"{one['gflops']:.1f}", ratio)
-    return titled(title, table)
+    return titled(f"{SHAPE}: {shape(found['case'])}; threads {threads}", table)
 
 
-def many_cases(measured: list[Measurement], threads: int) -> Any:
-    title = f"time of the peers / ours, threads {threads}"
-    table = new_table("batch, time, embed, units, fill", ("ms", "GFLOP/s", "of sgemm"))
+def many_cases(found: list[Found], threads: int) -> Any:
+    table = new_table(SHAPE, ("ms", "GFLOP/s", "of sgemm"))
     table.add_column("best in one call")
     table.add_column("best in buckets")
-    for case, (ours, *peers, sgemm) in measured:
+    for one in found:
+        ours, *peers, sgemm = one["contenders"]
         table.add_row(
-            ", ".join(map(str, case.values())),
+            shape(one["case"]),
             f"{ours['milliseconds']:.3f}",
             f"{ours['gflops']:.1f}",
             f"{ours['gflops'] / sgemm['gflops']:.0%}",
-            best([one for one in peers if "buckets" not in one["name"]]),
-            best([one for one in peers if "buckets" in one["name"]]),
+            best([peer for peer in peers if "buckets" not in peer["name"]]),
+            best([peer for peer in peers if "buckets" in peer["name"]]),
         )
-    return titled(title, table)
+    return titled(f"time of the peers / ours, threads {threads}", table)
+
+
+def shape(case: dict[str, Any]) -> str:
+    """Returns a case in words, such as "16, 60, 512, 4096, 0.5, projection 512"."""
+    units = " + ".join(map(str, case["units"]))
+    more = {name: case[name] for name in ("projection", "vocabulary") if case[name]}
+    words = [case["batch"], case["time"], case["embed"], units, case["fill"], *(f"{name} {n}" for name, n in more.items())]
+    return ", ".join(map(str, [*words, *["bidirectional"] * case["bidirectional"]]))
 
 
 def titled(title: str, table: Any) -> Any:
