@@ -100,6 +100,7 @@ class Partial:
             self.published = True
             sync_folder(self.path.parent)
         except OSError as error:
+            self.kept = True
             where = self.path if self.published else self.name
             raise StorageError(
                 f"{shown(str(self.path))}: naming it failed: {error.strerror}; the result is complete in {shown(str(where))}"
@@ -118,7 +119,7 @@ class Partial:
                 raise
             self.name.rename(self.path)  # a file system without hard links
         else:
-            self.name.unlink()
+            self.name.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Ends the lock. OUT.partial stays where it was not published."""
@@ -126,11 +127,14 @@ class Partial:
             os.close(self.fd)
 
     def discard(self) -> None:
-        """Removes OUT.partial, or the new file if it was published already as part of a result that failed later."""
+        """Removes OUT.partial, or the new file if it was published already as part of a result that failed later.
+
+        One that is complete, and whose name alone could not be given or put on disk, stays.
+        """
         with suppress(OSError):  # comes after another failure, which says more
             if not self.published and not self.kept:
                 self.name.unlink(missing_ok=True)
-            if self.published and not self.overwrite:
+            if self.published and not self.kept and not self.overwrite:
                 self.path.unlink(missing_ok=True)
             os.close(self.fd)
 
@@ -166,6 +170,10 @@ def claim(name: Path, owner: Path) -> int:
         except OSError:
             pass  # a file system without locks
         status = os.fstat(fd)
+        if status.st_nlink == 2 and is_named(owner, status):  # it has its name: its command was killed before this one went
+            name.unlink()
+            os.close(fd)
+            return claim(name, owner)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or not is_named(name, status):
             raise OutputError(f"{shown(str(name))}: in use or not a plain file; remove it, or choose another --output")
     except BaseException:
@@ -182,14 +190,14 @@ def is_named(name: Path, status: os.stat_result) -> bool:
         return False
 
 
-def check_left_over(path: Path) -> None:
-    """Raises OutputError where OUT.partial holds what a run that was stopped has left."""
+def check_left_over(path: Path, journal: Path | None = None) -> None:
+    """Raises OutputError where OUT.partial holds what a command that was stopped has left; to go on it needs its journal."""
     name = partial_name(path)
     with suppress(OSError):  # a name that is too long is refused where it is made
         if name.lstat().st_size:
-            raise OutputError(
-                f"{shown(str(name))}: is left from a run that was stopped; --resume goes on with it, --overwrite starts again"
-            )
+            resumable = journal is not None and journal.exists() and journal.stat().st_size
+            what, way_on = ("run", "--resume goes on with it, ") if resumable else ("command", "")
+            raise OutputError(f"{shown(str(name))}: is left from a {what} that was stopped; {way_on}--overwrite starts again")
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from lstmcli.errors import BusyError, ChangedDataError, DataError, LstmcliError,
 from lstmcli.files.partial_file import Partial, check_left_over, check_target, partial_name
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.formats.fields import Arrays
-from lstmcli.results.formats.paths import TABLES, Paths, values_of
+from lstmcli.results.formats.paths import TABLES, Paths, journal_name, values_of
 from lstmcli.results.formats.result import Metadata, Result, TableForm
 from lstmcli.results.journal import Fingerprint, Journal, StateForms, StoredSpan
 
@@ -155,16 +155,22 @@ def open_journal(paths: Paths, fingerprint: Fingerprint, table: TableForm, overw
     about = {"table": table.identity()} if paths.main.suffix in TABLES else {}
     journal = Journal(paths.main, fingerprint, resume, paths.all()[1:], about)
     try:
-        for path in paths.all():
+        if not journal.sealed:
             # Once more, now that no other run can make the files: between the first look and this one some may have come.
-            if not journal.sealed:
+            for path in paths.all():
                 check_target(path, overwrite)
-            if not (resume or overwrite):
-                check_left_over(path)
+        if not (resume or overwrite):
+            check_left_overs(paths)
     except BaseException:
         journal.close()
         raise
     return journal
+
+
+def check_left_overs(paths: Paths) -> None:
+    """Raises OutputError where a command that was stopped has left something under the names that files have until then."""
+    for path in paths.all():
+        check_left_over(path, journal_name(paths.main) if paths.main else None)
 
 
 def keep_or_discard(result: Result | None, journal: Journal | None, error: BaseException) -> bool:

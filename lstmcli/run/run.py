@@ -8,9 +8,8 @@ from typing import Any
 
 from lstmcli.blocks import steps_until
 from lstmcli.errors import UsageError
-from lstmcli.files.partial_file import check_left_over
 from lstmcli.results.formats.paths import Paths, check_paths, refuse_inputs
-from lstmcli.results.naming import publishing
+from lstmcli.results.naming import check_left_overs, publishing
 from lstmcli.run.computation import Work, computation_of, is_compiled
 from lstmcli.run.job import Job
 from lstmcli.run.memory import block_limits, memory_note
@@ -79,8 +78,7 @@ def can_resume(opened: OpenedJob, paths: Paths, stop: Stop) -> bool:
         return True
     resources = opened.job.resources
     if not resources.overwrite:
-        for path in paths.all():
-            check_left_over(path)
+        check_left_overs(paths)
     if resources.resume or stop.after is not None:
         option = "--resume" if resources.resume else "--stop-after"
         raise UsageError(f"{option}: a run from or to a pipe cannot be resumed; give files as input and output")

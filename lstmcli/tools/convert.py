@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from lstmcli.blocks import Span, Valid
 from lstmcli.errors import DataError, UsageError, shown
 from lstmcli.files.file_kind import split_spec
-from lstmcli.files.partial_file import check_left_over
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.inputs.source import Source
 from lstmcli.inputs.valid_steps import read_valid_steps
@@ -23,6 +22,7 @@ from lstmcli.results.formats.hdf5_result import Hdf5Result
 from lstmcli.results.formats.paths import HDF5, Paths, check_paths, refuse_inputs
 from lstmcli.results.formats.per_sequence import check_names
 from lstmcli.results.formats.result import Metadata, Result
+from lstmcli.results.naming import check_left_overs
 from lstmcli.run.memory import Limits, cut_into_spans
 from lstmcli.tools.converted_files import ARROW, NAME, ArrowTable, CompressedHdf5, NpyArrays, NpzArrays, PlainHdf5, Target
 from lstmcli.tools.sequences import open_floats_or_ids
@@ -56,7 +56,7 @@ def convert(
     refuse_inputs(Paths(path), (a, lens, offsets))
     check_paths(Paths(path), overwrite, resume=False)
     if not overwrite:
-        check_left_over(path)
+        check_left_overs(Paths(path))
     name = split_spec(a)[1]
     if a != "-" and name is None and what_is(a) is What.RESULT:
         if suffix in HDF5:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from helpers.command import SECONDS, SYNCING, Ran
+from helpers.command import LSTMCLI, SECONDS, SYNCING, Ran, succeed
 from helpers.small_run import SmallRun
 from helpers.system_tools import injected, need
 
@@ -135,3 +135,25 @@ def test_killed_at_a_few_moments(job: SmallRun, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_at_300_moments(job: SmallRun, tmp_path: Path) -> None:
     killed_at_random(job, tmp_path, 300, 2)
+
+
+@pytest.mark.parametrize("call", ["pwrite64", "fsync", "link", "unlink"])
+@pytest.mark.parametrize("words", [("convert", "x.npy"), ("model", "import", "out.model.h5")], ids=["convert", "import"])
+def test_other_commands_that_write_files(words: tuple[str, ...], call: str, job: SmallRun, tmp_path: Path) -> None:
+    """The name is given to the whole file, and what is left goes when the command is given again."""
+    need("strace")
+    job.copy_to(tmp_path)
+    succeed(*job.words("out.npy", folder=Path()), cwd=tmp_path)
+    command = [*words, *["-o"][: words[0] == "model"], "made.h5"]
+    succeed(*command, cwd=tmp_path)
+    whole = (tmp_path / "made.h5").read_bytes()
+    (tmp_path / "made.h5").unlink()
+    before = {path.name for path in tmp_path.iterdir()}
+    killed = [*map(str, injected(call, "signal=KILL:when=1")), *LSTMCLI, *command]
+    assert subprocess.run(killed, cwd=tmp_path, timeout=SECONDS, check=False).returncode == -9
+    named = ["made.h5"] if call == "unlink" else []
+    assert {path.name for path in tmp_path.iterdir()} - before == {"made.h5.partial", *named}
+    assert [(tmp_path / name).read_bytes() for name in named] == [whole] * len(named)
+    succeed(*command, "--overwrite", cwd=tmp_path)
+    assert (tmp_path / "made.h5").read_bytes() == whole
+    assert {path.name for path in tmp_path.iterdir()} == before | {"made.h5"}

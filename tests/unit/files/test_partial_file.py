@@ -1,6 +1,8 @@
 """A file gets its name only when it is whole; until then it is locked, and after a failure nothing is left."""
 
+import errno
 import os
+import stat
 
 import numpy as np
 import pytest
@@ -51,8 +53,11 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
 
 def test_what_a_dead_run_left_is_not_taken_silently(tmp_path):
     (tmp_path / "out.partial").write_bytes(b"half")
+    with pytest.raises(OutputError, match=r"command that was stopped; --overwrite"):
+        check_left_over(tmp_path / "out", tmp_path / "out.journal")
+    (tmp_path / "out.journal").write_bytes(b"{}")
     with pytest.raises(OutputError, match=r"--resume .* --overwrite"):
-        check_left_over(tmp_path / "out")
+        check_left_over(tmp_path / "out", tmp_path / "out.journal")
     partial = Partial(tmp_path / "out", overwrite=False, resume=True)
     partial.close()
     assert (tmp_path / "out.partial").read_bytes() == b"half"
@@ -72,6 +77,32 @@ def test_a_file_that_came_meanwhile_is_not_replaced(tmp_path):
     partial.discard()
     assert (tmp_path / "out").read_bytes() == b"theirs"
     assert (tmp_path / "out.partial").exists()  # complete, and all that is left of the work
+
+
+def test_a_file_that_a_killed_command_left_with_both_names_is_replaced(tmp_path):
+    write_whole(tmp_path / "out", [b"first"], overwrite=False)
+    (tmp_path / "out.partial").hardlink_to(tmp_path / "out")
+    with pytest.raises(OutputError, match="exists already"):
+        write_whole(tmp_path / "out", [b"other"], overwrite=False)
+    write_whole(tmp_path / "out", [b"second"], overwrite=True)
+    assert (tmp_path / "out").read_bytes() == b"second"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(("call", "where"), [("link", "out.partial"), ("fsync", "out")])
+def test_a_whole_file_whose_name_cannot_be_put_on_disk_is_where_the_error_says(call, where, tmp_path, monkeypatch):
+    real = getattr(os, call)
+
+    def refuse(*names, **options):
+        if call == "fsync" and stat.S_ISREG(os.fstat(names[0]).st_mode):
+            return real(*names, **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(StorageError, match=rf"complete in .*/{where}$"):
+        write_whole(tmp_path / "out", [b"whole"], overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == [where]
+    assert (tmp_path / where).read_bytes() == b"whole"
 
 
 def test_a_result_whose_later_part_failed_is_not_left_in_parts(tmp_path):
