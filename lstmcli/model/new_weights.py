@@ -1,12 +1,13 @@
 """New models: the weights that TensorFlow's cells begin with, the same for a seed on any machine."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import index
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lstmcli.blocks import Floats
 from lstmcli.errors import UsageError
@@ -14,6 +15,8 @@ from lstmcli.model.tree import ACTIVATIONS, Bidirectional, Cell, Model, Residual
 
 MAX_PARAMETERS = 1 << 33
 PIECE = 1 << 20  # values drawn at a time
+FEW = 8192  # weights that are drawn sooner in Python than numpy.random is loaded, which takes 6 ms
+WORD, LONG, STATE = (1 << 32) - 1, (1 << 64) - 1, (1 << 128) - 1  # the bits of numbers that Python does not limit
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def init_model(
             f"expected at most {MAX_PARAMETERS:,} parameters"
         )
     # PCG64's raw stream is the part of NumPy's generators that is promised never to change.
-    bits = np.random.PCG64(seed)
+    bits = Pcg64(seed) if count < FEW else np.random.PCG64(seed)
     layers: list[Model] = []
     for k, (inputs, width) in enumerate(layer_sizes(features, widths, options, bidirectional)):
         layer: Model = new_cell(inputs, width, options, bits)
@@ -135,7 +138,7 @@ def count_parameters(input_size: int, units: Sequence[int], options: CellOptions
     return sum(options.parameters(*size) for size in sizes) * (2 if bidirectional else 1)
 
 
-def new_cell(inputs: int, units: int, options: CellOptions, bits: "np.random.PCG64") -> Cell:
+def new_cell(inputs: int, units: int, options: CellOptions, bits: "Pcg64 | np.random.PCG64") -> Cell:
     outputs = options.outputs(units)
     joint = glorot_uniform((inputs + outputs, 4 * units), bits)
     peephole = np.stack([glorot_uniform((units,), bits) for _ in range(3)]) if options.peepholes else None
@@ -155,7 +158,7 @@ def new_cell(inputs: int, units: int, options: CellOptions, bits: "np.random.PCG
     )
 
 
-def glorot_uniform(shape: tuple[int, ...], bits: "np.random.PCG64") -> Floats:
+def glorot_uniform(shape: tuple[int, ...], bits: "Pcg64 | np.random.PCG64") -> Floats:
     """Draws an array, uniform in +-sqrt(6 / (fan in + fan out)); both fans of a vector are its size. Not writeable."""
     limit = math.sqrt(6 / (shape[0] + shape[-1]))
     values = np.empty(math.prod(shape), np.float32)
@@ -165,3 +168,57 @@ def glorot_uniform(shape: tuple[int, ...], bits: "np.random.PCG64") -> Floats:
         part[:] = (2 * uniform - 1) * limit
     values.flags.writeable = False
     return values.reshape(shape)
+
+
+class Pcg64:
+    """numpy.random.PCG64, for few weights."""
+
+    def __init__(self, seed: int) -> None:
+        high, low, *increment = seed_words(seed)
+        self.increment = (increment[0] << 65 | increment[1] << 1 | 1) & STATE
+        self.state = self.increment + (high << 64 | low)
+        self.random_raw(1)
+
+    def random_raw(self, count: int) -> NDArray[np.uint64]:
+        """Draws so many numbers of 64 random bits."""
+        drawn, state = [], self.state
+        for _ in range(count):
+            state = (state * 0x2360ED051FC65DA44385DF649FCCF645 + self.increment) & STATE
+            folded, turns = (state >> 64 ^ state) & LONG, state >> 122
+            drawn.append((folded >> turns | folded << 64 - turns) & LONG)
+        self.state = state
+        return np.array(drawn, np.uint64)
+
+
+def seed_words(seed: int) -> list[int]:
+    """Returns the four numbers of 64 bits that numpy.random.SeedSequence makes of a seed."""
+    scramble = scrambler(0x43B0D7E5, 0x931E8875)
+    words = [seed >> at & WORD for at in range(0, max(128, seed.bit_length()), 32)]
+    pool = [scramble(word) for word in words[:4]]
+    for source in range(4):
+        for target in range(4):
+            if target != source:
+                pool[target] = blend(pool[target], scramble(pool[source]))
+    for word in words[4:]:
+        pool = [blend(old, scramble(word)) for old in pool]
+    scramble = scrambler(0x8B51F9DD, 0x58F38DED)
+    made = [scramble(word) for word in pool * 2]
+    return [low | high << 32 for low, high in zip(made[::2], made[1::2], strict=True)]
+
+
+def scrambler(key: int, factor: int) -> Callable[[int], int]:
+    """Returns a function of a word that is another one at each call."""
+
+    def scramble(word: int) -> int:
+        nonlocal key
+        word ^= key
+        key = key * factor & WORD
+        word = word * key & WORD
+        return word ^ word >> 16
+
+    return scramble
+
+
+def blend(a: int, b: int) -> int:
+    word = (0xCA01F9DD * a - 0x4973F715 * b) & WORD
+    return word ^ word >> 16

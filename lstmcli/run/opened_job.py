@@ -1,6 +1,5 @@
 """A job whose inputs and model are opened, checked and known by their content."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -14,6 +13,7 @@ from lstmcli.errors import ChangedDataError, DataError, UsageError
 from lstmcli.inputs.ragged.open_sequences import open_sequences
 from lstmcli.inputs.source import Checksum, Source
 from lstmcli.inputs.valid_steps import ValidSteps, read_valid_steps
+from lstmcli.kernel.native.sha256 import sha256
 from lstmcli.model.new_weights import count_parameters, init_model
 from lstmcli.model.tree import Model
 from lstmcli.results.formats.fields import PER_SEQUENCE
@@ -129,7 +129,7 @@ class OpenedJob(NamedTuple):
         """
         if self.job.part:
             return self.job.part.mark()
-        weights = hashlib.sha256(json.dumps(self.model.config()).encode())
+        weights = sha256(json.dumps(self.model.config()).encode(), more=4 * self.model.parameters())
         for weight in self.model.arrays():
             weights.update(f"{weight.dtype.str}{weight.shape}".encode())
             weights.update(weight.tobytes())
@@ -143,7 +143,7 @@ class OpenedJob(NamedTuple):
             "options": self.job.compute.mark(),
         }
         if source.ids:
-            found["ids"] = hashlib.sha256("\0".join(source.ids).encode()).hexdigest()[:16]
+            found["ids"] = sha256("\0".join(source.ids).encode()).hexdigest()[:16]
         if self.about_weights.assumed:
             found["assumed"] = self.about_weights.assumed
         if self.initial:
@@ -167,10 +167,10 @@ class OpenedJob(NamedTuple):
 
 def mark_of_steps(valid: Valid) -> str:
     """Returns what tells these valid steps from others."""
-    mark = hashlib.sha256(valid.lengths.tobytes())
+    mark = sha256(valid.lengths.tobytes())
     if valid.starts.any():
         mark.update(valid.starts.tobytes())
-    return mark.hexdigest()[:16]
+    return str(mark.hexdigest()[:16])
 
 
 @contextmanager

@@ -6,7 +6,6 @@ that cannot be used, for whatever reason, costs a compilation and nothing else.
 
 import errno
 import functools
-import hashlib
 import json
 import os
 import stat
@@ -17,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lstmcli.kernel.native.sha256 import sha256
 from lstmcli.kernel.native.target import cpu_facts, levels_here
 
 ROOM = Path(__file__).parents[1]  # all that machine code is written by
@@ -198,4 +198,5 @@ def remove_old(folder: Path) -> None:
 
 
 def digest_of(*parts: Any) -> str:
-    return hashlib.sha256(b"\0".join(part if isinstance(part, bytes) else repr(part).encode() for part in parts)).hexdigest()
+    joined = b"\0".join(part if isinstance(part, bytes) else repr(part).encode() for part in parts)
+    return str(sha256(joined).hexdigest())

@@ -31,6 +31,22 @@ def test_the_draw_in_pieces_is_the_draw_at_once(piece: int, monkeypatch: pytest.
         features = cell.units
 
 
+SEEDS = [0, 1, (1 << 32) - 1, 1 << 32, (1 << 64) + 5, (1 << 127) + 9, 1 << 128, 10**60]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_few_weights_are_those_of_numpys_generator(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, numpys = module.Pcg64(seed), np.random.PCG64(seed)
+    for count in (1, 2, 500):
+        np.testing.assert_array_equal(ours.random_raw(count), numpys.random_raw(count), strict=True)
+    few = init_model(5, [7, 3], seed, peepholes=True, projection=4, bidirectional=True)
+    monkeypatch.setattr(module, "FEW", 0)
+    for weight, want in zip(
+        few.arrays(), init_model(5, [7, 3], seed, peepholes=True, projection=4, bidirectional=True).arrays(), strict=True
+    ):
+        assert weight.tobytes() == want.tobytes()
+
+
 def test_a_draw_of_several_pieces() -> None:
     (_, cell), *_ = init_model(300, [800], seed=1).cells()
     assert cell.input_kernel.size + cell.recurrent_kernel.size > 3 * module.PIECE
