@@ -9,7 +9,7 @@ import fcntl
 import os
 import signal
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -154,16 +154,21 @@ class SharedPartial(Partial):
         """Raises ClusterError if it is not the file that the client sees, and BusyError if another run has claimed it."""
         self.path, self.name = path, partial_name(path)
         flags = os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            self.lock = os.open(self.name, os.O_RDONLY | flags)
-            self.fd = os.open(self.name, os.O_WRONLY | flags)  # not for reading: NFS would read the pages, and write them whole
-            fcntl.flock(self.lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(f"{shown(str(path))}: another run is writing it") from error
-        except OSError as error:
-            raise ClusterError(f"{shown(str(self.name))}: {error.strerror}") from error
-        if os.fstat(self.fd).st_ino != inode:
-            raise ClusterError(f"{shown(str(self.name))}: is another file there than here")
+        with ExitStack() as undo:  # a worker outlives its tasks: a lock that stayed would keep every other run out
+            try:
+                self.lock = os.open(self.name, os.O_RDONLY | flags)
+                undo.callback(os.close, self.lock)
+                # Not for reading: NFS would read the pages, and write them whole.
+                self.fd = os.open(self.name, os.O_WRONLY | flags)
+                undo.callback(os.close, self.fd)
+                fcntl.flock(self.lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BusyError(f"{shown(str(path))}: another run is writing it") from error
+            except OSError as error:
+                raise ClusterError(f"{shown(str(self.name))}: {error.strerror}") from error
+            if os.fstat(self.fd).st_ino != inode:
+                raise ClusterError(f"{shown(str(self.name))}: is another file there than here")
+            undo.pop_all()
 
     def close(self) -> None:
         os.close(self.fd)
