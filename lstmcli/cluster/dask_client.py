@@ -50,6 +50,7 @@ FLOPS, BYTES = 5e10, 5e8  # what a thread does in a second, about
 START = 5  # seconds to wait for the first worker before the user is told that there is none
 WAIT = 0.2  # seconds between two looks at what may end the run
 READ = 16 << 20  # bytes of the input that are read at a time, to see that they are still what was read
+ANSWER = 5  # seconds to wait until all workers have heard that they are to stop
 PATIENCE = 60  # seconds to wait for running tasks to end, of this client or of an earlier one
 
 
@@ -199,8 +200,8 @@ class Tasks:
                 if self.stop.reason() and until is None:
                     until = time.monotonic() + PATIENCE
                     self.waiting.clear()
-                    with suppress(OSError):
-                        self.client.run(ask_to_stop, self.name, on_error="ignore")
+                    with suppress(OSError):  # a worker that hangs does not answer
+                        self.client.run(ask_to_stop, self.name, on_error="ignore", callback_timeout=ANSWER)
                 if until and not (self.running and self._count_threads() and time.monotonic() < until):
                     raise StoppedError(f"stopped by {self.stop.reason()} after {self.ready:,} of {self.total:,} steps")
                 self._submit(result)
