@@ -123,38 +123,11 @@ class Journal:
         where = shown(str(self.name))
         with storing(self.name):
             content = b"".join(iter(lambda: os.read(self.fd, 1 << 24), b""))
-        for number, line in enumerate(content.splitlines(keepends=True)):
-            try:
-                value = decode_line(line)
-                if number == 0:
-                    self._compare(value)
-                elif value == "sealed":
-                    self.sealed = True
-                elif isinstance(value, dict):
-                    spans = spans_ahead(value["ahead"])
-                    self.ahead[spans[0].span.first] = spans
-                else:
-                    done = StoredSpan.decode(value)
-                    if not follows(done.span, self.done[-1].span if self.done else None):
-                        break
-                    self.done.append(done)
-            except DataError:
-                raise
-            except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-                break
-            self.size += len(line)
+        self.done, self.ahead, self.sealed, self.size = read_journal(content, self._compare)
         partial = partial_name(self.path)
         if not self.size and partial.exists() and partial.stat().st_size:
             what = "damaged" if content else "missing"
             raise DataError(f"{where}: is {what}, so nothing tells what of {partial.name!r} is done; --overwrite starts again")
-        while self.done and not (self.done[-1].span.last or self.done[-1].state):
-            self.done.pop()
-        stop = sequences_until(self.done)
-        for first, spans in sorted(self.ahead.items()):
-            if first < stop:  # was done again, in order or in other cuts
-                del self.ahead[first]
-            else:
-                stop = sequences_until(spans)
 
     def _compare(self, found: Any) -> None:
         if not isinstance(found, dict) or found.get("format") != FORMAT["format"]:
@@ -271,6 +244,54 @@ class Journal:
         with storing(self.name):
             os.ftruncate(self.fd, 0)
         self.close()
+
+
+class Noted(NamedTuple):
+    """What a journal says that is on disk."""
+
+    done: list[StoredSpan]  # in order, up to the last one after which a run can go on
+    ahead: dict[int, list[StoredSpan]]  # as Journal.ahead
+    sealed: bool
+    size: int  # bytes of the lines that count; 0 where the first does not
+
+
+def read_journal(content: bytes, check: Callable[[Any], None]) -> Noted:
+    """Reads a journal as far as its lines count.
+
+    check: called with the first value; raises DataError, or ValueError and the like where that is not of a journal.
+    """
+    done: list[StoredSpan] = []
+    ahead: dict[int, list[StoredSpan]] = {}
+    sealed, size = False, 0
+    for number, line in enumerate(content.splitlines(keepends=True)):
+        try:
+            value = decode_line(line)
+            if number == 0:
+                check(value)
+            elif value == "sealed":
+                sealed = True
+            elif isinstance(value, dict):
+                spans = spans_ahead(value["ahead"])
+                ahead[spans[0].span.first] = spans
+            else:
+                stored = StoredSpan.decode(value)
+                if not follows(stored.span, done[-1].span if done else None):
+                    break
+                done.append(stored)
+        except DataError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+            break
+        size += len(line)
+    while done and not (done[-1].span.last or done[-1].state):
+        done.pop()
+    stop = sequences_until(done)
+    for first, spans in sorted(ahead.items()):
+        if first < stop:  # was done again, in order or in other cuts
+            del ahead[first]
+        else:
+            stop = sequences_until(spans)
+    return Noted(done, ahead, sealed, size)
 
 
 def encode_line(value: Any) -> bytes:

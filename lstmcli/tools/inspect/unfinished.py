@@ -9,7 +9,7 @@ from lstmcli.cluster.plan import read_plan
 from lstmcli.errors import DataError, MissingInputError, shown
 from lstmcli.files.partial_file import partial_name
 from lstmcli.results.formats.paths import journal_name
-from lstmcli.results.journal import FORMAT, StoredSpan, decode_line
+from lstmcli.results.journal import FORMAT, read_journal, sequences_until
 from lstmcli.run.job import Weights
 
 Facts = dict[str, Any]
@@ -24,18 +24,27 @@ def about_stopped(spec: str) -> Facts:
     if not journal.is_file():
         raise DataError(f"{shown(spec)}: is what a run has left, but {journal.name} is missing, which says what of it is done")
     try:
-        lines = journal.read_bytes().splitlines(keepends=True)
+        content = journal.read_bytes()
     except OSError as error:
         raise MissingInputError(f"{shown(str(journal))}: cannot be opened: {error.strerror}") from error
-    run, done, sealed = read_journal(lines)
-    if run is None:
+    run: Facts = {}
+
+    def check(first: Any) -> None:
+        if first["format"] != FORMAT["format"]:
+            raise ValueError("not a journal")
+        run.update(first["run"])
+
+    done, ahead, sealed, size = read_journal(content, check)
+    if not size:
         raise DataError(f"{shown(str(journal))}: is damaged, so nothing tells what is done; --overwrite starts again")
     shape = run.get("input", {}).get("shape") or [0]
     rows = run.get("rows")
     total = rows[1] - rows[0] if rows else shape[0]
     sequences = done[-1].span.first + done[-1].span.count * done[-1].span.last if done else 0
+    behind = sum(sequences_until(spans) - first for first, spans in ahead.items())
     writes = is_locked(journal)
     state = "complete, but without its name" if sealed else f"{sequences:,} of {total:,} sequences are on disk"
+    state += f", and {behind:,} behind a gap" if behind and not sealed else ""
     advice = "a run is writing it now" if writes else "the same command with --resume goes on, --overwrite starts again"
     return {
         "what": f"result of a run that {'goes on' if writes else 'was stopped'}: {state}",
@@ -52,26 +61,6 @@ def about_stopped(spec: str) -> Facts:
         },
         "notes": [advice],
     }
-
-
-def read_journal(lines: list[bytes]) -> tuple[Facts | None, list[StoredSpan], bool]:
-    """Returns the fingerprint of the run, the spans that are done, and whether all is."""
-    run: Facts | None = None
-    done: list[StoredSpan] = []
-    try:
-        for number, line in enumerate(lines):
-            value = decode_line(line)
-            if number == 0:
-                if value["format"] != FORMAT["format"]:
-                    return None, [], False
-                run = value["run"]
-            elif value == "sealed":
-                return run, done, True
-            else:
-                done.append(StoredSpan.decode(value))
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-        pass  # a line that is torn does not count, nor do those after it
-    return run, done, False
 
 
 def is_locked(path: Path) -> bool:

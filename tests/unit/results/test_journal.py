@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 
@@ -155,6 +157,15 @@ def test_a_line_that_is_not_about_whole_sequences_counts_for_nothing(groups, tmp
     found = read(tmp_path)
     same(found.done, BLOCKS[:1])
     assert not found.ahead
+
+
+def test_a_line_of_too_many_brackets_counts_for_nothing(tmp_path):
+    journal = written(tmp_path, BLOCKS[:1])
+    with (tmp_path / "out.journal").open("ab") as file:
+        text = b"[" * 100_000 + b"]" * 100_000
+        file.write(text + b" %08x\n" % zlib.crc32(text))
+    journal.close()
+    same(read(tmp_path).done, BLOCKS[:1])
 
 
 def test_a_state_that_is_missing_takes_its_span_along(tmp_path):

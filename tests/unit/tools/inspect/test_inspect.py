@@ -19,8 +19,10 @@ from helpers.command import assert_one_line, lstmcli, succeed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lstmcli.blocks import Valid
+from lstmcli.blocks import Span, Valid
 from lstmcli.errors import DataError
+from lstmcli.inputs.nonfinite import Nonfinite
+from lstmcli.results.journal import Journal, StoredSpan
 from lstmcli.tools.inspect import unfinished
 from lstmcli.tools.inspect import values as values_module
 from lstmcli.tools.inspect.inspect import inspect
@@ -287,3 +289,24 @@ def test_a_lock_is_seen_and_left(listed: bool, tmp_path: Path, monkeypatch: pyte
             assert unfinished.is_locked(path)
         fcntl.flock(file, fcntl.LOCK_UN)
         assert not unfinished.is_locked(path)
+
+
+def test_a_stopped_run_of_a_cluster(tmp_path: Path) -> None:
+    """What was stored behind a gap is told apart, and hides nothing of what comes after it in the journal."""
+    journal = Journal(tmp_path / "out.h5", {"input": {"shape": [20, 9, 4]}}, resume=False)
+    journal.begin()
+
+    class Files:
+        def start_sync(self) -> None: ...
+        def sync(self) -> None: ...
+
+    def stored(first: int, count: int) -> StoredSpan:
+        return StoredSpan(Span(first, count, 0, 9, last=True), 1, Nonfinite(), None)
+
+    journal.note_ahead([[stored(8, 3)], [stored(15, 2)]])
+    journal.record(stored(0, 4), Files())
+    journal.flush(Files())
+    journal.close()
+    facts = unfinished.about_stopped(str(tmp_path / "out.h5"))
+    assert facts["what"] == "result of a run that was stopped: 4 of 20 sequences are on disk, and 5 behind a gap"
+    assert facts["stopped"]["sequences_done"] == 4
