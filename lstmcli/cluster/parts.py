@@ -7,6 +7,7 @@ from typing import Any
 
 from lstmcli.cluster.plan import Plan
 from lstmcli.errors import DataError, LstmcliError, MissingInputError, shown
+from lstmcli.files import hdf5
 from lstmcli.model.model_file import attribute, has
 from lstmcli.results.checked_result import CheckedResult, open_result
 from lstmcli.results.formats.paths import journal_name
@@ -26,7 +27,9 @@ def open_part(plan: Plan, number: int) -> Iterator[CheckedResult]:
     with open_result(str(path)) as part:
         if not has(part.file, "part"):
             raise DataError(f"{part.data.name}: expected part {number} of a plan, got the result of a whole run")
-        if differences := differing(json.loads(attribute(part.file, "part", str)), plan.part(number).mark()):
+        with hdf5.reading(part.data.name):
+            mark = json.loads(attribute(part.file, "part", str))
+        if differences := differing(mark, plan.part(number).mark()):
             raise DataError(f"{part.data.name}: belongs to another run: {'; '.join(differences)}")
         yield part
 

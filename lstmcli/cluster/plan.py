@@ -27,6 +27,7 @@ from lstmcli.run.summary import describe, metadata_of
 from lstmcli.version import __version__
 
 FORMAT, FORMAT_VERSION = "lstmcli-plan", 1
+LARGEST = 1 << 28  # bytes of a plan: more than one with a million inputs has
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def read_plan(path: str) -> Plan:
     """Reads a plan. Raises MissingInputError if there is no such file, DataError if it is no plan, or was changed."""
     where = shown(path)
     with open_by_kind(path) as (file, _):
-        text = file.take(0, file.opened.st_size)
+        text = file.take(0, min(file.opened.st_size, LARGEST))
     try:
         content = json.loads(text)
         kind, version = content["format"], content["format_version"]

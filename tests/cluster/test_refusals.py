@@ -20,6 +20,8 @@ from lstmcli.cluster import merge as merging
 from lstmcli.cluster.job_scripts import INDEX
 from lstmcli.cluster.plan import Plan, read_plan
 from lstmcli.errors import DataError
+from lstmcli.files.hdf5 import CONTAINER, container_checksum
+from lstmcli.model.result_container import extent
 
 PLAN = ["plan", "-i", "x.npy", "-l", "lens.npy", "-w", "model.h5", "--shards", "3", "-o", "plan.json"]
 
@@ -54,6 +56,20 @@ def flip(path: Path, name: str) -> None:
     path.write_bytes(content)
 
 
+def remark(path: Path, text: str) -> None:
+    """Forges what a part says of the run that it belongs to: the checksum of its container is right."""
+    with h5py.File(path, "r+") as file:
+        file.attrs["part"] = text
+    with h5py.File(path) as file:
+        names = [name for name in ("outputs", "state/0/c", "state/0/h", "state/1/c", "state/1/h") if name in file]
+        own = extent(file[CONTAINER])
+        extents = [own, *(extent(file[name]) for name in names)]
+    content = bytearray(path.read_bytes())
+    checksum = container_checksum(lambda at, count: bytes(content[at : at + count]), len(content), extents)
+    content[own.offset : own.offset + own.size] = checksum.to_bytes(4, "little")
+    path.write_bytes(content)
+
+
 SPOILED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "missing": (lambda parts: (parts / "part-0002.h5").unlink(), ["missing: 2 of 1-3"]),
     "truncated": (
@@ -67,6 +83,11 @@ SPOILED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "of other rows": (lambda parts: shutil.copy(parts / "part-0001.h5", parts / "part-0002.h5"), ["part 2", "rows was [0, "]),
     "structure": (lambda parts: flip(parts / "part-0003.h5", "model/0/bias"), ["part 3", "not what was written"]),
+    "mark": (lambda parts: remark(parts / "part-0001.h5", "{"), ["part 1", "part-0001.h5: damaged"]),
+    "mark of too many brackets": (
+        lambda parts: remark(parts / "part-0001.h5", "[" * 50_000),
+        ["part 1", "part-0001.h5: damaged"],
+    ),
     "whole": (
         lambda parts: succeed("run", *PLAN[1:7], "-o", "plan.parts/part-0001.h5", "--overwrite", "-q", cwd=parts.parent),
         ["part 1", "result of a whole run"],
@@ -126,6 +147,12 @@ def test_files_that_are_no_plans(text: str, tmp_path: Path) -> None:
     for command in (["merge", "plan.json", "-o", "out.h5"], ["plan", "--missing", "plan.json"]):
         assert_one_line(lstmcli(*command, cwd=tmp_path), 65, "plan.json", "expected")
     assert_one_line(lstmcli("run", "--plan", "nowhere.json", "--shard", 1, cwd=tmp_path), 66, "nowhere.json")
+
+
+def test_a_file_too_large_for_any_plan(tmp_path: Path) -> None:
+    with (tmp_path / "plan.json").open("wb") as file:
+        file.truncate(1 << 40)
+    assert_one_line(lstmcli("merge", "plan.json", "-o", "out.h5", cwd=tmp_path), 65, "plan.json", "expected a plan")
 
 
 def test_plans_that_were_edited(left: Path) -> None:
