@@ -29,9 +29,10 @@ CONTAINER = f"{CHECKSUMS}/container"  # that of all bytes but the values of the 
 PIECE = 4 << 20  # bytes that are copied or summed at a time
 NAMES_LOOKED_AT = 1000  # of a group that may hold a dataset for each of a million sequences
 
-
 ENOTSUPP = 524  # what some network file systems answer to flock(); Python has no name for it
-unlocked: dict[str, None] = {}  # the files that this process has read without a lock, in their order
+# The second is what libhdf5 says of a file that is open already, and was opened without a lock.
+NO_LOCKS = rf"unable to lock file, errno = ({errno.ENOLCK}|{ENOTSUPP})\b|file locking flag values don't match"
+unlocked: dict[str, None] = {}  # the files that were read without a lock, in their order, till a summary has told of them
 
 
 class Extent(NamedTuple):
@@ -91,7 +92,7 @@ def open_file(path: str) -> Any:
         try:
             return h5py.File(path, "r", locking="best-effort")
         except OSError as error:
-            if not re.search(f"unable to lock file, errno = ({errno.ENOLCK}|{ENOTSUPP})\\b", str(error)):
+            if not re.search(NO_LOCKS, str(error)):
                 raise
             unlocked[shown(path)] = None
             return h5py.File(path, "r", locking=False)

@@ -168,10 +168,11 @@ def about_arrays(model: "Model | Chain", compute: Compute, batch: int, time: int
 
 
 def notes_on_locks() -> list[str]:
-    """Returns what to know of files that were read without a lock."""
+    """Returns what to know of files that were read without a lock since it was asked for the last time."""
     if not hdf5.unlocked:
         return []
     first, *others = hdf5.unlocked
+    hdf5.unlocked.clear()
     more = f" and {len(others)} more" if others else ""
     return [f"{first}{more}: the file system gives no lock, so it was read without; nothing must write it meanwhile"]
 

@@ -247,6 +247,23 @@ def test_file_systems_without_locks(number: int, sample_x: Path, tmp_path: Path)
     assert ran.err.count("the file system gives no lock") == 1
 
 
+def test_a_file_without_locks_that_is_opened_twice(sample_x: Path, tmp_path: Path) -> None:
+    """libhdf5 refuses to open a file with a lock that it has open without one, here as input, lengths and initial state."""
+    with h5py.File(sample_x) as file, h5py.File(tmp_path / "x.h5", "w") as own:
+        own["x"] = file["x"][:]
+        own["many"] = np.full(len(own["x"]), 3)
+    (tmp_path / "link.h5").symlink_to("x.h5")
+    succeed("run", "-i", "x.h5::/x", "-u", 3, "-o", "out.h5", "-q", cwd=tmp_path)
+    for args in (
+        ["run", "-i", "x.h5::/x", "-l", "link.h5::/many", "-w", "out.h5", "--initial-state", "out.h5", "-o", "new.h5", "-q"],
+        ["compare", "out.h5", "out.h5", "-q"],
+        ["convert", "x.h5::/x", "new.npy", "-l", "x.h5::/many", "-q"],
+    ):
+        strace = injected("flock", "error=ENOLCK", tmp_path / "x.h5", tmp_path / "out.h5")
+        ran = under(strace, *args, cwd=tmp_path)
+        assert (ran.code, ran.err) == (0, ""), args
+
+
 # NPZ, as the states that a run starts from
 
 
