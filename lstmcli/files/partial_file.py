@@ -110,13 +110,15 @@ class Partial:
         """Renames, but never onto a file that came in the meantime: then the partial file, which is whole, is left."""
         try:
             os.link(self.name, self.path)
-        except FileExistsError as error:
-            self.kept = True
-            where, partial = shown(str(self.path)), shown(str(self.name))
-            raise OutputError(f"{where}: was made by somebody else meanwhile; this result, complete, is {partial}") from error
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            if error.errno not in (errno.EEXIST, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
                 raise
+            if os.path.lexists(self.path):
+                self.kept = True
+                where, partial = shown(str(self.path)), shown(str(self.name))
+                raise OutputError(
+                    f"{where}: was made by somebody else meanwhile; this result, complete, is {partial}"
+                ) from error
             self.name.rename(self.path)  # a file system without hard links
         else:
             self.name.unlink(missing_ok=True)

@@ -105,6 +105,24 @@ def test_a_whole_file_whose_name_cannot_be_put_on_disk_is_where_the_error_says(c
     assert (tmp_path / where).read_bytes() == b"whole"
 
 
+def test_a_file_that_came_meanwhile_is_not_replaced_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", no_links)
+    partial = Partial(tmp_path / "out", overwrite=False)
+    (tmp_path / "out").write_bytes(b"theirs")
+    with pytest.raises(OutputError, match="meanwhile"):
+        partial.publish()
+    partial.discard()
+    assert (tmp_path / "out").read_bytes() == b"theirs"
+    (tmp_path / "out").unlink()
+    partial = Partial(tmp_path / "out", overwrite=False, resume=True)
+    partial.publish()
+    partial.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_result_whose_later_part_failed_is_not_left_in_parts(tmp_path):
     partial = Partial(tmp_path / "out", overwrite=False)
     partial.publish()
