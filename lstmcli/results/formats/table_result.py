@@ -9,6 +9,7 @@ import csv
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,16 +48,15 @@ class TableResult(Result):
             from lstmcli.results.formats.parquet import check_installed
 
             check_installed(str(paths.main), "--output NAME.csv")
-        self.table = Partial(paths.main, overwrite, resume)
-        self.values = Values(values_of(paths.main), True, resume)
         sizes = [math.prod(metadata.stored_shape(shape)) * dtype.itemsize for shape, dtype in arrays.values()]
         offsets = [0, *itertools.accumulate(sizes)]
-        try:
+        with ExitStack() as undo:
+            self.table = Partial(paths.main, overwrite, resume)
+            undo.callback(self.table.close if resume else self.table.discard)
+            self.values = Values(values_of(paths.main), True, resume)
+            undo.callback(self.values.close if resume else self.values.discard)
             self.values.reserve(offsets.pop())
-        except BaseException:
-            for store in (self.table, self.values):
-                store.close() if resume else store.discard()
-            raise
+            undo.pop_all()
         self.starts = metadata.valid.starts
         fields = {
             name: Field(self.values, offset, shape, dtype, metadata.flat_begins(offset, shape, dtype))

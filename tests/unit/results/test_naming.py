@@ -122,6 +122,13 @@ def test_another_name_of_a_file_beside_the_output_is_refused(tmp_path: Path) -> 
     assert left(tmp_path) == before
 
 
+def test_a_table_whose_values_have_no_place_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "out.csv.values.partial").mkdir()
+    with pytest.raises(OutputError, match=r"out\.csv\.values\.partial: cannot be created"), opened(Paths(tmp_path / "out.csv")):
+        raise AssertionError
+    assert left(tmp_path) == ["out.csv.values.partial"]
+
+
 def test_an_output_that_is_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out.h5").write_text("precious")
     with pytest.raises(OutputError, match="exists already"), opened(Paths(tmp_path / "out.h5")):
