@@ -91,7 +91,7 @@ def usual_folders() -> list[Path]:
     if found := os.environ.get("XDG_CACHE_HOME"):
         home = [Path(found) / "lstmcli"]
     else:
-        with suppress(RuntimeError):  # neither HOME nor an entry for this user
+        with suppress(RuntimeError, OSError):  # neither HOME nor an entry for this user, or a folder that nobody may look into
             if Path.home().is_dir():
                 home = [Path.home() / ".cache" / "lstmcli"]
     return [*home, temporary_folder()]

@@ -169,6 +169,16 @@ def test_a_link_to_nothing_is_no_cache(cache: Path, tmp_path: Path) -> None:
     assert works()
 
 
+def test_a_home_folder_that_the_system_does_not_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is too long here; one below a folder of somebody else's is refused as well."""
+    for name in ("LSTMCLI_CACHE_DIR", "XDG_CACHE_HOME", "LSTMCLI_NO_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", f"/{'x' * 300}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert kernel_cache.cache_folder() == tmp_path / f"lstmcli-{os.geteuid()}"
+    assert kernel_cache.why_not_kept() == "there is no home folder"
+
+
 def test_old_kernels_are_removed(cache: Path) -> None:
     cache.mkdir(mode=0o700)
     now = time.time()
