@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lstmcli.errors import DataError, LstmcliError, shown
+from lstmcli.files.file_kind import HDF5_MAGIC
 from lstmcli.files.hdf5 import NAMES_LOOKED_AT, entries, label, listed, open_file, raw_offset, reading, written_chunks
 from lstmcli.files.positioned_file import is_file
 
@@ -22,7 +23,6 @@ from lstmcli.files.positioned_file import is_file
 
 HEAP_MAGIC, HEAP_HEADER, HEAP_OBJECT = b"GCOL", 16, 16  # of a global heap; bytes
 LOCAL_MAGIC, LOCAL_HEADER, LOCAL_BLOCK = b"HEAP", 32, 16  # of a local heap, and the smallest free block in it
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 PIECE = 1 << 20  # bytes searched at a time, which stay in the cache: half the time of pieces of 16 MB
 ORIGIN = "${ORIGIN}"  # the folder of a file, in the variables that say where libhdf5 looks for the others
 MAX_DEFLATE = 1032  # times that deflate can make data larger
@@ -302,7 +302,7 @@ def check_heaps(take: Callable[[int, int], bytes], size: int, where: str) -> Non
     format). take(offset, count): bytes of the file, which has `size`.
     """
     places = [0, *(512 << k for k in range(40) if 512 << k < size)]  # of the superblock, from which addresses count
-    base = next((at for at in places if take(at, min(len(SIGNATURE), size - at)) == SIGNATURE), 0)
+    base = next((at for at in places if take(at, min(len(HDF5_MAGIC), size - at)) == HDF5_MAGIC), 0)
     for begin in range(0, size, PIECE):
         piece = take(begin, min(PIECE + LOCAL_HEADER, size - begin))
         at = piece.find(HEAP_MAGIC)
@@ -310,19 +310,28 @@ def check_heaps(take: Callable[[int, int], bytes], size: int, where: str) -> Non
             start = begin + at
             end = start + int.from_bytes(piece[at + 8 : at + HEAP_HEADER], "little")
             if end <= size and piece[at + 4 : at + 5] == b"\1":
-                heap, place = take(start, end - start), HEAP_HEADER
-                while place + HEAP_OBJECT <= len(heap):
-                    index, length = struct.unpack_from("<H6xQ", heap, place)
-                    step = HEAP_OBJECT + -(-length // 8) * 8 if index else length
-                    if step < HEAP_OBJECT or step > len(heap) - place:
-                        raise DataError(f"{where}: damaged: the heap of texts at byte {start} does not add up")
-                    place += step
+                objects_of(take(start, end - start), f"{where}: damaged: the heap of texts at byte {start}")
             at = piece.find(HEAP_MAGIC, at + 1)
         at = piece.find(LOCAL_MAGIC)
         while at >= 0:
             what = f"{where}: damaged: the heap of names at byte {begin + at}"
             check_free_blocks(take, size, piece[at : at + LOCAL_HEADER], base, what)
             at = piece.find(LOCAL_MAGIC, at + 1)
+
+
+def objects_of(heap: bytes, where: str) -> dict[int, tuple[int, int]]:
+    """Returns where the objects of a global heap lie in it, and their sizes, by their numbers. Raises DataError."""
+    objects: dict[int, tuple[int, int]] = {}
+    place = HEAP_HEADER
+    while place + HEAP_OBJECT <= len(heap):
+        number, size = struct.unpack_from("<H6xQ", heap, place)
+        step = HEAP_OBJECT + -(-size // 8) * 8 if number else size
+        if step < HEAP_OBJECT or step > len(heap) - place:
+            raise DataError(f"{where} does not add up")
+        if number:
+            objects[number] = place + HEAP_OBJECT, size
+        place += step
+    return objects
 
 
 def check_free_blocks(take: Callable[[int, int], bytes], size: int, header: bytes, base: int, what: str) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
-from lstmcli.files.hdf5_safety import HEAP_HEADER, HEAP_MAGIC, HEAP_OBJECT
+from lstmcli.files.hdf5_safety import HEAP_HEADER, HEAP_MAGIC, objects_of
 from lstmcli.files.positioned_file import FileBytes
 
 REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("number", "<u4")])
@@ -129,18 +129,3 @@ def read_heap(data: FileBytes, begin: int) -> bytes:
     if not header.startswith(HEAP_MAGIC + b"\1") or not HEAP_HEADER <= size <= min(left, LARGEST):
         raise DataError(f"{data.name}: damaged: no heap of texts at byte {begin}")
     return data.take(begin, size)
-
-
-def objects_of(heap: bytes, where: str) -> dict[int, tuple[int, int]]:
-    """Returns where the objects of a global heap lie in it, and their sizes, by their numbers. Raises DataError."""
-    objects: dict[int, tuple[int, int]] = {}
-    place = HEAP_HEADER
-    while place + HEAP_OBJECT <= len(heap):
-        number, size = struct.unpack_from("<H6xQ", heap, place)
-        step = HEAP_OBJECT + -(-size // 8) * 8 if number else size
-        if step < HEAP_OBJECT or step > len(heap) - place:
-            raise DataError(f"{where} does not add up")
-        if number:
-            objects[number] = place + HEAP_OBJECT, size
-        place += step
-    return objects
