@@ -104,7 +104,7 @@ class Machine:
                 if opcode.name == "STOP":
                     return self.stack.pop()
                 self.step(opcode.name, argument)
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{self.where}: damaged pickle: {shown(str(error))[:200]}") from error

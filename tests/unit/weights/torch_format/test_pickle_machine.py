@@ -179,6 +179,7 @@ BOMBS = {
     "bytes again and again": wf.p_text("\u00e9" * 300_000) + b"q\x000](" + ENCODED * 5_000 + b"e",
     "a dict in many objects": b"}(" + KEYS + b"uq\x000](" + b"ca\nB\n(h\x00tR" * 20_000 + b"e",
     "objects in objects": b"ca\nB\n)\x81" * 50_000 + b"b" * 49_999,
+    "types in types": b"ctorch._tensor\n_rebuild_from_type_v2\nq\x00" + b"(h\x00N" * 50_000 + b")" + b"Nt" * 50_000 + b"R",
     "a shape of many axes": wf.p_tensor("0", 1, (1,) * 100_000, (1,) * 100_000),
     "a long number of bytes": b"\x8e" + struct.pack("<Q", 1 << 60),
     "a long text": b"\x8d" + struct.pack("<Q", (1 << 63) - 1),
