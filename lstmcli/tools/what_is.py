@@ -8,6 +8,7 @@ from lstmcli.errors import LstmcliError, MissingInputError
 from lstmcli.files import hdf5
 from lstmcli.files.file_kind import FileKind, is_several, open_by_kind, split_spec
 from lstmcli.files.partial_file import partial_name
+from lstmcli.files.positioned_file import is_file
 from lstmcli.model.model_file import FORMAT as MODEL_FORMAT
 from lstmcli.model.model_file import RESULT_FORMAT
 from lstmcli.results.formats.paths import journal_name
@@ -74,9 +75,9 @@ def is_weights_folder(path: str) -> bool:
     try:
         return index_path(path) != path
     except LstmcliError:
-        return (Path(path) / "saved_model.pb").exists()
+        return is_file(Path(path) / "saved_model.pb")
 
 
 def stopped_files(path: str) -> list[Path]:
     """Returns which of OUT.partial and OUT.journal there are."""
-    return [name for name in (partial_name(Path(path)), journal_name(Path(path))) if name.is_file()]
+    return [name for name in (partial_name(Path(path)), journal_name(Path(path))) if is_file(name)]

@@ -8,6 +8,7 @@ from typing import Any
 from lstmcli.cluster.plan import read_plan
 from lstmcli.errors import DataError, MissingInputError, shown
 from lstmcli.files.partial_file import partial_name
+from lstmcli.files.positioned_file import is_file
 from lstmcli.results.formats.paths import journal_name
 from lstmcli.results.journal import FORMAT, read_journal, sequences_until
 from lstmcli.run.job import Weights
@@ -21,7 +22,7 @@ def about_stopped(spec: str) -> Facts:
     """Returns what of a result is done. Raises MissingInputError, DataError where the journal tells nothing."""
     path = Path(spec.removesuffix(".partial").removesuffix(".journal"))
     journal, partial = journal_name(path), partial_name(path)
-    if not journal.is_file():
+    if not is_file(journal):
         raise DataError(f"{shown(spec)}: is what a run has left, but {journal.name} is missing, which says what of it is done")
     try:
         content = journal.read_bytes()
@@ -54,7 +55,7 @@ def about_stopped(spec: str) -> Facts:
             "sequences_done": total if sealed else sequences,
             "complete": sealed,
             "being_written": writes,
-            "partial_bytes": partial.stat().st_size if partial.is_file() else None,
+            "partial_bytes": partial.stat().st_size if is_file(partial) else None,
         },
         "made_of": {
             name: run[name] for name in ("input", "options", "lstmcli", "assumed", "initial_state", "rows") if name in run

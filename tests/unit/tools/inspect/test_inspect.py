@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lstmcli.blocks import Span, Valid
-from lstmcli.errors import DataError
+from lstmcli.errors import DataError, LstmcliError
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.journal import Journal, StoredSpan
 from lstmcli.tools.inspect import unfinished
@@ -310,3 +310,10 @@ def test_a_stopped_run_of_a_cluster(tmp_path: Path) -> None:
     facts = unfinished.about_stopped(str(tmp_path / "out.h5"))
     assert facts["what"] == "result of a run that was stopped: 4 of 20 sequences are on disk, and 5 behind a gap"
     assert facts["stopped"]["sequences_done"] == 4
+
+
+@pytest.mark.parametrize("suffix", ["", ".partial"])
+def test_a_name_too_long_for_what_a_run_leaves_beside_it(suffix: str, tmp_path: Path) -> None:
+    """The system says so instead of saying that there is no such file."""
+    with pytest.raises(LstmcliError, match="xxx"):
+        inspect(str(tmp_path / f"{'x' * 250}{suffix}"))
