@@ -232,21 +232,23 @@ class Tasks:
             self._finish(future)
 
     def _finish(self, future: "Future") -> None:
+        from distributed import CancelledError
+
         first, stop = self.running.pop(future)
-        if future.status == "finished":
-            found = future.result()
-            if isinstance(found, LstmcliError):
-                raise found
-            if found is not None:
-                self.done[first] = [behind(StoredSpan.decode(one), first) for one in found]
-                steps = int(self.opened.lengths[first:stop].sum())
-                self.ready += steps
-                self.on_progress(steps, self.total)
-        elif future.status == "error":
+        if future.status == "error":
             error = future.exception()
             raise error if isinstance(error, LstmcliError) else ClusterError(explain(error))
-        else:
-            raise self._gone()
+        try:
+            found = future.result()
+        except (CancelledError, OSError) as lost:
+            raise self._gone() from lost
+        if isinstance(found, LstmcliError):
+            raise found
+        if found is not None:
+            self.done[first] = [behind(StoredSpan.decode(one), first) for one in found]
+            steps = int(self.opened.lengths[first:stop].sum())
+            self.ready += steps
+            self.on_progress(steps, self.total)
 
     def _count_threads(self) -> int:
         """Returns the number of threads of all workers. Raises ClusterError."""
