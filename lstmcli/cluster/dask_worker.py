@@ -161,11 +161,17 @@ class SharedPartial(Partial):
                 # Not for reading: NFS would read the pages, and write them whole.
                 self.fd = os.open(self.name, os.O_WRONLY | flags)
                 undo.callback(os.close, self.fd)
+            except OSError as error:
+                raise ClusterError(f"{shown(str(self.name))}: {error.strerror}") from error
+            try:
                 fcntl.flock(self.lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise BusyError(f"{shown(str(path))}: another run is writing it") from error
             except OSError as error:
-                raise ClusterError(f"{shown(str(self.name))}: {error.strerror}") from error
+                raise ClusterError(
+                    f"{shown(str(self.name))}: the file system gives no lock ({error.strerror}), without which two machines "
+                    "cannot write one file; use lstmcli plan and merge"
+                ) from error
             if os.fstat(self.fd).st_ino != inode:
                 raise ClusterError(f"{shown(str(self.name))}: is another file there than here")
             undo.pop_all()

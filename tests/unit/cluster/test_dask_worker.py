@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -29,3 +31,15 @@ def test_a_file_that_is_not_taken_is_let_go(why: str, tmp_path: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     partial.close()
     Partial(out, overwrite=False, resume=True).discard()
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_lock(fd: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    partial = Partial(tmp_path / "out", overwrite=False)  # for one machine that is no hindrance
+    partial.share()
+    with pytest.raises(ClusterError, match=r"no lock \(No locks available\).* plan and merge"):
+        SharedPartial(tmp_path / "out", os.fstat(partial.fd).st_ino)
+    partial.discard()
