@@ -130,14 +130,7 @@ class Journal:
             raise DataError(f"{where}: is {what}, so nothing tells what of {partial.name!r} is done; --overwrite starts again")
 
     def _compare(self, found: Any) -> None:
-        if not isinstance(found, dict) or found.get("format") != FORMAT["format"]:
-            raise ValueError("not a journal")
-        if found.get("format_version") != FORMAT["format_version"] and isinstance(found.get("run"), dict):
-            made = shown(str(found["run"].get("lstmcli")))
-            raise DataError(
-                f"{shown(str(self.name))}: was made by lstmcli {made}, whose journals this one does not read; "
-                "go on with that one, or start again with --overwrite"
-            )
+        check_format(found, self.name)
         if differences := list(differing(found, self.fingerprint)):
             raise DataError(
                 f"{shown(str(self.name))}: belongs to another run than this one; {'; '.join(differences)}; "
@@ -253,6 +246,18 @@ class Noted(NamedTuple):
     ahead: dict[int, list[StoredSpan]]  # as Journal.ahead
     sealed: bool
     size: int  # bytes of the lines that count; 0 where the first does not
+
+
+def check_format(found: Any, name: Path) -> None:
+    """Raises ValueError unless the first value of a journal is that of one, DataError where another version made it."""
+    if not isinstance(found, dict) or found.get("format") != FORMAT["format"]:
+        raise ValueError("not a journal")
+    if found.get("format_version") != FORMAT["format_version"] and isinstance(found.get("run"), dict):
+        made = shown(str(found["run"].get("lstmcli")))
+        raise DataError(
+            f"{shown(str(name))}: was made by lstmcli {made}, whose journals this one does not read; "
+            "go on with that one, or start again with --overwrite"
+        )
 
 
 def read_journal(content: bytes, check: Callable[[Any], None]) -> Noted:

@@ -67,7 +67,8 @@ def test_a_plan_is_refused(old: Path) -> None:
 def test_a_stopped_run_is_refused_and_can_begin_again(old: Path) -> None:
     run = ["run", "-i", "x.npy", "-l", "lens.npy", "-w", "model.h5", "-o", "stopped.h5"]
     before = {path.name: path.read_bytes() for path in old.iterdir()}
-    assert_one_line(lstmcli(*run, "--resume", cwd=old), 65, "stopped.h5", "made by lstmcli 0.1.0", "--overwrite")
+    for command in ([*run, "--resume"], ["inspect", "stopped.h5"]):
+        assert_one_line(lstmcli(*command, cwd=old), 65, "stopped.h5", "made by lstmcli 0.1.0", "--overwrite")
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
     succeed(*run, "--overwrite", cwd=old)
     assert outputs(old / "stopped.h5").tobytes() == outputs(old / "result.h5").tobytes()

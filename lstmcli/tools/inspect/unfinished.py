@@ -10,7 +10,7 @@ from lstmcli.errors import DataError, MissingInputError, shown
 from lstmcli.files.partial_file import partial_name
 from lstmcli.files.positioned_file import is_file
 from lstmcli.results.formats.paths import journal_name
-from lstmcli.results.journal import FORMAT, read_journal, sequences_until
+from lstmcli.results.journal import check_format, read_journal, sequences_until
 from lstmcli.run.job import Weights
 
 Facts = dict[str, Any]
@@ -31,8 +31,7 @@ def about_stopped(spec: str) -> Facts:
     run: Facts = {}
 
     def check(first: Any) -> None:
-        if first["format"] != FORMAT["format"]:
-            raise ValueError("not a journal")
+        check_format(first, journal)
         run.update(first["run"])
 
     done, ahead, sealed, size = read_journal(content, check)
