@@ -104,6 +104,8 @@ def check(data: bytes, entry: Message, name: str, file: FileBytes) -> None:
 
 def read_table(file: FileBytes) -> Iterator[tuple[bytes, memoryview]]:
     """Keys and values. DataError: damaged, or compressed."""
+    if file.opened.st_size < FOOTER:
+        raise DataError(f"{file.name}: damaged: {file.opened.st_size} bytes, and the end of a table alone has {FOOTER}")
     footer = memoryview(file.take(file.opened.st_size - FOOTER, FOOTER))
     _, at = handle(footer, 0, file.name)
     index, _ = handle(footer, at, file.name)
