@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,7 @@ def read_archive(archive: Archive) -> Contents:
         return read_export(archive, folders[0])
     root, machine, folder = read_tree(archive)
 
+    @lru_cache(maxsize=1)  # all weights of an LSTM that was on a GPU are views of one storage
     def fetch(storage: Storage) -> tuple[bytes, int]:
         data = archive.read(f"{folder}data/{storage.key}")
         return data, len(data) // machine.item_bytes[storage.key]

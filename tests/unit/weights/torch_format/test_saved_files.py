@@ -11,6 +11,8 @@ from helpers import naive
 from helpers import weight_files as wf
 from helpers.weight_imports import assert_same, load, refusal, tree
 
+from lstmcli.weights.containers.zip_archive import Archive
+
 STACK = naive.Stack((wf.random_cell(3, 5, 0), wf.random_cell(5, 5, 1)))
 TENSORS = {name: np.ascontiguousarray(value) for name, value in wf.torch_state_dict(STACK).items()}
 PICKLED = {name: wf.p_array(str(k), value) for k, (name, value) in enumerate(TENSORS.items())}
@@ -179,6 +181,26 @@ def test_a_view_that_reads_other_values_than_are_stored(tmp_path: Path) -> None:
     negated = pickled[:-2] + wf.p_dict([("neg", b"\x88")]) + b"tR"
     path = wf.write_pt(tmp_path / "a", wf.p_dict([*PICKLED.items(), ("weight_ih_l0", negated)]), STORED)
     assert "negated" in refusal(path)
+
+
+def test_one_storage_of_all_weights_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So an LSTM is saved that was on a GPU."""
+    flat = np.concatenate([value.reshape(-1) for value in TENSORS.values()])
+    pairs, start = [], 0
+    for name, value in TENSORS.items():
+        strides = tuple(step // value.itemsize for step in value.strides)
+        pairs.append((name, wf.p_tensor("0", flat.size, value.shape, strides, start)))
+        start += value.size
+    names: list[str] = []
+    real = Archive.read
+
+    def read(self: Archive, name: str) -> bytes:
+        names.append(name)
+        return real(self, name)
+
+    monkeypatch.setattr(Archive, "read", read)
+    assert_same(tree(wf.write_pt(tmp_path / "a", wf.p_dict(pairs), {"0": flat.tobytes()})), STACK)
+    assert names == ["archive/data.pkl", "archive/data/0"]
 
 
 def test_two_tensors_of_one_name(tmp_path: Path) -> None:
