@@ -237,9 +237,12 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                 for lane in range(active if ahead > 0 else 0):
                     if get(table, Column.READY * lanes + lane) > 0:
                         continue
-                    # Up to the next multiple of `ahead`, so that all lanes need new products at the same step.
+                    # Up to the next multiple of `ahead`, so that all lanes need new products at the same step. But a thread
+                    # 0 that is alone leaves what it can to the others, who come at any moment: they are half of the work.
                     home, ready = get(table, Column.HOME * lanes + lane), get(table, Column.LEFT * lanes + lane)
                     ready = min_of(ready, ahead - steps % ahead)
+                    if crew < sharers:
+                        ready = min_of(ready, steps + 1)
                     for k in range(ready):
                         put(coming, Column.X * slots + coming_rows, get(table, Column.X * lanes + lane) + k * x_step)
                         put(coming, Column.BIAS * slots + coming_rows, biases)

@@ -78,6 +78,8 @@ PYTHON: dict[str, Callable[..., Any]] = {
     "put": put,
     "at": lambda address: address,
     "add": add,
+    "read": lambda counter: get(counter, 0),
+    "publish": lambda counter, value: put(counter, 0, value),
     "min_of": min,
     "prefetch": lambda address: None,
     "copy": ctypes.memmove,
