@@ -20,6 +20,7 @@ from lstmcli.inputs.beside.masks import read_mask
 from lstmcli.model.tree import InitialState, Model
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+SYSTEM_ZEROS = 32 << 20  # bytes: for so many, NumPy's zeros are always new memory, which the system clears when it is touched
 
 
 class Kept(dict[Any, Any]):
@@ -63,7 +64,12 @@ def run_padded(
         steps, starts = valid.lengths, starts + valid.starts
     state = start_state(prepared, batch, initial_state)
     width = prepared.output_size
-    outputs = np.zeros((batch, time, width), dtype)
+    size = batch * time * width * dtype.itemsize
+    # The threads of the kernel write the zeros of the padding, if the system does not have them ready and the kernel can.
+    clears = prepared.single_cell is not None and size < SYSTEM_ZEROS and mask is None and padding == "post"
+    outputs = np.empty((batch, time, width), dtype) if clears else np.zeros((batch, time, width), dtype)
+    if clears and np.count_nonzero(steps) < batch:
+        outputs[steps == 0] = 0
     rows: Any = np.ascontiguousarray(x, dtype).reshape(batch * time, features)
     if prepared.pointwise:
         places, begins = padded_starts(batch, time)[:, None] + np.arange(time), starts[:, None]
@@ -73,7 +79,8 @@ def run_padded(
         prepared(packed, packed_outputs, state)
         outputs.reshape(batch * time, width)[is_valid] = packed_outputs.rows
     else:
-        prepared(Block(rows, starts, steps), Block(outputs.reshape(batch * time, width), starts, steps), state)
+        output_rows = outputs.reshape(batch * time, width)
+        prepared(Block(rows, starts, steps), Block(output_rows, starts, steps), state, padded=time if clears else 0)
     return outputs, state
 
 

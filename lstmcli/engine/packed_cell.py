@@ -80,7 +80,15 @@ class PackedCell:
         return words * self.weights.biases.nbytes
 
     def run(
-        self, block: Block, outputs: Block, cells: Block | None, state: State, schedule: Schedule, threads: int, backward: bool
+        self,
+        block: Block,
+        outputs: Block,
+        cells: Block | None,
+        state: State,
+        schedule: Schedule,
+        threads: int,
+        backward: bool,
+        padded: int = 0,
     ) -> None:
         """Run all sequences of `block` in at most `threads` threads, from the last step to the first where `backward`.
 
@@ -88,6 +96,8 @@ class PackedCell:
         outputs  out     rows (R', outputs): the steps of each sequence are written, nothing else
         cells    out     rows (R', units) for c at every step, with the starts of `outputs`; None: not kept
         state    in/out  C-contiguous arrays; those of this cell: before, the initial state; after, the final one
+        padded           rows that each sequence has in `outputs`, C-contiguous then: those past its length become zeros; 0:
+                         they are not written
         """
         split = split_work(self.size, schedule, threads)
         if self.products_at:
@@ -112,7 +122,7 @@ class PackedCell:
             y=(address(outputs.rows), y_starts_at, step * outputs.rows.strides[0]),
             state=(address(state[self.h]), address(state[self.c])),
             cells=(address(cells.rows), step * cells.rows.strides[0]) if cells else (0, 0),
-            sequences=(address(block.lengths), address(schedule.order), len(schedule.order)),
+            sequences=(address(block.lengths), address(schedule.order), len(schedule.order), padded),
             cell=self.packed,
             split=(split.lanes, split.ahead, split.threads, sharers),
             memory=(

@@ -45,7 +45,9 @@ class PreparedModel:
             case Cell() | Stack([Cell()]):
                 (self.single_cell,) = self.cells.values()
 
-    def __call__(self, block: Block, outputs: Block, state: State, saved: Mapping[str, Block] = NOTHING) -> None:
+    def __call__(
+        self, block: Block, outputs: Block, state: State, saved: Mapping[str, Block] = NOTHING, padded: int = 0
+    ) -> None:
         """Run all sequences of `block` through the model.
 
         block    in      rows (R, input size), of this dtype
@@ -54,12 +56,14 @@ class PreparedModel:
                          unchanged where the length is 0
         saved    out     what else to keep of each step: "cells" with the starts of `outputs`, c of the top layer, and
                          "layers/...", packed, the outputs of the layers of model.layers_by_name()
+        padded           rows that each sequence has in C-contiguous `outputs`, where `single_cell` alone is run: those past
+                         a length > 0 become zeros; 0: they are not written
 
         With `saved` layers, or with a model that is pointwise, block and outputs must be packed.
         """
         schedule = Schedule.of(block.lengths)
         if schedule.steps and self.single_cell and not saved:  # a walk through the tree would take a small batch a tenth longer
-            self.single_cell.run(block, outputs, None, state, schedule, self.threads, backward=False)
+            self.single_cell.run(block, outputs, None, state, schedule, self.threads, False, padded)
         elif schedule.steps:
             Pass(self, schedule, state, saved).walk(self.model, "", block, outputs, saved.get("cells"))
             if "layers/0" in saved and not self.model.layers_by_name():  # it is one layer itself

@@ -77,6 +77,17 @@ def copy(context: Any, target: types.Type, source: types.Type, size: types.Type)
 
 
 @intrinsic
+def clear(context: Any, target: types.Type, size: types.Type) -> Any:
+    """Set `size` bytes to zero."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        cgutils.memset(builder, builder.inttoptr(args[0], POINTER), args[1], 0)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), emit
+
+
+@intrinsic
 def prefetch(context: Any, address: types.Type) -> Any:
     """Bring the cache line of an address near, without waiting for it."""
 
@@ -110,6 +121,13 @@ def start_lane(call, table, lanes, lane, sequence, float_bytes, sums_step):  # t
     put(table, Column.FINAL_C * lanes + lane, c)
     put(table, Column.LEFT * lanes + lane, get(at(get(call, Argument.LENGTHS_AT)), sequence))
     put(table, Column.READY * lanes + lane, 0)
+
+
+@register_jitable(inline="always")
+def clear_padding(call, table, lanes, lane):  # type: ignore[no-untyped-def]
+    """Set the output rows past the sequence's length to zero."""
+    length, y_step = get(table, Column.LEFT * lanes + lane), get(call, Argument.Y_STEP)
+    clear(get(table, Column.Y * lanes + lane) + length * y_step, (get(call, Argument.PADDED) - length) * y_step)
 
 
 @register_jitable(inline="always")
@@ -213,6 +231,8 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                             room = 0
                             break
                         start_lane(call, table, lanes, active, get(order, turn), size, sums_step)
+                        if get(call, Argument.PADDED) > 0 and (hand == 0 or sharers == 1):
+                            clear_padding(call, table, lanes, active)
                         active += 1
                     if active == 0:
                         break

@@ -84,6 +84,9 @@ class Argument(FromZero):
     LENGTHS_AT = auto()  # (n,) int64
     ORDER_AT = auto()  # (COUNT,) int64, the sequences to run, in the order in which lanes take them; all of length > 0
     COUNT = auto()
+    PADDED = (
+        auto()
+    )  # rows that each sequence has in the outputs, which are one piece then: zeros go past its length; 0: nothing
     PANELS_AT = auto()  # as Weights has them
     BIASES_AT = auto()
     PEEPHOLES_AT = auto()
@@ -151,7 +154,7 @@ def write_call(
     x, y       (.._AT, .._STARTS_AT, .._STEP)
     state      (H_AT, C_AT)
     cells      (CELLS_AT, CELLS_STEP)
-    sequences  (LENGTHS_AT, ORDER_AT, COUNT)
+    sequences  (LENGTHS_AT, ORDER_AT, COUNT, PADDED)
     cell       of pack_cell()
     split      (LANES, AHEAD, THREADS, SHARERS)
     memory     (SYNC_AT, SCRATCH_AT, SCRATCH_STEP, HIDDEN_AT, HIDDEN_STEP, ROUNDED_STEP, PRODUCTS_AT)

@@ -83,5 +83,6 @@ PYTHON: dict[str, Callable[..., Any]] = {
     "min_of": min,
     "prefetch": lambda address: None,
     "copy": ctypes.memmove,
+    "clear": lambda target, size: ctypes.memset(target, 0, size),
     "tile_call": tile_call,
 }

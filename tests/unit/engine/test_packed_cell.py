@@ -8,7 +8,7 @@ from helpers import files
 
 import lstmcli
 from lstmcli.blocks import Block, packed_starts
-from lstmcli.engine import packed_cell
+from lstmcli.engine import call, packed_cell
 from lstmcli.engine.lanes_and_threads import Schedule, WorkSplit, split_work
 from lstmcli.engine.prepared_model import PreparedModel
 from lstmcli.model.tree import Bidirectional, Cell, Model, Residual, Reverse, Stack
@@ -113,3 +113,19 @@ def test_the_split_fits_what_it_is_for():
         assert (threads, share) == ((1, False) if shared is None else (2, shared))
         assert 1 <= lanes <= count
         assert ahead >= 0
+
+
+@pytest.mark.parametrize(
+    "lengths", [LENGTHS, np.maximum(LENGTHS, 1), np.full(len(LENGTHS), 9)], ids=["some empty", "none", "full"]
+)
+@pytest.mark.parametrize("split", [(1, False, 3, 0), (2, False, 4, 0), (2, True, 5, 3)])
+def test_padding_becomes_zeros_in_memory_that_held_other_numbers(split, lengths, monkeypatch):
+    model, x = lstmcli.init_model(21, [35], seed=4), X.astype(np.float32)
+    with monkeypatch.context() as large:
+        large.setattr(call, "SYSTEM_ZEROS", 0)
+        want, _ = model(x, lengths, threads=1)
+    monkeypatch.setattr(packed_cell, "split_work", lambda *_: WorkSplit(*split))
+    monkeypatch.setattr(np, "empty", lambda shape, dtype: np.full(shape, 7, dtype))
+    got, _ = model(x, lengths, threads=2)
+    assert got.tobytes() == want.tobytes()
+    assert not got[files.padding(got.shape, lengths)].view(np.uint32).any()
