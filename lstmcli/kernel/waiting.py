@@ -107,15 +107,14 @@ def define_wait(module: ir.Module) -> ir.Function:
     more = builder.add(spins, ir.Constant(I64, 1))
     builder.cbranch(builder.icmp_signed("<", more, ir.Constant(I64, SPINS)), spin, long)
     builder.position_at_end(spin)
-    if "x86" in module.triple:
-        builder.call(declared(builder, "llvm.x86.sse2.pause", ir.VoidType()), [])
+    emit_pause(builder)
     builder.branch(look)
     builder.position_at_end(long)
     time = emit_now(builder)
     began = builder.select(builder.icmp_signed("==", since, ir.Constant(I64, 0)), time, since)
     builder.cbranch(builder.icmp_signed("<", builder.sub(time, began), ir.Constant(I64, YIELDING)), others, nap)
     builder.position_at_end(others)
-    builder.call(declared(builder, "sched_yield", I32), [])
+    emit_yield(builder)
     builder.branch(look)
     builder.position_at_end(nap)
     emit_sleep(builder, ir.Constant(I64, NAP))
@@ -132,6 +131,15 @@ def define_wait(module: ir.Module) -> ir.Function:
 
 def declared(builder: ir.IRBuilder, name: str, result: ir.Type, *kinds: ir.Type) -> ir.Function:
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, kinds), name)
+
+
+def emit_pause(builder: ir.IRBuilder) -> None:
+    if "x86" in builder.module.triple:
+        builder.call(declared(builder, "llvm.x86.sse2.pause", ir.VoidType()), [])
+
+
+def emit_yield(builder: ir.IRBuilder) -> None:
+    builder.call(declared(builder, "sched_yield", I32), [])
 
 
 def emit_now(builder: ir.IRBuilder) -> ir.Value:

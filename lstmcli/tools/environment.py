@@ -13,6 +13,7 @@ from lstmcli.kernel.layout import tile_shape
 from lstmcli.kernel.native import compiled
 from lstmcli.kernel.native.cache import ANOTHER_FOLDER, cache_folder, why_not_kept
 from lstmcli.kernel.native.target import LEVELS, target, target_of
+from lstmcli.kernel.threads import box
 from lstmcli.version import __version__
 
 PACKAGES = ("numpy", "numba", "llvmlite", "h5py", "click", "rich")
@@ -36,6 +37,7 @@ def warm_up(cpus: Sequence[str]) -> None:
         for bits in FLOATS
         for recipe in (lstm.recipe(bits), pointwise_recipe(bits), *(dense_recipe(bits, n) for n in VECTORS))
     ]
+    recipes.append(box.recipe())
     for cpu in cpus:
         for recipe in recipes:
             if cpu != NATIVE:

@@ -32,7 +32,7 @@ ROOMS = (
     *("weights/chains", "weights/chains/saved_model", "weights/chains/graphs", "weights", "weights/keras_format"),
     *("weights/tf_graph", "weights/onnx_graph", "inputs/ragged", "weights/torch_format"),
     *("weights/containers", "inputs", "inputs/beside", "model", "files/hdf5_bytes", "files"),
-    *("kernel/heads", "kernel", "kernel/vectors", "kernel/native", "blocks", "errors", "version"),
+    *("kernel/threads", "kernel/heads", "kernel", "kernel/vectors", "kernel/native", "blocks", "errors", "version"),
 )
 FILES_OF_A_ROOM = 10
 LINES_OF_A_FILE = 400

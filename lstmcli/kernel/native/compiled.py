@@ -34,7 +34,7 @@ class Recipe(NamedTuple):
 class Loaded(NamedTuple):
     """A function in this process.
 
-    call   call(address of its table, number of the thread), without the GIL
+    call   call(address of its table, number of the thread), without the GIL; call.address is where it lies
     shape  what compile() said of it
     """
 
@@ -76,7 +76,7 @@ def settings_of_numba(here: Target) -> Iterator[None]:
 def loaded(made: Compiled) -> Loaded:
     address, keep_alive = link(made.symbol, made.code, made.library)
     call = PROTOTYPE(address)
-    call.keep_alive = keep_alive  # type: ignore[attr-defined]
+    call.address, call.keep_alive = address, keep_alive  # type: ignore[attr-defined]
     return Loaded(call, made.shape)
 
 
