@@ -1,6 +1,5 @@
 """Commands that look at files and at the installation (verify, bench, env), and those that help (help, completion)."""
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -81,28 +80,40 @@ def verify(terminal: "Terminal", files: tuple[str, ...]) -> None:
     default="float32",
     help="The number format to compute in. Whoever has no bfloat16 stays in float32, and is called so.",
 )
+@option(
+    "Messages",
+    "-o",
+    "--format",
+    type=click.Choice(["text", "md"]),
+    default="text",
+    help="Print text, or a table in Markdown with the CPU, the versions and the date.",
+)
 @as_json
-def bench(terminal: "Terminal", threads: int, dtype: str, **shape: Any) -> None:
+def bench(terminal: "Terminal", threads: int, dtype: str, format: str, **shape: Any) -> None:
     """Compare with whatever of PyTorch, ONNX Runtime and OpenVINO is installed, and with NumPy's matrix product.
 
     From a padded array in memory to a padded array. Peers run the batch in one call, and sorted and cut into trimmed buckets.
     Each is a process of its own, and the others are stopped while one runs. With no shape given, a table of shapes from small
     to large.
     """
-    from lstmcli.cli.report.bench_table import bench_table
+    from lstmcli.cli.report.bench_table import bench_markdown, bench_table, left_out
     from lstmcli.run.stop import Stop
     from lstmcli.tools.bench.cases import CASES, Case
+    from lstmcli.tools.bench.machine import machine
     from lstmcli.tools.bench.measure import measure
 
+    if format != "text" and terminal.json:
+        raise click.UsageError("--format and --json both say what to print; choose one")
     chosen = {name: value for name, value in shape.items() if value}
-    found: list[dict[str, Any]] = []
     with Stop().heed_signals():
-        for case in (Case(**chosen),) if chosen else CASES:
-            contenders, left_out = measure(case, threads, dtype)
-            found.append({"case": asdict(case), "contenders": [asdict(one) for one in contenders], "left_out": left_out})
-    for line in dict.fromkeys(f"{name}, {why}" for one in found for name, why in one["left_out"].items()):
+        cases = [measure(case, threads, dtype) for case in ((Case(**chosen),) if chosen else CASES)]
+    facts = {"machine": machine(), "threads": threads, "dtype": dtype, "cases": cases}
+    if format == "md":
+        terminal.print(bench_markdown(facts))
+        return
+    for line in left_out(facts):
         terminal.note(f"left out: {line}")
-    terminal.print_drawing({"threads": threads, "dtype": dtype, "cases": found}, lambda: bench_table(found, threads))
+    terminal.print_drawing(facts, lambda: bench_table(facts))
 
 
 @click.command(

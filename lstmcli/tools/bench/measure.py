@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -27,21 +27,13 @@ ROUNDS = 5
 THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")  # variables of BLAS and OpenMP
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One way on one case. `ratio`: its time over that of lstmcli, the median of the rounds; above 1 it is slower."""
-
-    name: str
-    milliseconds: float
-    gflops: float
-    ratio: float
-
-
-def measure(case: Case, threads: int, dtype: str = "float32") -> tuple[list[Measured], dict[str, str]]:
+def measure(case: Case, threads: int, dtype: str = "float32") -> dict[str, Any]:
     """Measure lstmcli, all frameworks that are installed, and NumPy's matrix product, in this order.
 
-    Returns also why contenders, or ways of them, are left out. Raises LstmcliError where outputs differ from those of lstmcli,
-    or a process is killed.
+    Returns {"case": its fields, "contenders": [{"name", "milliseconds", "gflops", "ratio"}, ...], "left_out": {NAME: WHY}}.
+    A ratio is the time of a contender over that of lstmcli, the median of the rounds: above 1 it is slower. Of sgemm, which
+    computes something else, it is that of an operation. Raises LstmcliError where outputs differ from those of lstmcli, or a
+    process is killed.
     """
     left_out: dict[str, str] = {}
     with TemporaryDirectory(prefix="lstmcli-bench-") as folder, ExitStack() as stack:
@@ -51,7 +43,7 @@ def measure(case: Case, threads: int, dtype: str = "float32") -> tuple[list[Meas
             if missing := [package for package in PEERS.get(contender, ()) if not find_spec(package)]:
                 left_out[contender] = f"{missing[0]} is not installed"
                 continue
-            worker = stack.enter_context(Worker(contender, threads))
+            worker = stack.enter_context(Worker(contender, threads, Path(folder, contender)))
             answer = worker.ask({"contender": contender, **job})
             if "error" in answer:
                 raise LstmcliError(answer["error"])
@@ -59,16 +51,16 @@ def measure(case: Case, threads: int, dtype: str = "float32") -> tuple[list[Meas
             ready.append((worker, answer["ways"]))
         seconds, ratios = in_rounds(ready)
     flops = dict.fromkeys(seconds, case.flops()) | {SGEMM: 2 * SGEMM_SIZE**3}
-    found = [
-        Measured(
-            name,
-            median(own) * 1e3,
-            flops[name] / median(own) / 1e9,
-            median(ratios[name]) * flops[OURS] / flops[name],
-        )
+    contenders = [
+        {
+            "name": name,
+            "milliseconds": median(own) * 1e3,
+            "gflops": flops[name] / median(own) / 1e9,
+            "ratio": median(ratios[name]) * flops[OURS] / flops[name],
+        }
         for name, own in seconds.items()
     ]
-    return found, left_out
+    return {"case": asdict(case), "contenders": contenders, "left_out": left_out}
 
 
 def in_rounds(workers: list[tuple["Worker", list[str]]]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
@@ -94,19 +86,18 @@ def in_rounds(workers: list[tuple["Worker", list[str]]]) -> tuple[dict[str, list
 class Worker:
     """The process of a contender, stopped but when it is asked, with those that a framework starts. A `with` ends them all."""
 
-    def __init__(self, contender: str, threads: int) -> None:
-        self.contender = contender
+    def __init__(self, contender: str, threads: int, log: Path) -> None:
+        """Start the process. log: a file for what it prints, of which an error says the last line."""
+        self.contender, self.log = contender, log
         path = os.pathsep.join(place or os.curdir for place in sys.path)
-        # In a group of its own no Ctrl-C reaches it, and POSIX has a stopped one woken (SIGHUP, SIGCONT) when we are killed.
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "lstmcli.tools.bench.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            env=os.environ | dict.fromkeys(THREADS, str(threads)) | {"PYTHONPATH": path},
-            process_group=0,
-        )
+        command = [sys.executable, "-P", "-m", "lstmcli.tools.bench.worker"]
+        env = os.environ | dict.fromkeys(THREADS, str(threads)) | {"PYTHONPATH": path}
+        pipe = subprocess.PIPE
+        with log.open("wb") as printed:
+            # In a group of its own no Ctrl-C reaches it, and POSIX has a stopped one woken when we are killed (by SIGCONT).
+            self.process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=printed, env=env, text=True, bufsize=1, process_group=0
+            )
 
     def ask(self, question: Any) -> Any:
         """Send a line and return the answer. Raises LstmcliError where the process is gone."""
@@ -119,7 +110,10 @@ class Worker:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            raise LstmcliError(f"{self.contender}: its process ended {how(self.process.wait())}, and nothing was measured")
+            code = self.process.wait()
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            *_, last = self.log.read_text(errors="replace").splitlines() or [""]
+            raise LstmcliError(f"{self.contender}: its process ended {how}; nothing is measured{last and f': {last}'}")
         os.killpg(self.process.pid, signal.SIGSTOP)
         return json.loads(answer)
 
@@ -130,7 +124,3 @@ class Worker:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-
-
-def how(code: int) -> str:
-    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"

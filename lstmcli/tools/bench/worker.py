@@ -54,7 +54,7 @@ def prepare(
         if contender not in PEERS or isinstance(error, WrongOutputsError):
             raise
         first, *_ = str(error).splitlines() or [""]
-        left_out[contender] = f"{type(error).__name__}: {first}"
+        left_out[contender] = first if isinstance(error, LstmcliError) else f"{type(error).__name__}: {first}"
     return ready, left_out
 
 
