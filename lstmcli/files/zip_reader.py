@@ -108,7 +108,7 @@ class NpzMember(FileBytes):
             raise DataError(f"{file.name}: no array {shown(name)}; there is {shown(', '.join(names[:10])) or 'none at all'}")
         with reading_zip(self.name), os.fdopen(os.dup(file.fd), "rb") as content, ZipFile(content) as archive:
             info = archive.infolist()[names.index(name)]
-            self.size, self.decoded, self.begin = info.file_size, b"", 0
+            self.size, self.decoded, self.begin = info.file_size, bytearray(), 0
             if names.count(name) > 1:
                 raise DataError(f"{self.name}: is there twice; save the arrays again with np.savez")
             if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED) or info.flag_bits & ENCRYPTED:
@@ -121,9 +121,7 @@ class NpzMember(FileBytes):
                     "memory; save the array of the NPZ with np.save"
                 )
             else:
-                self.decoded = archive.read(info)
-                if len(self.decoded) != self.size:
-                    raise DataError(f"{self.name}: damaged ZIP archive: expected {self.size} bytes, got {len(self.decoded)}")
+                self.decoded = decoded(archive, info, self.name)
 
     def fetch(self, view: memoryview, offset: int) -> None:
         if offset + len(view) > self.size:
@@ -135,6 +133,18 @@ class NpzMember(FileBytes):
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"member_at": self.begin}
+
+
+def decoded(archive: ZipFile, info: ZipInfo, name: str) -> bytearray:
+    """Returns a deflated member. Raises DataError where it is not as long as it claims, without decoding more than that."""
+    content, at = bytearray(info.file_size), 0
+    with archive.open(info) as stream:
+        while part := stream.read(PIECE):  # by itself zipfile decodes all there is, and has it twice
+            content[at : at + len(part)] = part
+            at += len(part)
+    if at != info.file_size:
+        raise DataError(f"{name}: damaged ZIP archive: expected {info.file_size} bytes, got {at}")
+    return content
 
 
 def begin_of(info: ZipInfo, file: FileBytes, name: str) -> int:

@@ -51,8 +51,8 @@ def looks_like(file: Any) -> bool:
 def import_archive(archive: Archive, choices: Choices, make: Callable[..., Model_co]) -> Model_co:
     """What `make`, such as import_layers(), makes of a .keras file. DataError: damaged, or `make` cannot."""
     where = archive.where
-    config = parse(archive.read(CONFIG), f"{where}, {CONFIG}")
-    metadata = parse(archive.read(METADATA), f"{where}, {METADATA}")
+    config = parse(archive.describe(CONFIG), f"{where}, {CONFIG}")
+    metadata = parse(archive.describe(METADATA), f"{where}, {METADATA}")
     image = archive.read(WEIGHTS)
     hdf5_safety.check_heaps(lambda offset, count: image[offset : offset + count], len(image), f"{where}::{WEIGHTS}")
     with hdf5.open_image(image, f"{where}::{WEIGHTS}") as file:

@@ -152,6 +152,10 @@ def read_weights(path: str, reader: WeightsReader[Model_co]) -> Model_co:
 
             return reader.torch(saved_files.read_stream(file.take(0, size), where), where)
         if begin.startswith(IR_VERSION):
+            from lstmcli.weights.containers.protobuf import MAX_BYTES
+
+            if size > MAX_BYTES:
+                raise DataError(f"{where}: an ONNX model of {size:,} bytes, where protobuf allows {MAX_BYTES:,}; damaged?")
             return reader.onnx(file, path)
         raise DataError(f"{where}: expected {KNOWN}; got a file that begins with {begin[:8]!r}")
 

@@ -12,6 +12,7 @@ from lstmcli.errors import DataError, LstmcliError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, is_several, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
+from lstmcli.files.positioned_file import FileBytes
 from lstmcli.inputs.ragged.flat import read_numbers
 from lstmcli.inputs.source import Source
 from lstmcli.inputs.valid_steps import read_valid_steps
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lstmcli.model.chain import Chain
 
 
+Form = tuple[tuple[int, ...], np.dtype[Any]]  # shape and dtype
 LONE = "array"  # what the array of an NPY file is called
 
 
@@ -110,6 +112,22 @@ class InMemory:
 
     def rows(self, first: int, count: int) -> NDArray[Any]:
         return np.atleast_1d(self.values)[first : first + count]
+
+
+class NpzTable:
+    """A Table of an array of an NPZ. last: the one of them that was read last; deflated, it is in memory."""
+
+    def __init__(self, file: FileBytes, names: list[str], name: str, form: Form, last: dict[str, NpyArray]) -> None:
+        self.file, self.names, self.name, self.last = file, names, name, last
+        self.shape, self.dtype = form
+
+    def rows(self, first: int, count: int) -> NDArray[Any]:
+        from lstmcli.files.zip_reader import NpzMember
+
+        if self.name not in self.last:
+            self.last.clear()
+            self.last[self.name] = NpyArray(NpzMember(self.file, self.names, self.name).fetch, self.name)
+        return self.last[self.name].rows(first, count)
 
 
 @contextmanager
@@ -234,11 +252,11 @@ def all_arrays(spec: str, opened: ExitStack) -> dict[str, Table]:
         array.check_size(file.opened.st_size)
         return {LONE: array}
     if kind is FileKind.ZIP:
-        from lstmcli.files.zip_reader import NpzMember, npz_forms, npz_names
+        from lstmcli.files.zip_reader import npz_forms, npz_names
 
-        names = npz_names(file)
-        members = {one: NpzMember(file, names, one) for one in npz_forms(file) if name in (None, f"/{one}")}
-        return {one: NpyArray(member.fetch, member.name) for one, member in members.items()}
+        names, last = npz_names(file), dict[str, NpyArray]()
+        forms = {one: form for one, form in npz_forms(file).items() if name in (None, f"/{one}")}
+        return {one: NpzTable(file, names, one, form, last) for one, form in forms.items()}
     if kind is not FileKind.HDF5:
         return {}
     container = opened.enter_context(hdf5.open_file(path))

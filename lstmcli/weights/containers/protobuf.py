@@ -12,6 +12,8 @@ from lstmcli.errors import DataError
 Value = int | memoryview
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+MAX_BYTES = (1 << 31) - 1  # of a file; protobuf's own limit
+MAX_FIELDS = 1 << 23  # in a file, each as often as it is read: 2 GB of Python's objects, 10 s; two bytes are a field
 
 
 def varint(data: memoryview, at: int, where: str) -> tuple[int, int]:
@@ -56,10 +58,14 @@ class Message:
     """A message's fields by number. Of a field that is there several times, `integer` and `message` take the last, as protobuf
     does. DataError: damaged, or of another type than is asked for."""
 
-    def __init__(self, data: memoryview | bytes, where: str) -> None:
-        self.where = where
+    def __init__(self, data: memoryview | bytes, where: str, left: list[int] | None = None) -> None:
+        """left: how many fields may still be read of the file, which the messages in this one share."""
+        self.where, self.left = where, [MAX_FIELDS] if left is None else left
         self.values: dict[int, list[tuple[int, Value]]] = {}
         for number, wire, value in fields(memoryview(data), where):
+            self.left[0] -= 1
+            if self.left[0] < 0:
+                raise DataError(f"{where}: has more than {MAX_FIELDS:,} fields, which no model needs; damaged?")
             self.values.setdefault(number, []).append((wire, value))
 
     def __contains__(self, number: int) -> bool:
@@ -118,10 +124,10 @@ class Message:
         return (self.texts(number) or [""])[-1]
 
     def messages(self, number: int) -> "list[Message]":
-        return [Message(value, self.where) for _, value in self._of(number, BYTES)]
+        return [Message(value, self.where, self.left) for _, value in self._of(number, BYTES)]
 
     def message(self, number: int) -> "Message":
-        return Message(self.data(number), self.where)
+        return Message(self.data(number), self.where, self.left)
 
     def plain(self) -> list[tuple[int, list[tuple[int, int | bytes]]]]:
         """All fields as they stand, to compare messages."""

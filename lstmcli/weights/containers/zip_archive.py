@@ -6,6 +6,8 @@ import zipfile
 from lstmcli.errors import DataError, shown
 from lstmcli.files.zip_reader import reading_zip
 
+DESCRIBING = 1 << 26  # bytes of a member that describes a model; a sparse file may claim any number of zeros
+
 
 class Archive:
     def __init__(self, fd: int, where: str) -> None:
@@ -26,6 +28,14 @@ class Archive:
     def close(self) -> None:
         self.file.close()
         self.raw.close()
+
+    def describe(self, name: str) -> bytes:
+        """As read(), of a member that describes the others. DataError where it is larger than that can be."""
+        if name in self.members and (size := self.members[name].file_size) > DESCRIBING:
+            raise DataError(
+                f"{self.where}, member {shown(name)}: expected at most {DESCRIBING:,} bytes that describe a model, got {size:,}"
+            )
+        return self.read(name)
 
     def read(self, name: str) -> bytes:
         """A whole member, its CRC checked. DataError: missing, compressed, damaged, or larger than the archive."""

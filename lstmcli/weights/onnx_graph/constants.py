@@ -19,7 +19,8 @@ from lstmcli.weights.onnx_graph.tensors import TYPES
 Array = NDArray[Any]
 Inputs = list[Array | None]
 
-MAX_BYTES = 1 << 30  # of an array that is computed; what is in the file may be larger
+MAX_BYTES = 1 << 29  # of an array that is computed; what is in the file may be larger
+MAX_TRACED = 1 << 27  # likewise, of one that says where elements come to lie
 MAX_DEPTH = 100  # of operators through which a shape is followed
 # RuntimeError: more axes than NumPy has.
 FAILURES = (ValueError, IndexError, TypeError, KeyError, OverflowError, ArithmeticError, MemoryError, RuntimeError)
@@ -154,7 +155,7 @@ def sources(value: Value) -> list[Tensor]:
 
 def limited(shape: Sequence[int], array: Array) -> None:
     """Raises ValueError where an array of this shape would be larger than any weights."""
-    if math.prod(shape) * array.dtype.itemsize > MAX_BYTES:
+    if math.prod(shape) * array.dtype.itemsize > (MAX_TRACED if array.dtype.names else MAX_BYTES):
         raise ValueError
 
 

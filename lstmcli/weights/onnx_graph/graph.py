@@ -228,11 +228,37 @@ def read_graph(data: bytes, path: str, where: str) -> Graph:
     model = Message(data, f"{where}: not a whole ONNX model")
     try:
         graph = Reader(model, path, where).graph(model.message(7), Scope())
+        refuse_circles(graph)
         graph.opset = max((one.integer(2) for one in model.messages(8) if one.text(1) in ("", "ai.onnx")), default=0)
         return graph
     except DataError as error:
         text = str(error)
         raise DataError(text if text.startswith(where) else f"{where}: {text}") from error
+
+
+def refuse_circles(graph: Graph) -> None:
+    """Raises DataError where a node needs what it puts out itself; the order in which nodes stand in the file is free."""
+    done: set[Node] = set()
+    for last in graph.all_nodes():
+        pending, waiting = [last], set[Node]()
+        while pending:
+            node = pending[-1]
+            needed = [] if node in done else [maker for maker in makers(node) if maker not in done]
+            if needed and node not in waiting:
+                if not waiting.isdisjoint(needed):
+                    raise DataError(f"damaged: node {shown(node.operator)} {shown(node.name)!r} needs itself")
+                waiting.add(node)
+                pending += needed
+                continue
+            done.add(node)
+            waiting.discard(node)
+            pending.pop()
+
+
+def makers(node: Node) -> list[Node]:
+    """Returns the nodes that a node needs, those of what the graphs in it put out among them."""
+    values = [*node.inputs, *(value for graph in node.graphs.values() for value in graph.outputs)]
+    return [value.maker for value in values if value and value.maker]
 
 
 # Operators that leave the elements of their first input as they are, and those that look at its shape alone.

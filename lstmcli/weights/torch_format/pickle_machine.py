@@ -23,6 +23,7 @@ STORAGES = {
 REBUILT = {"_rebuild_tensor": 4, "_rebuild_tensor_v2": 6, "_rebuild_tensor_v3": 7, "_rebuild_qtensor": 4}  # how many arguments
 PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
 LARGEST = 1 << 48
+MAX_STEPS = 1 << 23  # opcodes; a tensor takes about 40
 MAX_AXES = 64
 LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number with which a file of PyTorch before 1.6 begins, in any protocol
 ADVICE = "save the weights alone: torch.save(model.state_dict(), ...), or safetensors.torch.save_file"
@@ -100,7 +101,9 @@ class Machine:
         self.stack.clear()
         self.memo.clear()
         try:
-            for opcode, argument, _ in pickletools.genops(stream):
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+                if count == MAX_STEPS:
+                    raise DataError(f"{self.where}: a pickle of more than {MAX_STEPS:,} steps; {ADVICE}")
                 if opcode.name == "STOP":
                     return self.stack.pop()
                 self.step(opcode.name, argument)

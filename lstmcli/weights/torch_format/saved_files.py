@@ -94,7 +94,7 @@ def read_tree(archive: Archive) -> tuple[Any, Machine, str]:
     folder = pickles[0].removesuffix("data.pkl")
     check_order(archive, folder)
     machine = Machine(f"{archive.where}, {shown(pickles[0])}")
-    return machine.run(io.BytesIO(archive.read(pickles[0]))), machine, folder
+    return machine.run(io.BytesIO(archive.describe(pickles[0]))), machine, folder
 
 
 def read_stream(data: bytes, where: str) -> Contents:
@@ -134,7 +134,7 @@ def is_pickle(member: str) -> bool:
 
 
 def check_order(archive: Archive, folder: str) -> None:
-    order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in archive.members else b"little"
+    order = archive.describe(f"{folder}byteorder") if f"{folder}byteorder" in archive.members else b"little"
     if order != b"little":
         raise DataError(f"{archive.where}: expected little-endian values, got byteorder {shown(str(order))[:20]}; {ADVICE}")
 
@@ -204,7 +204,7 @@ def read_export(archive: Archive, folder: str) -> Contents:
     where = f"{archive.where}, {shown(folder + EXPORTED)}"
     check_order(archive, folder)
     try:
-        config = json.loads(archive.read(folder + EXPORTED))["config"].items()
+        config = json.loads(archive.describe(folder + EXPORTED))["config"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: damaged .pt2 of torch.export: {shown(str(error))[:200]}") from error
     tensors = []
