@@ -18,7 +18,7 @@ from lstmcli.files.positioned_file import storing
 from lstmcli.files.zip_writer import Npz
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.formats.fields import FLAT, PADDED, PER_SEQUENCE, Field
-from lstmcli.results.formats.hdf5_result import allocate, in_memory, unwritten, write_ids
+from lstmcli.results.formats.hdf5_result import allocate, hdf5_in, in_memory, unwritten, write_ids
 from lstmcli.results.formats.per_sequence import allocate_each
 from lstmcli.results.formats.result import Result, stored_shape
 
@@ -73,12 +73,10 @@ class PlainHdf5(Result):
     """HDF5: the array `sequences`, with lengths or offsets and ids beside it, or a group of datasets."""
 
     def __init__(self, target: Target) -> None:
-        import h5py
-
         self.partial = Partial(target.path, target.overwrite)
         try:
             with storing(target.path), in_memory() as image:
-                with h5py.File(image, "w") as file:
+                with hdf5_in(image) as file:
                     begins, offset = None, 0
                     if target.layout == PER_SEQUENCE:
                         assert target.ids is not None

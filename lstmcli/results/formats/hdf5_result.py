@@ -105,11 +105,9 @@ def stored_steps(metadata: Metadata) -> dict[str, Any]:
 @contextmanager
 def container(arrays: Arrays, metadata: Metadata) -> Iterator[tuple[io.BufferedRandom, int, dict[str, Place]]]:
     """Makes a result without the values of its arrays. Yields the file, its size, and the places of the values by name."""
-    import h5py
-
     # libhdf5 writes it into memory (a sparse file there), never to the disk: on a full disk it would crash.
     with in_memory() as image:
-        with h5py.File(image, "w") as file:
+        with hdf5_in(image) as file:
             write_metadata(file, metadata)
             rows = metadata.valid.lengths.shape
             others: Arrays = {name: (values.shape, values.dtype) for name, values in stored_steps(metadata).items()}
@@ -188,3 +186,19 @@ def in_memory() -> io.BufferedRandom:
     import tempfile  # its own imports take a millisecond, and Linux does without
 
     return tempfile.TemporaryFile()
+
+
+@contextmanager
+def hdf5_in(image: io.BufferedRandom) -> Iterator[Any]:
+    """Yields an h5py.File that is written into `image`. Raises OSError where the system refuses that."""
+    import h5py
+
+    try:
+        with h5py.File(image, "w") as file:
+            yield file
+    except SystemError as error:
+        # On Python 3.13: libhdf5 goes on and calls h5py again, where the error of the first call is still set.
+        found: BaseException | None = error
+        while found and not isinstance(found, OSError):
+            found = found.__cause__ or found.__context__
+        raise found or error from None
