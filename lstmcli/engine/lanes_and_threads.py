@@ -79,8 +79,9 @@ class WorkSplit(NamedTuple):
 def split_work(cell: CellSize, schedule: Schedule, max_threads: int) -> WorkSplit:
     """Choose the split for the sequences of `schedule`, of which there is at least one, and at most `max_threads` threads."""
     count, rows, flops = len(schedule.order), cell.tile_rows, cell.flops * schedule.steps
+    enough = max(MIN_LANES, rows // 2)  # tiles of AMX have 16 rows: it takes 8 of them before products take longer than weights
     if count <= rows and flops < THREAD_FLOPS:  # one tile does it all
-        return WorkSplit(1, False, count, AHEAD if count < MIN_LANES else 0)
+        return WorkSplit(1, False, count, AHEAD if count < enough else 0)
     streamed, cached = cell.weight_bytes > STREAMED_BYTES, cell.weight_bytes <= CACHED_BYTES
     # So many sequences run side by side until the end, in full tiles, if the lanes end together.
     abreast = min(count, -(-schedule.steps // (schedule.longest * rows)) * rows)
@@ -93,6 +94,6 @@ def split_work(cell: CellSize, schedule: Schedule, max_threads: int) -> WorkSpli
     else:
         threads = min(threads, count)
         full_tiles = (count // SEQUENCES_PER_LANE if cached else abreast) // threads // rows * rows
-        lanes = min(max(MIN_LANES, full_tiles), -(-count // threads))
+        lanes = min(max(enough, full_tiles), -(-count // threads))
     lanes = min(lanes, MAX_LANES)
-    return WorkSplit(threads, share_steps, lanes, AHEAD if lanes < MIN_LANES or streamed else 0)
+    return WorkSplit(threads, share_steps, lanes, AHEAD if lanes < enough or streamed else 0)

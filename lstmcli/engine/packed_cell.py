@@ -43,7 +43,7 @@ class PackedCell:
         self.packed = pack_cell(tuple(map(address, self.weights)), sizes, clips)
         flops = 8 * units * (inputs + outputs) + 2 * self.weights.projection.size * (2 if bfloat16 else 1)
         self.size = CellSize(flops, self.weights.panels.nbytes, len(self.weights.biases), self.kernel.shape.rows)
-        self.rounded_bytes = rounded_bytes(inputs, units, outputs) if bfloat16 else 0
+        self.rounded_bytes = rounded_bytes(inputs, units, outputs, self.kernel.shape) if bfloat16 else 0
         # Bytes of a lane's h before the projection.
         self.hidden_bytes = units * self.float_bytes if cell.projection is not None else 0
 
@@ -110,7 +110,7 @@ class PackedCell:
 
         # One array for the table of the call, its counters, and the memory of all threads, in words of 8 bytes.
         hidden_words = -(-split.lanes * self.hidden_bytes // 8)
-        scratch = scratch_words(split.lanes, split.ahead, self.weights.biases, self.rounded_bytes)
+        scratch = scratch_words(split.lanes, split.ahead, self.weights.biases, self.kernel.shape, self.rounded_bytes)
         scratch_first = ARGUMENTS + SYNC_WORDS
         hidden_first = scratch_first + scratch * split.threads
         sharers, owners = (split.threads, 1) if split.share_steps else (1, split.threads)

@@ -7,8 +7,8 @@ odd ones, each by a fused multiply-add at a time, in order. The two are added, a
 Subnormal numbers count as zero, in and out of every operation: the kernel runs in a mode of the CPU in which they do
 (native/float_mode.py), as the instruction does by itself. So that also holds for c and for the activations.
 
-The weights of two inputs share a word of 32 bits, as the instruction takes them: the even one in its lower half. A kernel for
-CPUs with AMX would take the place of accumulate(), with rows rounded to pairs as well: weights and sums stay as they are.
+The weights of two inputs share a word of 32 bits, as the instruction takes them: the even one in its lower half. On a CPU with
+AMX, amx.py takes the place of accumulate(), with rows rounded to pairs as well.
 """
 
 import itertools
@@ -18,6 +18,7 @@ import llvmlite.ir as ir
 from lstmcli.kernel.layout import BLOCK
 from lstmcli.kernel.vectors.simd import I64, POINTER, Simd, Vector, fma
 
+I16 = ir.IntType(16)
 PAIRS = BLOCK // 2
 UNROLLED = 4  # pairs in one turn of the inner loop
 
@@ -28,11 +29,11 @@ def words(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
     return builder.mul(blocks, ir.Constant(I64, PAIRS))
 
 
-def define_rounding(module: ir.Module, width: int) -> ir.Function:
+def define_rounding(module: ir.Module, width: int, halves: bool) -> ir.Function:
     """Return the function in `module` that rounds a row: round(target, source, count)
 
     source  (count,) float32          in
-    target  (padded(count),) float32  out  as layout.rounded() says, with zeros in the end
+    target  (padded(count),) float32  out  as layout.rounded() says, with zeros in the end; with `halves` their upper 16 bits
     """
     name = "lstm_round"
     if name in module.globals:
@@ -63,7 +64,11 @@ def define_rounding(module: ir.Module, width: int) -> ir.Function:
     upper = builder.select(small, builder.and_(bits, integers(0x80000000)), upper)
     is_nan = builder.icmp_unsigned(">", builder.and_(bits, integers(0x7FFFFFFF)), integers(0x7F800000))
     upper = builder.select(is_nan, integers(0x7FC00000), upper)
-    simd.store(Vector(simd, builder.bitcast(upper, simd.vector)), simd.at(target, place))
+    if halves:
+        upper = builder.trunc(builder.lshr(upper, integers(16)), ir.VectorType(I16, width))
+        builder.store(upper, builder.gep(target, [place], source_etype=I16), align=2)
+    else:
+        simd.store(Vector(simd, builder.bitcast(upper, simd.vector)), simd.at(target, place))
     following = builder.add(place, ir.Constant(I64, width))
     place.add_incoming(following, builder.block)
     builder.cbranch(builder.icmp_signed("<", following, end), loop, after)

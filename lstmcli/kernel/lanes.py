@@ -13,8 +13,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from lstmcli.kernel.layout import BLOCK, GATES, LINE_BYTES, Argument, Column, Options, Shape, Sync
-from lstmcli.kernel.tile_calls import projection_call, rounding, tile_call
+from lstmcli.kernel.layout import BLOCK, GATES, LINE_BYTES, Argument, Column, Options, Shape, Sync, rounded_size
+from lstmcli.kernel.tile_calls import configuring, projection_call, rounding, tile_call
 from lstmcli.kernel.vectors.simd import I64, POINTER
 from lstmcli.kernel.waiting import ADDRESSES, add, now, publish, read, sleep, wait_for
 
@@ -147,6 +147,13 @@ def advance_lane(call, table, lanes, lane, sums_step):  # type: ignore[no-untype
 
 
 @register_jitable(inline="always")
+def share_rows(count, most):  # type: ignore[no-untyped-def]
+    """Share rows out evenly among blocks of at most so many: return how many each has."""
+    blocks = (count + most - 1) // most
+    return (count + blocks - 1) // blocks
+
+
+@register_jitable(inline="always")
 def retire_lane(table, lanes, lane, last):  # type: ignore[no-untyped-def]
     """Empty a lane: the sequence of lane `last` moves into it. The two lanes exchange the memory that they own."""
     home, hidden = get(table, Column.HOME * lanes + lane), get(table, Column.HIDDEN * lanes + lane)
@@ -161,7 +168,8 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
     tile_of, projection_of = tile_call(shape, options), projection_call(shape, options)
     width, half, rows, size, projected = shape.width, shape.half, shape.rows, shape.bits // 8, options.projection
     row_bytes = GATES * width * size  # of a panel
-    rounds, round_row, block = options.bfloat16, rounding(shape), BLOCK
+    rounds, round_row, together = options.bfloat16, rounding(shape), BLOCK
+    rounded_bytes, amx, configure = rounded_size(shape), shape.amx, configuring(shape)
 
     def lstm(call, thread):  # type: ignore[no-untyped-def]
         """Run one cell over the sequences that the table `call` names (see layout.Argument), as thread number `thread`.
@@ -185,10 +193,12 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
         panel_bytes, projection_bytes = (inputs + outputs) * row_bytes, units * row_bytes
         x_bytes, rounded_step = 0, get(call, Argument.ROUNDED_STEP)
         if rounds:  # two weights in a word, and rows that are filled up
-            x_bytes, h_block = (inputs + block - 1) // block * block * size, (outputs + block - 1) // block * block
-            panel_bytes = (x_bytes // size + h_block) // 2 * row_bytes
-            projection_bytes = (units + block - 1) // block * block // 2 * row_bytes
+            x_padded = (inputs + together - 1) // together * together
+            h_padded, h_hidden = (outputs + together - 1) // together * together, (units + together - 1) // together * together
+            x_bytes = x_padded * rounded_bytes
+            panel_bytes, projection_bytes = (x_padded + h_padded) // 2 * row_bytes, h_hidden // 2 * row_bytes
         sums_step = panels * row_bytes
+        block, span, configured = rows, rows, 0  # of a tile with AMX: its rows are one block or two
 
         hand = thread if sharers > 1 else add(at(sync + Sync.HANDS), 1)
         while hand < threads:
@@ -198,6 +208,8 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
             sums = (scratch if sharers == 1 else scratches) + 8 * COLUMNS * (lanes + slots)  # of all that share
             hidden = get(call, Argument.HIDDEN_AT) + hand * get(call, Argument.HIDDEN_STEP)
             rounded = scratch + 8 * COLUMNS * (lanes + slots) + slots * sums_step  # of each thread, also where they share
+            if amx:
+                rounded = (rounded + LINE_BYTES - 1) // LINE_BYTES * LINE_BYTES
             for lane in range(lanes):
                 put(table, Column.HOME * lanes + lane, sums + lane * ahead * sums_step)
                 put(table, Column.HIDDEN * lanes + lane, hidden + lane * units * size)
@@ -274,11 +286,19 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                         coming_rows += 1
                     put(table, Column.SUMS * lanes + lane, home)
                     put(table, Column.READY * lanes + lane, ready)
+                if amx and coming_rows > 0:
+                    block = share_rows(coming_rows, rows)
+                    span = 2 * block
+                    if block != configured:
+                        configure(block)
+                        configured = block
                 for panel in range(first_panel, end_panel if coming_rows > 0 else 0):
                     weights = get(call, Argument.PANELS_AT) + panel * panel_bytes
-                    for first in range(0, coming_rows, rows):
-                        tile_rows = min_of(rows, coming_rows - first)
-                        tile_of(tile_rows, call, weights, coming, slots, first, panel * width, half_unit, 0, 1)
+                    first = 0
+                    while first < coming_rows:
+                        tile_rows = min_of(span, coming_rows - first)
+                        tile_of(tile_rows, block, call, weights, coming, slots, first, panel * width, half_unit, 0, 1)
+                        first += span
 
                 if rounds:
                     for lane in range(active):
@@ -289,15 +309,23 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                         round_row(row + x_bytes, get(table, Column.H * lanes + lane), outputs)
 
                 # One step of all lanes.
+                if amx:
+                    block = share_rows(active, rows)
+                    span = 2 * block
+                    if block != configured:
+                        configure(block)
+                        configured = block
                 for panel in range(first_panel, end_panel):
                     weights = get(call, Argument.PANELS_AT) + panel * panel_bytes
-                    for first in range(0, active, rows):
-                        tile_rows = min_of(rows, active - first)
-                        tile_of(tile_rows, call, weights, table, lanes, first, panel * width, half_unit, is_ahead, 0)
+                    first = 0
+                    while first < active:
+                        tile_rows = min_of(span, active - first)
+                        tile_of(tile_rows, block, call, weights, table, lanes, first, panel * width, half_unit, is_ahead, 0)
                         for lane in range(first, first + tile_rows if products != 0 and panel + 1 < end_panel else first):
                             coming_sums = get(table, Column.SUMS * lanes + lane) + (panel + 1) * row_bytes
                             for line in range(0, row_bytes, LINE_BYTES):
                                 prefetch(coming_sums + line)
+                        first += span
                 if projected:
                     if crew > 1:
                         met += crew
@@ -310,8 +338,10 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                             round_row(row, get(table, Column.HIDDEN * lanes + lane), units)
                     for panel in range(columns * share // crew, columns * (share + 1) // crew):
                         weights, column = get(call, Argument.PROJECTION_AT) + panel * projection_bytes, panel * GATES * width
-                        for first in range(0, active, rows):
-                            projection_of(min_of(rows, active - first), call, weights, table, lanes, first, column)
+                        first = 0
+                        while first < active:
+                            projection_of(min_of(span, active - first), block, call, weights, table, lanes, first, column)
+                            first += span
 
                 # The step is over.
                 steps += 1
@@ -359,6 +389,7 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                 add(at(sync + Sync.DONE), 1)
                 hand = add(at(sync + Sync.HANDS), 1)
 
+        configure(0)
         # The caller of thread 0 owns the sequences: it ends when no other thread works on them.
         if thread == 0 and sharers > 1:
             publish(at(sync + Sync.JOINS), -1)

@@ -26,6 +26,7 @@ class Shape(NamedTuple):
     width: int
     rows: int
     together: int
+    amx: int = False  # whether amx.py writes it: then two blocks of so many rows are a tile
 
     @property
     def dtype(self) -> np.dtype:
@@ -37,11 +38,13 @@ class Shape(NamedTuple):
         return self.width // 2 if self.width > 2 else 0
 
 
-def tile_shape(target: Target, bits: int, bfloat16: bool = False) -> Shape:
+def tile_shape(target: Target, bits: int, bfloat16: bool = False, amx: bool = False) -> Shape:
     """Choose the widest vectors, and tiles of 24 vectors where the CPU has 32 registers, of 12 where it has 16.
 
-    With bfloat16, two vectors are one chain.
+    With bfloat16, two vectors are one chain. With AMX, the weights are those of a CPU with AVX-512.
     """
+    if amx:
+        return Shape(32, width=16, rows=16, together=2, amx=True)
     together = (4 if target.vector_registers == 32 else 2) // (2 if bfloat16 else 1)
     return Shape(bits, target.vector_bytes * 8 // bits, rows=6, together=together)
 
@@ -186,21 +189,29 @@ class Column(FromZero):
 TABLE_WORDS = len(Column)
 
 
-def scratch_words(lanes: int, ahead: int, biases: Floats, rounded: int = 0) -> int:
+def scratch_words(lanes: int, ahead: int, biases: Floats, shape: Shape, rounded: int = 0) -> int:
     """Return how many words a thread needs: for its lanes, the steps that it computes in advance, and their paused sums.
 
     rounded  bytes of a rounded row, which bfloat16 has for each lane and each of these steps
+
+    With AMX, a tile may have more rows than lanes, and reads them; and rows begin with a cache line.
     """
     slots = lanes * ahead
-    return TABLE_WORDS * (lanes + slots) + slots * (biases.nbytes // 8) + (lanes + slots) * (rounded // 8) + 8
+    rows = lanes + slots + (shape.rows if shape.amx else 0)
+    return TABLE_WORDS * (lanes + slots) + slots * (biases.nbytes // 8) + rows * (rounded // 8) + 8
 
 
-def rounded_bytes(inputs: int, units: int, outputs: int) -> int:
-    """Return how far apart bfloat16's rows of a step's x and h lie, or of h before the projection, rounded, as float32.
+def rounded_bytes(inputs: int, units: int, outputs: int, shape: Shape) -> int:
+    """Return how far apart bfloat16's rows of a step's x and h lie, or of h before the projection, rounded.
 
     A line more than they need: at a multiple of 4096 bytes they would take each other's place in the first-level cache.
     """
-    return 4 * max(padded(inputs) + padded(outputs), padded(units)) + LINE_BYTES
+    return rounded_size(shape) * max(padded(inputs) + padded(outputs), padded(units)) + LINE_BYTES
+
+
+def rounded_size(shape: Shape) -> int:
+    """Return the bytes of a number in such a row: it is a float32, or as AMX takes it."""
+    return 2 if shape.amx else 4
 
 
 class Weights(NamedTuple):

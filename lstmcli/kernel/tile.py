@@ -227,33 +227,51 @@ def define(module: ir.Module, shape: Shape, options: Options, rows: int, half: b
             if half:
                 simd = Simd(builder, shape.bits, shape.half)
                 sums = [[gate for both in row for gate in split(both, simd)] for row in sums]
-            limits = {
-                name: tile.limit(field, simd)
-                for name, field, there in [
-                    ("cell", Argument.CELL_CLIP, options.cell_clip),
-                    ("gate", Argument.GATE_CLIP, options.gate_clip),
-                ]
-                if there
-            }
-            peephole = []
-            if options.peephole:
-                rows_at = simd.at(tile.pointer(Argument.PEEPHOLES_AT), builder.mul(unit, ir.Constant(I64, 3)))
-                peephole = [simd.load(tile.vector(rows_at, number)) for number in range(3)]
-            part = simd.part(builder.sub(tile.number(Argument.UNITS), unit))
-            h_column = Column.HIDDEN if options.projection else Column.Y
-            columns = [tile.addresses(column, unit) for column in (Column.C, Column.NEW_C, h_column)]
-            for first in range(0, rows, 2):
-                # Two rows are one wide vector, so that their operations run side by side and not in turn.
-                pair = range(first, min(first + 2, rows))
-                gates = [join([sums[row][gate] for row in pair]) for gate in range(GATES)]
-                before = join([simd.load_part(columns[0][row], part) for row in pair])
-                constants = [join([vector] * len(pair)) for vector in peephole]
-                wide_limits = {name: join([limit] * len(pair)) for name, limit in limits.items()}
-                after = cell(options, gates, before, constants, wide_limits)
-                for row, c, h in zip(pair, *(split(vector, simd) for vector in after), strict=True):
-                    simd.store_part([(c, columns[1][row]), (h, columns[2][row])], part)
+            finish(tile, simd, sums, unit)
     builder.ret_void()
     return function
+
+
+def finish(tile: Tile, simd: Simd, sums: list[list[Vector]], unit: ir.Value) -> None:
+    """Write what follows the chains of a tile: c and h of the units from `unit` on, from sums[row][gate]."""
+    options, builder = tile.options, simd.builder
+    limits = {
+        name: tile.limit(field, simd)
+        for name, field, there in [
+            ("cell", Argument.CELL_CLIP, options.cell_clip),
+            ("gate", Argument.GATE_CLIP, options.gate_clip),
+        ]
+        if there
+    }
+    peephole = []
+    if options.peephole:
+        rows_at = simd.at(tile.pointer(Argument.PEEPHOLES_AT), builder.mul(unit, ir.Constant(I64, 3)))
+        peephole = [simd.load(tile.vector(rows_at, number)) for number in range(3)]
+    part = simd.part(builder.sub(tile.number(Argument.UNITS), unit))
+    h_column = Column.HIDDEN if options.projection else Column.Y
+    columns = [tile.addresses(column, unit) for column in (Column.C, Column.NEW_C, h_column)]
+    for first in range(0, tile.rows, 2):
+        # Two rows are one wide vector, so that their operations run side by side and not in turn.
+        pair = range(first, min(first + 2, tile.rows))
+        gates = [join([sums[row][gate] for row in pair]) for gate in range(GATES)]
+        before = join([simd.load_part(columns[0][row], part) for row in pair])
+        constants = [join([vector] * len(pair)) for vector in peephole]
+        wide_limits = {name: join([limit] * len(pair)) for name, limit in limits.items()}
+        after = cell(options, gates, before, constants, wide_limits)
+        for row, c, h in zip(pair, *(split(vector, simd) for vector in after), strict=True):
+            simd.store_part([(c, columns[1][row]), (h, columns[2][row])], part)
+
+
+def finish_projection(tile: Tile, simd: Simd, sums: list[list[Vector]], first: ir.Value) -> None:
+    """Write what follows the chains of a projection: h in GATES vectors of columns from `first` on, from sums[row][vector]."""
+    builder = simd.builder
+    limits = {"projection": tile.limit(Argument.PROJECTION_CLIP, simd)} if tile.options.projection_clip else {}
+    for number in range(GATES):
+        column = builder.add(first, ir.Constant(I64, number * simd.width))
+        part = simd.part(builder.sub(tile.number(Argument.OUTPUTS), column))
+        with builder.if_then(part.some):
+            values = [one_nan(clip(row[number], limits, "projection")) for row in sums]
+            simd.store_part(zip(values, tile.addresses(Column.Y, column), strict=True), part)
 
 
 def define_projection(module: ir.Module, shape: Shape, options: Options, rows: int) -> ir.Function:
@@ -280,12 +298,6 @@ def define_projection(module: ir.Module, shape: Shape, options: Options, rows: i
         units, hidden = bfloat16.words(builder, units), Column.ROUNDED
     sums = [[simd.constant(0.0)] * GATES for _ in range(rows)]
     sums = tile.products(sums, weights, units, [(tile.addresses(hidden), ir.Constant(I64, 0), units)])
-    limits = {"projection": tile.limit(Argument.PROJECTION_CLIP, simd)} if options.projection_clip else {}
-    for number in range(GATES):
-        column = builder.add(first, ir.Constant(I64, number * shape.width))
-        part = simd.part(builder.sub(tile.number(Argument.OUTPUTS), column))
-        with builder.if_then(part.some):
-            values = [one_nan(clip(row[number], limits, "projection")) for row in sums]
-            simd.store_part(zip(values, tile.addresses(Column.Y, column), strict=True), part)
+    finish_projection(tile, simd, sums, first)
     builder.ret_void()
     return function

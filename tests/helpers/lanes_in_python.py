@@ -43,7 +43,7 @@ def tile_call(shape: Shape, options: Options) -> Callable[..., None]:
     """A tile of plain cells: sigmoid and tanh, no peepholes, clips or projection."""
     assert options == Options()
 
-    def tile(rows, call, weights, table, lane_count, first, unit, half_unit, resume, pause):  # type: ignore[no-untyped-def]
+    def tile(rows, block, call, weights, table, lane_count, first, unit, half_unit, resume, pause):  # type: ignore[no-untyped-def]
         inputs, units, outputs = (get(call, field) for field in (Argument.INPUTS, Argument.UNITS, Argument.OUTPUTS))
         assert unit != half_unit, "choose units for which no panel holds two gates in a vector"
         depth, gates = inputs + outputs, GATES * shape.width

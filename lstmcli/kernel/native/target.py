@@ -22,6 +22,7 @@ class Level(NamedTuple):
 
 V3 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 V4 = (*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+AMX = ("amx-tile", "amx-bf16")  # what CPUs beyond that may have for products of bfloat16 numbers
 OTHER_NAMES = {"bmi": "bmi1", "lzcnt": "abm"}  # of features, in /proc/cpuinfo
 # From the best to the least, by the machine's name. The levels of x86-64 are those of its ABI.
 LEVELS = {
@@ -92,8 +93,13 @@ def levels_here() -> list[str]:
     """Name the LEVELS that this CPU has, the best first; none where NUMBA_CPU_NAME or NUMBA_CPU_FEATURES say another CPU."""
     if any(map(os.environ.get, CPU_VARIABLES)):
         return []
-    flags = set(re.findall(r"\w+", cpu_facts()))
+    flags = flags_here()
     return [name for name, level in LEVELS.get(platform.machine(), {}).items() if level.flags <= flags]
+
+
+def flags_here() -> set[str]:
+    """Find the words of /proc/cpuinfo about this CPU."""
+    return set(re.findall(r"\w+", cpu_facts()))
 
 
 def target_of(level: str) -> Target:
