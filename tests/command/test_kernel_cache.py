@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers.command import Ran, assert_one_line, lstmcli
 
+from lstmcli.kernel.layout import Options
+from lstmcli.kernel.native import cache
 from lstmcli.kernel.native.target import levels_here
 
 Run = Callable[..., Ran]
@@ -56,6 +59,14 @@ def test_a_shared_folder_is_read_and_the_next_one_is_written(run: Run, tmp_path:
     run("b.h5", LSTMCLI_CACHE_DIR=f"{NOWHERE}:{own}")
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
     assert list(own.iterdir())
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX belongs to x86-64")
+def test_bfloat16_is_compiled_ahead_for_cpus_with_amx(tmp_path: Path) -> None:
+    env = os.environ | {"LSTMCLI_CACHE_DIR": str(tmp_path / "kernels")}
+    assert lstmcli("env", "--warmup", "--cpu", "amx", cwd=tmp_path, env=env).code == 0
+    (kernel,) = (tmp_path / "kernels").iterdir()
+    assert kernel.name == cache.file_name("lstm-f32-amx", Options(bfloat16=True), "avx512")
 
 
 def test_kernels_for_unknown_cpus_or_that_cannot_be_kept(tmp_path: Path) -> None:

@@ -130,7 +130,8 @@ def bench(terminal: "Terminal", threads: int, dtype: str, format: str, **shape: 
     "--cpu",
     metavar="NAME[,NAME...]",
     default="native",
-    help="What --warmup compiles for: native, this CPU, or kinds of CPUs that other machines may have: avx512, avx2, baseline.",
+    help="What --warmup compiles for: native, this CPU, or kinds of CPUs that other machines may have: avx512, avx2, baseline; "
+    "amx is bfloat16 on CPUs with AMX.",
 )
 @as_json
 def env(terminal: "Terminal", warmup: bool, cpu: str) -> None:
