@@ -85,4 +85,5 @@ PYTHON: dict[str, Callable[..., Any]] = {
     "copy": ctypes.memmove,
     "clear": lambda target, size: ctypes.memset(target, 0, size),
     "tile_call": tile_call,
+    "configuring": lambda shape: lambda rows: None,
 }
