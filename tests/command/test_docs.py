@@ -91,6 +91,8 @@ def test_no_other_option_is_on_a_page() -> None:
     foreign |= {"--from"}  # containers
     foreign |= {"--arch", "--foreign", "--include", "--variant"}  # debootstrap
     foreign |= {"--only-binary", "--platform", "--python-version", "--target"}  # pip, for another machine
+    foreign |= {f"--enable-{name}" for name in ("x", "avx", "evex", "amx", "all-optimizations", "memtype")}  # configure
+    foreign |= {"--enable-protection-keys", "--enable-cet", "--enable-uintr", "--with-nogui", "--disable-docbook"}  # configure
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", EVERYTHING))
     assert sorted(named - options - foreign) == []
 
