@@ -20,7 +20,8 @@ from lstmcli.inputs.beside.masks import read_mask
 from lstmcli.model.tree import InitialState, Model
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-SYSTEM_ZEROS = 32 << 20  # bytes: for so many, NumPy's zeros are always new memory, which the system clears when it is touched
+FEW_ZEROS = 1 << 14  # so many are written in 1 us; to have the kernel write them takes as long
+SYSTEM_ZEROS = 8 << 20  # for so many, NumPy's zeros are always new memory, which the system clears when it is touched
 
 
 class Kept(dict[Any, Any]):
@@ -64,9 +65,13 @@ def run_padded(
         steps, starts = valid.lengths, starts + valid.starts
     state = start_state(prepared, batch, initial_state)
     width = prepared.output_size
-    size = batch * time * width * dtype.itemsize
-    # The threads of the kernel write the zeros of the padding, if the system does not have them ready and the kernel can.
-    clears = prepared.single_cell is not None and size < SYSTEM_ZEROS and mask is None and padding == "post"
+    # The threads of the kernel write the zeros of the padding, where they are many, the system has none, and the kernel can.
+    clears = (
+        FEW_ZEROS < batch * time * width < SYSTEM_ZEROS
+        and prepared.single_cell is not None
+        and mask is None
+        and padding == "post"
+    )
     outputs = np.empty((batch, time, width), dtype) if clears else np.zeros((batch, time, width), dtype)
     if clears and np.count_nonzero(steps) < batch:
         outputs[steps == 0] = 0

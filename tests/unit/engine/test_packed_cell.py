@@ -122,9 +122,10 @@ def test_the_split_fits_what_it_is_for():
 def test_padding_becomes_zeros_in_memory_that_held_other_numbers(split, lengths, monkeypatch):
     model, x = lstmcli.init_model(21, [35], seed=4), X.astype(np.float32)
     with monkeypatch.context() as large:
-        large.setattr(call, "SYSTEM_ZEROS", 0)
+        large.setattr(call, "SYSTEM_ZEROS", 0)  # as if the outputs were large: NumPy's zeros
         want, _ = model(x, lengths, threads=1)
     monkeypatch.setattr(packed_cell, "split_work", lambda *_: WorkSplit(*split))
+    monkeypatch.setattr(call, "FEW_ZEROS", 0)
     monkeypatch.setattr(np, "empty", lambda shape, dtype: np.full(shape, 7, dtype))
     got, _ = model(x, lengths, threads=2)
     assert got.tobytes() == want.tobytes()
