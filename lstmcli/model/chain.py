@@ -11,7 +11,6 @@ import numpy as np
 
 from lstmcli.blocks import Floats, Lengths, Valid
 from lstmcli.errors import DataError
-from lstmcli.model.description import as_html, in_short
 from lstmcli.model.layers import (
     Activation,
     Affine,
@@ -135,9 +134,13 @@ class Chain:
             yield from layer.arrays() if isinstance(layer, Model) else layer.weights().values()
 
     def __repr__(self) -> str:
+        from lstmcli.model.description import in_short
+
         return in_short(self)
 
     def _repr_html_(self) -> str:
+        from lstmcli.model.description import as_html
+
         return as_html(self)
 
     def parameters(self) -> int:

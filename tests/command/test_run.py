@@ -47,6 +47,10 @@ def test_help_and_version_import_nothing_heavy(args: list[str], tmp_path: Path) 
     assert not HEAVY & imported("-m", "lstmcli", *args, cwd=tmp_path)
 
 
+def test_help_imports_no_module_that_it_does_not_need(tmp_path: Path) -> None:
+    assert not {"pathlib", "dataclasses", "subprocess"} & imported("-m", "lstmcli", "--help", cwd=tmp_path)
+
+
 def test_importing_the_package_loads_nothing_heavy(tmp_path: Path) -> None:
     assert not HEAVY & imported("-c", "import lstmcli", cwd=tmp_path)
 

@@ -1,7 +1,6 @@
 """Commands that look at what files hold: inspect and compare."""
 
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,6 +56,8 @@ def inspect(terminal: "Terminal", file: str, lens: str | None, plot: str | None,
         raise click.UsageError(f"{'--overwrite' if rows is None else '--rows'} is for a picture; give --plot FILE")
     facts = inspect_file(file, lens)
     if plot is not None:
+        from pathlib import Path
+
         from lstmcli.tools.inspect.plot import plot as draw
 
         draw(file, facts["kind"], lens, rows.split(",") if rows else (), Path(plot), overwrite)

@@ -1,6 +1,5 @@
 """`lstmcli model`: making, importing, exporting and showing model files."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -60,6 +59,8 @@ def init(
     **options: Any,
 ) -> None:
     """Make a model file with TensorFlow's initial weights: Glorot-uniform kernels, zero bias, forget_bias 1."""
+    from pathlib import Path
+
     from lstmcli.cli.report.model_report import model_facts, model_tree
     from lstmcli.model.model_file import save_model
     from lstmcli.model.new_weights import CellOptions, init_model
@@ -124,6 +125,8 @@ def import_(
             raise UsageError("--check: compares what LSTMs put out, not whole models; leave it out, or --whole and --chain")
         import_whole(terminal, file, output, overwrite, chain, choices)
         return
+    from pathlib import Path
+
     from lstmcli.cli.report.model_report import import_rows
     from lstmcli.model.model_file import save_model
     from lstmcli.weights.load import Choices, load_weights
@@ -143,6 +146,8 @@ def import_(
 def import_whole(
     terminal: "Terminal", file: str, output: str, overwrite: bool, line: str | None, choices: dict[str, Any]
 ) -> None:
+    from pathlib import Path
+
     from lstmcli.cli.report.model_report import whole_rows
     from lstmcli.model.chain_file import save_chain
     from lstmcli.weights.chains.load import load_chain
@@ -166,6 +171,8 @@ def export(terminal: "Terminal", file: str, output: str, overwrite: bool) -> Non
 
     forget_bias goes into bias_ih; bias_hh is what float32 cannot hold of a sum, mostly zeros.
     """
+    from pathlib import Path
+
     from lstmcli.cli.report.model_report import export_rows
     from lstmcli.weights.load import Choices, load_weights
     from lstmcli.weights.pytorch import export as write

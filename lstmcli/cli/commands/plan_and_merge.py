@@ -1,7 +1,6 @@
 """`lstmcli plan` and `lstmcli merge`: one run on many machines."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -100,6 +99,8 @@ def plan(
         return
     if shards is None or output is None:
         raise click.UsageError("expected --shards N and --output PLAN, or --missing PLAN")
+    from pathlib import Path
+
     from lstmcli.cli.report.run_summary import plan_rows, weight_warnings
     from lstmcli.cluster.plan import make_plan, write_plan
 
