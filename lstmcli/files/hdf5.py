@@ -122,7 +122,8 @@ def entries(file: Any, most: int | None = None) -> list[Entry]:
     import h5py
 
     datasets = ((name, item) for name, item in objects(file) if isinstance(item, h5py.Dataset))
-    return [entry_of(f"/{name}", item) for name, item in islice(datasets, most)]
+    with reading(label(file)):
+        return [entry_of(f"/{name}", item) for name, item in islice(datasets, most)]
 
 
 def objects(file: Any) -> Iterator[tuple[str, Any]]:
@@ -178,7 +179,8 @@ def entry_of(name: str, item: Any) -> Entry:
     """Returns the entry of an h5py.Dataset."""
     try:
         return Entry(name, item.shape, item.dtype)
-    except (TypeError, ValueError):  # ValueError: a float of more bits than NumPy's
+    # ValueError: a float of more bits than NumPy's; RuntimeError: one whose exponent has no bias.
+    except (TypeError, ValueError, RuntimeError):
         return Entry(name, item.shape, None)
 
 

@@ -24,6 +24,21 @@ def test_device_error_inside_libhdf5(raised):
         raise raised
 
 
+def test_a_float_whose_exponent_has_no_bias_is_listed_without_a_dtype(tmp_path):
+    """h5py takes a bias of 0 for a failure."""
+    path = tmp_path / "f.h5"
+    with h5py.File(path, "w") as file:
+        strange = h5py.h5t.IEEE_F32LE.copy()
+        strange.set_ebias(0)
+        h5py.h5d.create(file.id, b"x", strange, h5py.h5s.create_simple((2, 3, 4)))
+    with hdf5.open_file(str(path)) as file:
+        assert [(entry.name, entry.dtype) for entry in hdf5.entries(file)] == [("/x", None)]
+        with pytest.raises(DataError, match=r"f\.h5::/x: damaged, or not something this program reads"):
+            hdf5.dtype_of(file["x"])
+    with pytest.raises(DataError, match=r"f\.h5"):
+        open_source(str(path))
+
+
 def hostile(path):
     other = path.with_name("other.h5")
     x = np.ones((2, 3, 4), np.float32)
