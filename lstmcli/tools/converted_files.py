@@ -2,7 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from lstmcli.errors import UsageError
 from lstmcli.files.hdf5 import outside
 from lstmcli.files.npy import write_header
 from lstmcli.files.partial_file import Partial
-from lstmcli.files.positioned_file import storing
+from lstmcli.files.positioned_file import storing, write_at
 from lstmcli.files.zip_writer import Npz
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.results.formats.fields import FLAT, PADDED, PER_SEQUENCE, Field
@@ -111,6 +113,53 @@ def write_beside(file: Any, target: Target) -> None:
         write_ids(file, target.ids)
 
 
+class UnfailingFile:
+    """What libhdf5 writes into, by the descriptor of a file. Where a write fails libhdf5 may crash when it closes the file, so
+    it never hears of that: the failure is kept for raise_failure(), and what is written after it is lost."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self.at = fd, 0
+        self.failure: OSError | None = None
+
+    def raise_failure(self) -> None:
+        if self.failure:
+            raise self.failure
+
+    def read(self, size: int = -1) -> bytes:  # h5py asks whether there is one
+        raise NotImplementedError
+
+    def readinto(self, view: memoryview) -> int:
+        count = os.preadv(self.fd, [view], self.at)
+        self.at += count
+        return count
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._attempt(lambda: write_at(self.fd, view, self.at))
+        self.at += len(view)
+        return len(view)
+
+    def truncate(self, size: int) -> None:
+        self._attempt(lambda: os.ftruncate(self.fd, size))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: os.fstat(self.fd).st_size}[whence]
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def flush(self) -> None:
+        """All is written already."""
+
+    def _attempt(self, work: Callable[[], object]) -> None:
+        if not self.failure:
+            try:
+                work()
+            except OSError as error:
+                self.failure = error
+
+
 class CompressedHdf5(Result):
     """HDF5 in chunks, compressed with gzip."""
 
@@ -121,10 +170,9 @@ class CompressedHdf5(Result):
         self.begins = packed_starts(target.lengths)
         self.partial = Partial(target.path, target.overwrite)
         try:
-            with storing(target.path):
-                self.file = h5py.File(
-                    self.partial.name, "w", rdcc_nbytes=16 * CHUNK_BYTES, locking=False
-                )  # the lock is Partial's
+            self.stored = UnfailingFile(self.partial.fd)
+            with self.storing():
+                self.file = h5py.File(self.stored, "w", rdcc_nbytes=16 * CHUNK_BYTES)
                 if target.layout == PER_SEQUENCE:
                     assert target.ids is not None
                     self.file.create_group(NAME)
@@ -155,7 +203,7 @@ class CompressedHdf5(Result):
         rows = arrays[NAME].astype(target.dtype, copy=False).reshape(-1, *target.step_shape)
         if not len(rows):
             return 0
-        with storing(target.path):
+        with self.storing():
             if target.layout == FLAT:
                 at = int(self.begins[span.first]) + span.start
                 self.file[NAME][at : at + len(rows)] = rows
@@ -170,14 +218,20 @@ class CompressedHdf5(Result):
                     self.file[f"{NAME}/{target.ids[row]}"][where] = rows[begin:end]
         return 0
 
-    def seal(self, nonfinite: Nonfinite | None) -> None:
+    @contextmanager
+    def storing(self) -> Iterator[None]:
+        """Raises StorageError where the file cannot be written."""
         with storing(self.target.path):
+            yield
+            self.stored.raise_failure()
+
+    def seal(self, nonfinite: Nonfinite | None) -> None:
+        with self.storing():
             self.file.close()
         super().seal(nonfinite)
 
     def discard(self) -> None:
-        with storing(self.target.path):
-            self.file.close()
+        self.file.close()
         super().discard()
 
 

@@ -60,6 +60,16 @@ def test_limit_on_the_size_of_files(size: int, job: SmallRun, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("options", ["--compress gzip", "--compress gzip --layout per-sequence", "--layout flat"])
+@pytest.mark.parametrize("size", [100, 20_000, 100_000])
+def test_a_conversion_that_the_disk_has_no_room_for(size: int, options: str, job: SmallRun, tmp_path: Path) -> None:
+    """libhdf5 crashes where it closes a compressed file that it could not write."""
+    words = ["convert", job.folder / "x.npy", "out.h5", "-l", job.folder / "lens.npy", *options.split()]
+    ran = under(["prlimit", f"--fsize={size}"], *words, cwd=tmp_path)
+    assert_refused(ran, tmp_path / "out.h5", 74, "out.h5", "File too large")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("x", ["x.npy", "x.h5", "chunked.h5"])
 @pytest.mark.parametrize("call", ["preadv,preadv2", "pread64"])
 def test_a_device_error_while_the_input_is_read(x: str, call: str, job: SmallRun, tmp_path: Path) -> None:

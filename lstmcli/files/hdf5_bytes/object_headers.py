@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lstmcli.errors import DataError
+from lstmcli.files.hdf5 import label
 from lstmcli.files.positioned_file import FileBytes
 
 NEAR = 8 << 10  # bytes that are read on the way to the next header, and not skipped
@@ -161,7 +163,7 @@ def addresses_of(group: Any) -> tuple[list[bytes], "array[int]", bytes | None]:
     import h5py
 
     names: list[bytes] = []
-    addresses = array("q")
+    addresses = array("Q")
     others: list[bytes] = []
 
     def visit(name: bytes, info: Any) -> None:
@@ -172,6 +174,8 @@ def addresses_of(group: Any) -> tuple[list[bytes], "array[int]", bytes | None]:
             others.append(name)
 
     group.id.links.iterate(visit, info=True)
+    if (last := max(addresses, default=0)) >= 1 << 63:
+        raise DataError(f"{label(group)}: damaged: an object at byte {last}, past the end of the file")
     return names, addresses, others[0] if others else None
 
 

@@ -1,9 +1,12 @@
 """HDF5 headers read by their addresses say what libhdf5 says, or nothing."""
 
+import struct
+
 import h5py
 import numpy as np
 import pytest
 
+from lstmcli.errors import DataError
 from lstmcli.files.hdf5_bytes.object_headers import addresses_of, attribute_name, read_headers
 from lstmcli.files.positioned_file import FileBytes
 
@@ -50,6 +53,17 @@ def test_addresses_that_lead_nowhere(tmp_path):
     (tmp_path / "x").write_bytes(bytes(range(256)) * 20)
     with (tmp_path / "x").open("rb") as file:
         assert list(read_headers(FileBytes(file.fileno(), "x"), [0, 5, 5119, 5120, 1 << 60, -3])) == [None] * 6
+
+
+def test_addresses_beyond_what_files_can_have(tmp_path):
+    """Their objects are not opened, and numbers beyond int64 break what walks through the links."""
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["g/x"] = np.ones((3, 2), np.float32)
+        address = h5py.h5o.get_info(file["g/x"].id).addr
+    content = (tmp_path / "f.h5").read_bytes()
+    (tmp_path / "f.h5").write_bytes(content.replace(struct.pack("<Q", address), struct.pack("<Q", 1 << 63)))
+    with h5py.File(tmp_path / "f.h5") as file, pytest.raises(DataError, match=r"f\.h5::/g: damaged: an object at byte 922337"):
+        addresses_of(file["g"])
 
 
 def test_damaged_headers_are_left_to_libhdf5(tmp_path):
