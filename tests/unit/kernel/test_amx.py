@@ -25,7 +25,7 @@ from lstmcli.kernel.native import amx as native
 from lstmcli.kernel.native import compiled
 from lstmcli.kernel.native.target import target_of
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX belongs to x86-64")
+pytestmark = pytest.mark.skipif((platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="AMX: x86-64, Linux")
 BFLOAT16 = Options(bfloat16=True)
 EMULATOR = Path(__file__).parents[2] / "helpers/amx_emulator.c"
 
