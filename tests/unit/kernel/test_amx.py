@@ -79,11 +79,11 @@ def test_the_bits_in_an_emulator(emulator: dict[str, str]) -> None:
     assert kernels(emulator) == ["lstm-f32-amx"]
 
 
-@pytest.mark.slow
-def test_as_defined_in_an_emulator(emulator: dict[str, str]) -> None:
+@pytest.mark.parametrize("tests", ["many_lanes", pytest.param("not many_lanes", marks=pytest.mark.slow)])
+def test_as_defined_in_an_emulator(tests: str, emulator: dict[str, str]) -> None:
     """What test_bfloat16.py checks: shapes, options, threads and lanes. faulthandler would take the emulator's signal."""
-    tests = str(Path(__file__).with_name("test_bfloat16.py"))
-    python(emulator, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "no:faulthandler", tests)
+    path = str(Path(__file__).with_name("test_bfloat16.py"))
+    python(emulator, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "no:faulthandler", path, "-k", tests)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from helpers import naive_bfloat16 as naive
 
 import lstmcli
-from lstmcli.blocks import Block, packed_starts
+from lstmcli.blocks import Block, Lengths, packed_starts
 from lstmcli.engine import packed_cell
 from lstmcli.engine.lanes_and_threads import WorkSplit
 from lstmcli.engine.prepared_model import PreparedModel
@@ -42,9 +42,9 @@ def cell(inputs: int, units: int, projection: int | None = None, scale: float = 
     )  # fmt: skip
 
 
-def inputs_of(width: int, scale: float = 1.0) -> Block:
-    raw = np.random.PCG64(1).random_raw(int(LENGTHS.sum()) * width) >> np.uint64(11)
-    return Block(np.float32((raw.reshape(-1, width) * 2.0**-53 - 0.5) * scale), packed_starts(LENGTHS), LENGTHS)
+def inputs_of(width: int, scale: float = 1.0, lengths: Lengths = LENGTHS) -> Block:
+    raw = np.random.PCG64(1).random_raw(int(lengths.sum()) * width) >> np.uint64(11)
+    return Block(np.float32((raw.reshape(-1, width) * 2.0**-53 - 0.5) * scale), packed_starts(lengths), lengths)
 
 
 def run(model: lstmcli.Model, block: Block, threads: int = 1) -> list[np.ndarray]:
@@ -99,6 +99,15 @@ def test_no_split_changes_a_bit(
     split = WorkSplit(threads, share and threads > 1, lanes, ahead)
     monkeypatch.setattr(packed_cell, "split_work", lambda *_: split)
     same_bits(run(one, block, threads), want)
+
+
+@pytest.mark.parametrize(("lanes", "ahead"), [(33, 0), (20, 2)])
+@pytest.mark.parametrize(("units", "projection"), [(21, None), (40, 37)])
+def test_many_lanes(lanes: int, ahead: int, units: int, projection: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a block of AMX has, of its 16 rows: then two are a tile."""
+    one, block = cell(40, units, projection), inputs_of(40, lengths=np.arange(40, dtype=np.int64) % 4)
+    monkeypatch.setattr(packed_cell, "split_work", lambda *_: WorkSplit(1, False, lanes, ahead))
+    same_bits(run(one, block), defined(one, block))
 
 
 @pytest.mark.parametrize(
