@@ -68,7 +68,7 @@ def save(model: Model | Chain, path: str | os.PathLike[str], overwrite: bool = F
 
 
 Model.predict = Chain.predict = short_errors(predict)
-Model.save = Chain.save = save
+Model.save = Chain.save = short_errors(save)
 init_model = short_errors(new_weights.init_model)
 load_model = short_errors(load.load_model)
 

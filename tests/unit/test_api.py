@@ -250,7 +250,12 @@ def test_errors_are_short_and_name_what_was_meant(case: Case) -> None:
         model(case.x, sequence_length=case.lengths)
     with pytest.raises(TypeError, match=r"^unexpected argument foo: expected x, lengths, initial_state"):
         model(case.x, foo=1)
-    for call in (lambda: model(case.x[0]), lambda: lstmcli.load_model("nowhere"), lambda: lstmcli.run("nowhere", units=3)):
+    for call in (
+        lambda: model(case.x[0]),
+        lambda: lstmcli.load_model("nowhere"),
+        lambda: lstmcli.run("nowhere", units=3),
+        lambda: model.save(case.weights),
+    ):
         with pytest.raises(lstmcli.LstmcliError) as caught:
             call()
         assert len(caught.traceback) <= 3  # this test, the lambda, and one call of the package
