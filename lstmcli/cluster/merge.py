@@ -140,10 +140,13 @@ def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) 
     if paths.main is None or not paths.is_hdf5:
         raise UsageError(f"--virtual --output {output}: expected a name that ends in .h5 or .hdf5")
     whole = check_parts(plan)
+    folder = os.path.realpath(paths.main.parent)
+    names = [os.path.relpath(os.path.realpath(part.path), folder) for part in whole.parts]
+    if any(name.encode("utf-8", "replace").decode() != name for name in names):
+        raise UsageError(f"--virtual: expected UTF-8 in the names of the parts, got {shown(names[0])}; leave it out")
     for part in whole.parts:
         verify(part.path)
     sums = [container_sum(part.path) for part in whole.parts]
-    folder = os.path.realpath(paths.main.parent)
     made = whole.metadata()._replace(nonfinite=whole.nonfinite())
     with h5py.File("merged", "w", driver="core", backing_store=False) as file:
         write_metadata(file, made)
@@ -151,14 +154,14 @@ def merge_virtual(plan: Plan, output: str, states: str | None, overwrite: bool) 
             file[name] = values
         for name, (shape, dtype) in whole.arrays().items():
             layout, at = h5py.VirtualLayout(made.stored_shape(shape), dtype), 0
-            for part in whole.parts:
+            for part, part_name in zip(whole.parts, names, strict=True):
                 own = made._replace(valid=part.valid).stored_shape((part.count, *shape[1:]))
                 if own[0]:
-                    source = os.path.relpath(os.path.realpath(part.path), folder)
+                    source = part_name.replace("%", "%%")  # to libhdf5 %b is the number of a part
                     layout[at : at + own[0]] = h5py.VirtualSource(source, name, own, dtype)
                 at += own[0]
             file.create_virtual_dataset(name, layout, fillvalue=np.nan)
-        file[PART_NAMES] = [os.path.relpath(os.path.realpath(part.path), folder) for part in whole.parts]
+        file[PART_NAMES] = names
         file[PART_SUMS] = np.array(sums, np.uint32)
         own = hdf5.Extent(allocate(file, MERGED_SUM, (1,), CHECKSUM), CHECKSUM.itemsize)
         file.flush()

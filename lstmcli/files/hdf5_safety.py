@@ -169,7 +169,9 @@ def virtual_sources(item: Any, above: tuple[str, ...]) -> list[Path]:
     covered.select_none()
     for (file_name, name), parts in mappings.items():
         blocks = [block for part in parts for block in blocks_of(part.vspace)]
-        if "%b" in file_name + name or any(h5py.h5s.UNLIMITED in (*block.counts, *block.size) for block in blocks):
+        if "%b" in (file_name + name).replace("%%", "") or any(
+            h5py.h5s.UNLIMITED in (*block.counts, *block.size) for block in blocks
+        ):
             raise DataError(f"{where}: is virtual over as many rows or files as there are; make it again with a fixed number")
         path = Path(file.filename)
         if file_name != ".":

@@ -299,6 +299,22 @@ def test_virtual_ones_of_other_forms(name: str, inputs: Path, tmp_path: Path) ->
     assert [array["name"] for array in facts["arrays"]] == [array["name"] for array in whole["arrays"]]
 
 
+def test_names_of_parts_that_hdf5_takes_for_something_else(inputs: Path, tmp_path: Path) -> None:
+    """To libhdf5 %b is the number of a file, and %% one percent sign; it stores names in UTF-8."""
+    make_parts(tmp_path, make_plan(inputs, tmp_path, "plain", 2))
+    serial(inputs, tmp_path, "plain")
+    for name in ("50%%b%b", os.fsdecode(b"\xff")):
+        (tmp_path / name).mkdir()
+        shutil.copytree(tmp_path / "plan.parts", tmp_path / name / "plan.parts")
+        shutil.copy(tmp_path / "plan.json", tmp_path / name)
+    succeed("merge", "50%%b%b/plan.json", "-o", "virtual.h5", "--virtual", "-q", cwd=tmp_path)
+    succeed("verify", "virtual.h5", cwd=tmp_path)
+    assert "equal to the bit" in succeed("compare", "virtual.h5", "serial.h5", cwd=tmp_path).text
+    files.assert_same_bits(files.read_result(tmp_path / "virtual.h5"), files.read_result(tmp_path / "serial.h5"))
+    ran = lstmcli("merge", os.fsdecode(b"\xff/plan.json"), "-o", "other.h5", "--virtual", cwd=tmp_path)
+    assert_one_line(ran, 2, "--virtual", "UTF-8")
+
+
 def test_a_virtual_merge_leads_to_its_parts_alone(copied: Path) -> None:
     """Whoever makes one by hand cannot make another program read what lies elsewhere."""
     succeed("merge", "plan.json", "-o", "virtual.h5", "--virtual", "-q", cwd=copied)
