@@ -148,9 +148,6 @@ class Ids:
             raise DataError(f"{shown(self.file.filename)}::/ids: has no {shown(name)}")
         return self.rows[name]
 
-    def name(self, row: int) -> str:
-        return str(row) if self.stored is None else self.stored[row]
-
 
 class StoredResult:
     """A result of `lstmcli run` or `lstmcli predict` in HDF5, open for reading. A context manager; close() ends it.

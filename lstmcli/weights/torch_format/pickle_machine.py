@@ -104,14 +104,13 @@ class Machine:
             for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
                 if count == MAX_STEPS:
                     raise DataError(f"{self.where}: a pickle of more than {MAX_STEPS:,} steps; {ADVICE}")
-                if opcode.name == "STOP":
-                    return self.stack.pop()
-                self.step(opcode.name, argument)
+                if opcode.name != "STOP":  # which is the last one
+                    self.step(opcode.name, argument)
+            return self.stack.pop()
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{self.where}: damaged pickle: {shown(str(error))[:200]}") from error
-        raise DataError(f"{self.where}: damaged pickle: it does not end")
 
     def step(self, name: str, argument: Any) -> None:
         stack = self.stack
