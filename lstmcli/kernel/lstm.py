@@ -1,6 +1,5 @@
 """The LSTM kernel, ready to be called: from the cache, or compiled now."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,7 +39,7 @@ def recipe_here(bits: int, options: Options) -> compiled.Recipe:
     return recipe(bits, options, may_use_amx())
 
 
-@functools.cache
+@compiled.once
 def load(bits: int, options: Options = PLAIN) -> Kernel:
     """Load that kernel for this CPU."""
     call, shape = compiled.load(recipe_here(bits, options))

@@ -4,7 +4,6 @@ Both work on rows (R, D) whose features lie side by side, `step` bytes from row 
 at once, each for rows of its own.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +40,7 @@ def pointwise_recipe(bits: int) -> compiled.Recipe:
     return compiled.Recipe(f"pointwise-f{bits}", None, compile_kernel)
 
 
-@functools.cache
+@compiled.once
 def load_pointwise(bits: int) -> Any:
     """Load the pointwise kernel for this CPU: call(address of the table, 0)."""
     return compiled.load(pointwise_recipe(bits)).call
@@ -59,7 +58,7 @@ def dense_recipe(bits: int, vectors: int) -> compiled.Recipe:
     return compiled.Recipe(f"dense-f{bits}", vectors, compile_kernel)
 
 
-@functools.cache
+@compiled.once
 def load_dense(bits: int, vectors: int) -> tuple[Any, Shape]:
     """Load the dense kernel for panels of so many vectors: call(address of the table, 0), and the shape of its tile."""
     call, shape = compiled.load(dense_recipe(bits, vectors))

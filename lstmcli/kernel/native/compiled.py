@@ -4,10 +4,12 @@ To import Numba takes 0.5 s, most of a short run. `LSTMCLI_NO_CACHE=1` compiles 
 """
 
 import ctypes
+import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lstmcli.kernel.native import cache
 from lstmcli.kernel.native.cache import Compiled
@@ -15,6 +17,7 @@ from lstmcli.kernel.native.linker import link, shared_library
 from lstmcli.kernel.native.target import CPU_VARIABLES, Target, cpu_facts, target
 
 SIGNATURE = "void(CPointer(int64), int64)"  # function(table of numbers and addresses, number of the thread)
+Kept = TypeVar("Kept")
 PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 
 
@@ -40,6 +43,19 @@ class Loaded(NamedTuple):
 
     call: Callable[[int, int], None]
     shape: list[int]
+
+
+def once(function: Callable[..., Kept]) -> Callable[..., Kept]:
+    """Keep what a function loads, as functools.cache() does, but never load it twice: threads that want it as well wait."""
+    kept, lock = functools.cache(function), threading.Lock()
+
+    @functools.wraps(function)
+    def load_once(*args: Any) -> Kept:
+        with lock:
+            return kept(*args)
+
+    load_once.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
+    return load_once
 
 
 def load(recipe: Recipe) -> Loaded:

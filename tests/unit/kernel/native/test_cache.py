@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,24 @@ def test_several_kernels_at_once() -> None:
     kinds = lstm.PLAIN, lstm.PLAIN._replace(peephole=True)
     first, second = (lstm.load(32, kind) for kind in kinds)
     assert ctypes.cast(first.call, ctypes.c_void_p).value != ctypes.cast(second.call, ctypes.c_void_p).value
+
+
+def test_threads_that_want_the_same_kernel_compile_it_once(
+    cache: Path, kernel: kernel_cache.Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LSTMCLI_NO_CACHE", "1")
+    times: list[float] = []
+
+    def compile_function(*what: object, **how: object) -> kernel_cache.Compiled:
+        times.append(time.monotonic())
+        time.sleep(0.2)
+        return kernel
+
+    monkeypatch.setattr(compiled, "compile_function", compile_function)
+    with ThreadPoolExecutor(4) as threads:
+        kernels = list(threads.map(lstm.load, [32] * 4))
+    assert len(times) == 1
+    assert kernels == kernels[:1] * 4
 
 
 def test_without_the_cache_nothing_is_read_or_written(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
