@@ -121,4 +121,4 @@ def job_script(kind: str, plan: Path, numbers: Sequence[int], threads: int, memo
         choose=choose,
     )
     merge = shlex.join(["lstmcli", "merge", str(plan), "-o", "out.h5"])
-    return f"#!/bin/sh\n# When all tasks are done: {merge}\n{body}"
+    return f"#!/bin/sh\n# When all tasks are done: {shown(merge)}\n{body}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lstmcli.cluster.job_scripts import array_expression, task_index
+from lstmcli.cluster.job_scripts import array_expression, job_script, task_index
 from lstmcli.cluster.plan import split
 from lstmcli.errors import UsageError
 
@@ -86,3 +88,12 @@ def test_no_task_of_an_array(environment: dict[str, str], words: list[str]) -> N
     with pytest.raises(UsageError) as caught:
         task_index(environment)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["slurm", "pbs", "sge", "lsf"])
+def test_a_line_feed_in_the_name_of_a_plan_begins_no_command(kind: str) -> None:
+    script = job_script(kind, Path("/work/a\ntouch pwned\n/plan.json"), [1, 2], 1, 10**9)
+    before = script[: script.index(" -m lstmcli")].splitlines()[:-1]
+    assert [line for line in before if not line.startswith("#")] == []
+    done = subprocess.run(["sh", "-n"], input=script, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
