@@ -303,6 +303,8 @@ def blocks(whole: JoinedParts, before: Span | None) -> Generator[tuple[Span, Sto
                     packed |= {name: fields[name].get(span.first, valid) for name in fields.keys() - steps.keys()}
                 yield replace(span, first=part.first + span.first), part, packed
                 turn = 1 - turn
+        except DataError as error:
+            raise spoiled(part, str(error)) from error
         finally:
             os.close(fd)
 
@@ -313,10 +315,13 @@ def compare(part: StoredPart, span: Span, sums: dict[str, Checksums]) -> None:
     for name, found in sums.items():
         wrong = np.flatnonzero(found != part.sums[name][first : first + span.count])
         if len(wrong):
-            raise ChangedDataError(
-                f"{shown(part.path)}::/{name}, row {first + wrong[0]}: its bytes are not what was written: their checksum "
-                f"differs; make the part again: --shard {part.number} --overwrite; merge --resume then goes on"
-            )
+            where = f"{shown(part.path)}::/{name}, row {first + wrong[0]}"
+            raise spoiled(part, f"{where}: its bytes are not what was written: their checksum differs")
+
+
+def spoiled(part: StoredPart, what: str) -> ChangedDataError:
+    """Returns the error about a part that is not any more what it was when the merge began: the copies of others stay."""
+    return ChangedDataError(f"{what}; make the part again: --shard {part.number} --overwrite; merge --resume then goes on")
 
 
 def describe(whole: JoinedParts, paths: Paths) -> dict[str, Any]:

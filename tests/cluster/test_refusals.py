@@ -243,15 +243,17 @@ def test_job_scripts(scheduler: str, left: Path) -> None:
     assert f"--plan {left / 'plan.json'} --resume --shard auto" in whole
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_a_part_that_is_made_anew_while_it_is_merged(same: bool, left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After it was checked, and before it is copied: its own bytes again, or those of another run."""
+@pytest.mark.parametrize("how", ["same", "another run", "cut"])
+def test_a_part_that_is_made_anew_while_it_is_merged(how: str, left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it was checked, and before it is copied: its own bytes again, or others. The copy of part 1 stays."""
     part = left / "plan.parts" / "part-0002.h5"
     content = bytearray(part.read_bytes())
     with h5py.File(part) as file:
         at = file["outputs"].id.get_offset()
-    if not same:
+    if how == "another run":
         content[at : at + 4] = np.float32(0.25).tobytes()
+    if how == "cut":
+        del content[at:]
     real = merging.check_parts
 
     def check_parts(plan: Plan) -> merging.JoinedParts:
@@ -262,14 +264,15 @@ def test_a_part_that_is_made_anew_while_it_is_merged(same: bool, left: Path, mon
 
     monkeypatch.setattr(merging, "check_parts", check_parts)
     plan = read_plan(str(left / "plan.json"))
-    if same:
+    if how == "same":
         merging.merge(plan, str(left / "out.h5"), None, overwrite=False, resume=False)
         succeed("merge", "plan.json", "-o", "want.h5", cwd=left)
         assert (left / "out.h5").read_bytes() == (left / "want.h5").read_bytes()
     else:
-        with pytest.raises(DataError, match=r"part-0002\.h5::/outputs, row"):
+        with pytest.raises(DataError, match=r"part-0002\.h5.*--shard 2 --overwrite; merge --resume then goes on"):
             merging.merge(plan, str(left / "out.h5"), None, overwrite=False, resume=False)
         assert not (left / "out.h5").exists()
+        assert {path.name for path in left.glob("out.h5*")} == {"out.h5.partial", "out.h5.journal"}
 
 
 @pytest.mark.parametrize("pool", [(), ("--pool", "mean")])
