@@ -32,7 +32,7 @@ NAMES_LOOKED_AT = 1000  # of a group that may hold a dataset for each of a milli
 ENOTSUPP = 524  # what some network file systems answer to flock(); Python has no name for it
 # The second is what libhdf5 says of a file that is open already, and was opened without a lock.
 NO_LOCKS = rf"unable to lock file, errno = ({errno.ENOLCK}|{ENOTSUPP})\b|file locking flag values don't match"
-unlocked: dict[str, None] = {}  # the files that were read without a lock, in their order, till a summary has told of them
+unlocked: dict[str, None] = {}  # the files that were read without a lock, in their order, till somebody was told of them
 
 
 class Extent(NamedTuple):
@@ -80,10 +80,20 @@ def lock_advice(number: int) -> str:
     return f"its file system gives no lock (errno {number}); if nothing writes it, set HDF5_USE_FILE_LOCKING=FALSE"
 
 
+def notes_on_locks() -> list[str]:
+    """Returns what to know of files that were read without a lock since it was asked for the last time."""
+    if not unlocked:
+        return []
+    first, *others = unlocked
+    unlocked.clear()
+    more = f" and {len(others)} more" if others else ""
+    return [f"{first}{more}: the file system gives no lock, so it was read without; nothing must write it meanwhile"]
+
+
 def open_file(path: str) -> Any:
     """Opens an h5py.File to read it: a context manager. Raises MissingInputError, DataError, StorageError.
 
-    Where the file system has no locks, it is read without one, and counted among the `unlocked`.
+    Where the file system has no locks, it is read without one; see notes_on_locks().
     """
     import h5py
 

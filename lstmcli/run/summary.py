@@ -117,7 +117,7 @@ def describe(opened: OpenedJob, paths: Paths) -> dict[str, Any]:
             *dict.fromkeys((*opened.valid_steps.notes, *source.notes)),
             *about.notes,
             *notes_on_mask(about.masked, opened),
-            *notes_on_locks(),
+            *hdf5.notes_on_locks(),
         ],
         "assumed": list(about.assumed),
         "left_out": {"before": list(about.before), "after": list(about.after), "tensors": list(about.tensors)},
@@ -165,16 +165,6 @@ def about_arrays(model: "Model | Chain", compute: Compute, batch: int, time: int
         "pooled": {"shape": [batch, model.output_size], "dtype": stored} if compute.pool else None,
         "state": [{"path": path, "shape": shape, "dtype": compute.floats.name} for path, shape in shapes.items()],
     }
-
-
-def notes_on_locks() -> list[str]:
-    """Returns what to know of files that were read without a lock since it was asked for the last time."""
-    if not hdf5.unlocked:
-        return []
-    first, *others = hdf5.unlocked
-    hdf5.unlocked.clear()
-    more = f" and {len(others)} more" if others else ""
-    return [f"{first}{more}: the file system gives no lock, so it was read without; nothing must write it meanwhile"]
 
 
 def notes_on_mask(masked: bool | None, opened: OpenedJob) -> list[str]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lstmcli.blocks import Span, Valid
 from lstmcli.errors import DataError, UsageError, shown
+from lstmcli.files import hdf5
 from lstmcli.files.file_kind import split_spec
 from lstmcli.inputs.nonfinite import Nonfinite
 from lstmcli.inputs.source import Source
@@ -226,7 +227,7 @@ def facts(
         "sequences": len(valid.lengths),
         "steps": int(valid.lengths.sum()),
         "arrays": {name: list(shape) for name, shape in shapes.items()},
-        "notes": notes,
+        "notes": [*notes, *hdf5.notes_on_locks()],
     }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lstmcli.errors import DataError, MissingInputError, UsageError, shown
+from lstmcli.files import hdf5
 from lstmcli.files.file_kind import split_spec
 from lstmcli.tools.what_is import What, what_is
 
@@ -24,7 +25,8 @@ def inspect(spec: str, lens: str | None = None) -> Facts:
     if lens is not None and kind not in (What.DATA, What.WEIGHTS):
         raise UsageError(f"--lens {lens}: is for an input; {shown(spec)} is a {kind.value}")
     facts: Facts = {"path": spec, "kind": kind.value, "bytes": size_of(split_spec(spec)[0])}
-    return facts | ABOUT[kind](spec, lens)
+    facts |= ABOUT[kind](spec, lens)
+    return facts | {"notes": [*facts["notes"], *hdf5.notes_on_locks()]}
 
 
 def size_of(path: str) -> int | None:

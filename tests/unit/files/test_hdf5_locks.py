@@ -1,4 +1,4 @@
-"""What a run says of itself."""
+"""Files that were read without a lock, as the file system gives none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import h5py
 import pytest
 
 from lstmcli.files import hdf5
-from lstmcli.run.summary import notes_on_locks
+from lstmcli.files.hdf5 import notes_on_locks
 
 
 def test_files_without_locks_are_told_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
