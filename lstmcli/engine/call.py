@@ -137,9 +137,11 @@ def computed(given: np.dtype[Any], chosen: str | None) -> tuple[np.dtype[Any], b
 
 def checked_threads(threads: int | None) -> int:
     """Return how many threads may compute. Raises UsageError."""
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads: expected 1 or more, got {threads}")
-    return threads or available_threads()
+    if threads is None:
+        return available_threads()
+    if not isinstance(threads, int | np.integer) or threads < 1:
+        raise UsageError(f"threads: expected a whole number, 1 or more, got {threads!r}")
+    return int(threads)
 
 
 @functools.lru_cache(16)

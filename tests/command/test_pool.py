@@ -106,11 +106,14 @@ def test_parquet_is_not_installed(case: Case, tmp_path: Path) -> None:
     for instead, words in [
         ("NAME.csv", ["run", *case.inputs, "--pool", "mean", "-o", "t.parquet"]),
         (".npz or .h5", ["convert", case.x_npy, "t.parquet"]),
+        (".npz or .h5", ["convert", case.x_npy, "t.arrow"]),
     ]:
         call = [sys.executable, "-c", code, *map(str, words)]
         done = subprocess.run(call, cwd=tmp_path, capture_output=True, timeout=SECONDS, check=False)
         ran = Ran(done.returncode, done.stdout, done.stderr.decode())
-        assert_one_line(ran, 2, "t.parquet: Parquet needs pyarrow", "pip install 'lstmcli[parquet]'", instead)
+        assert_one_line(
+            ran, 2, f"t{(suffix := Path(words[-1]).suffix)}: {suffix} needs pyarrow", "pip install 'lstmcli[parquet]'", instead
+        )
         assert not list(tmp_path.iterdir())
 
 

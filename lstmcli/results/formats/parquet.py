@@ -4,6 +4,7 @@ Pooled arrays and states are a column of lists each, as data sets of embeddings 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,8 @@ def check_installed(path: str, instead: str) -> None:
         import pyarrow.parquet  # noqa: F401
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"{path}: Parquet needs pyarrow, which is not installed ({error}); pip install 'lstmcli[parquet]', or use {instead}"
+            f"{path}: {Path(path).suffix} needs pyarrow, which is not installed ({error}); pip install 'lstmcli[parquet]', "
+            f"or use {instead}"
         ) from error
 
 

@@ -172,8 +172,9 @@ def test_errors_say_what_came() -> None:
         features.predict(np.ones((1, 4, width)), [5])
     with pytest.raises(UsageError, match=r"^padding: expected post or pre, got 'front'$"):
         features.predict(np.ones((1, 4, width)), [3], padding="front")
-    with pytest.raises(UsageError, match=r"^threads: expected 1 or more, got 0$"):
-        features.predict(np.ones((1, 4, width)), threads=0)
+    for threads in (0, -1, 1.5, "2"):
+        with pytest.raises(UsageError, match=rf"^threads: expected a whole number, 1 or more, got {threads!r}$"):
+            features.predict(np.ones((1, 4, width)), threads=threads)
 
 
 def test_a_file_that_cannot_be_read_whole_says_why() -> None:
