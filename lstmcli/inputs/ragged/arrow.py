@@ -203,11 +203,19 @@ def form_of(kind: Any) -> tuple[int, np.dtype[Any], bool]:
         return none
     inner = kind.value_type
     if pa.types.is_integer(inner):
-        return 1, np.dtype(inner.to_pandas_dtype()), True
+        return 1, dtype_of(inner), True
     if not is_list(inner) or not pa.types.is_floating(inner.value_type):
         return none
     width = inner.list_size if pa.types.is_fixed_size_list(inner) else 0
-    return width, np.dtype(inner.value_type.to_pandas_dtype()), False
+    return width, dtype_of(inner.value_type), False
+
+
+def dtype_of(kind: Any) -> np.dtype[Any]:
+    """Returns NumPy's dtype of a type of numbers; kind.to_pandas_dtype() needs pandas in PyArrow up to 20."""
+    import pyarrow as pa
+
+    found: np.dtype[Any] = pa.array([], kind).to_numpy().dtype
+    return found
 
 
 def flat(column: Any, where: str, before: int, width: int) -> tuple[Lengths, NDArray[Any]]:

@@ -48,7 +48,7 @@ def test_missing_input(tmp_path):
         open_source(str(tmp_path))
     with pytest.raises(MissingInputError, match="No such file"):
         open_source(f"{tmp_path}/no.h5::/x")
-    with pytest.raises(MissingInputError, match="null (byte|character)"):
+    with pytest.raises(MissingInputError, match=r"null (byte|character)"):
         open_source("a\0b")
 
 

@@ -48,7 +48,7 @@ def read(path: Path) -> tuple[list[np.ndarray], list[str] | None]:
 
         table = parquet.read_table(path) if path.suffix == ".parquet" else pa.ipc.open_file(path).read_all()
         step = table.schema.field("sequences").type.value_type
-        dtype = getattr(step, "value_type", step).to_pandas_dtype()
+        dtype = pa.array([], getattr(step, "value_type", step)).to_numpy().dtype
         shape = (-1, step.list_size) if hasattr(step, "list_size") else (-1,)
         return [np.array(rows, dtype).reshape(shape) for rows in table["sequences"].to_pylist()], table["id"].to_pylist()
     if path.suffix == ".npy":
