@@ -231,6 +231,8 @@ def test_a_merge_that_was_stopped_and_resumed(output: str, fault: str, copied: P
 
 def test_a_merge_that_is_not_resumed_is_refused(copied: Path) -> None:
     (copied / "out.h5.partial").write_bytes(b"something")
+    assert_one_line(lstmcli("merge", "plan.json", "-o", "out.h5", cwd=copied), 73, "--overwrite")
+    (copied / "out.h5.journal").write_bytes(b"{}")
     assert_one_line(lstmcli("merge", "plan.json", "-o", "out.h5", cwd=copied), 73, "--resume", "--overwrite")
 
 
