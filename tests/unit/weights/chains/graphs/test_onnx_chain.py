@@ -488,9 +488,14 @@ def test_damaged_graphs(tmp_path: Path) -> None:
     path = write(tmp_path, nodes, lstm_arrays() | ONE, ("n", "t", FEATURES))
     assert "needs itself" in refusal(path)
     nodes = [*BASE, line("Unsqueeze", "V many -> a"), line("Mul", "a a -> Y")]
-    assert "Mul 'n5': its inputs do not fit" in refusal(
-        write(tmp_path, nodes, lstm_arrays() | ONE | {"many": np.arange(40)}, ("n", "t", FEATURES))
+    path = write(tmp_path, nodes, lstm_arrays() | ONE | {"many": np.arange(40)}, ("n", "t", FEATURES))
+    # NumPy 1 has at most 32 dimensions, NumPy 2 has 64.
+    wide = (
+        "Unsqueeze cannot be computed of"
+        if np.lib.NumpyVersion(np.__version__) < "2.0.0"
+        else "Mul 'n5': its inputs do not fit"
     )
+    assert wide in refusal(path)
     model = onnx.load(on_lstm(tmp_path, line("Relu", "V -> Y")))
     del model.graph.output[:]
     onnx.save(model, tmp_path / "m.onnx")
