@@ -58,11 +58,12 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "out.h5").read_bytes() == resumed
 
 
-def test_a_run_goes_on_from_the_states_of_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--peepholes", "--projection", "6")])
+def test_a_run_goes_on_from_the_states_of_another(options: tuple[str, ...], tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(5, 12, 9)).astype(np.float32)
     for name, part in {"whole": x, "first": x[:, :7], "second": x[:, 7:]}.items():
         np.save(tmp_path / f"{name}.npy", part)
-    words = ("-u", "20,8", "--dtype", "bfloat16", "-q")
+    words = ("-u", "20,8", "--dtype", "bfloat16", "-q", *options)
     succeed("run", "-i", "whole.npy", *words, "-o", "whole.h5", cwd=tmp_path)
     succeed("run", "-i", "first.npy", *words, "-o", "first.h5", cwd=tmp_path)
     succeed("run", "-i", "second.npy", *words, "--initial-state", "first.h5", "-o", "second.h5", cwd=tmp_path)
