@@ -138,7 +138,7 @@ def test_chunks_of_padding_are_not_read(compression: str | None, case: Case, tmp
                     x.id.write_direct_chunk((row, step, 0), b"damaged!" * 20)
                     damaged += 1
         assert damaged > 20
-        with pytest.raises(OSError, match="filter"):
+        with pytest.raises(OSError, match=r"filter|Fletcher32"):
             x[1, 4]
     files.assert_same_bits(run(case, tmp_path, "in.h5"), case.result)
 
