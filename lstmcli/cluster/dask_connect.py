@@ -1,5 +1,6 @@
 """Connects to a Dask scheduler."""
 
+import asyncio
 import json
 import logging
 import os
@@ -7,17 +8,18 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lstmcli.errors import ClusterError, LstmcliError, UsageError, shown
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 SECONDS = 10.0  # to wait for a scheduler, which may just be starting
-LOCAL_SECONDS = 60.0  # to wait for processes of this machine
+LOCAL_SECONDS, SECONDS_EACH = 60.0, 2.0  # to wait for processes of this machine, and longer for each of them
+CLOSING_SECONDS = 10.0  # to wait until they have ended
 NOTHING_ELSE = {  # switches off what else Dask's processes would do
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
@@ -93,7 +95,7 @@ def local_cluster(scheduler: str) -> Iterator["Client"]:
             f"--scheduler {shown(scheduler)}: expected local:N for N worker processes, such as local:{os.cpu_count()}"
         )
     options = {
-        "n_workers": int(count),
+        "n_workers": 0,  # scale() adds them: where one does not start, the constructor waits for ever in Dask before 2026.8
         "threads_per_worker": 1,
         "host": "127.0.0.1",
         "memory_limit": 0,  # --max-memory says it
@@ -106,10 +108,13 @@ def local_cluster(scheduler: str) -> Iterator["Client"]:
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # Python's own processes warn of what is left when they are ended
     with ExitStack() as opened:
         try:
-            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="lstmcli-"))
+            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="lstmcli-", ignore_cleanup_errors=True))
             opened.enter_context(dask.config.set(NOTHING_ELSE))
             security = Security.temporary()
-            cluster = opened.enter_context(LocalCluster(local_directory=folder, security=security, **options))
+            cluster = LocalCluster(local_directory=folder, security=security, **options)
+            opened.callback(close, cluster)
+            cluster.scale(int(count))
+            cluster.sync(started, cluster, callback_timeout=LOCAL_SECONDS + SECONDS_EACH * int(count))
             client = opened.enter_context(Client(cluster, set_as_default=False))
             client.wait_for_workers(int(count), timeout=LOCAL_SECONDS)
             # A process that can have no more threads is there, and takes tasks that it never begins.
@@ -123,6 +128,22 @@ def local_cluster(scheduler: str) -> Iterator["Client"]:
                 "and the limits high enough (ulimit -a)?"
             ) from error
         yield client
+
+
+async def started(cluster: "LocalCluster") -> None:
+    """Waits for the processes of a cluster. Raises what one of them met that does not start."""
+    while len(cluster.workers) < len(cluster.worker_spec):
+        await asyncio.sleep(0.01)
+    for process in cluster.workers.values():
+        await process
+
+
+def close(cluster: "LocalCluster") -> None:
+    """Ends the processes of a cluster, which may hang where one of them did not start."""
+    with suppress(TimeoutError):
+        cluster.close(timeout=CLOSING_SECONDS)
+        return
+    cluster.shutdown_on_close = False  # Dask would wait once more when Python ends
 
 
 def reason(error: BaseException) -> str:
