@@ -1,10 +1,12 @@
-"""How many CPUs this process may use."""
+"""How many CPUs this process may use, and what cache a core has."""
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 CGROUPS, MEMBERSHIPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+SECOND_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 
 
 def available_threads() -> int:
@@ -40,3 +42,12 @@ def quota(folder: Path) -> Iterator[int]:
             yield -(-int(allowed) // int(period))
     except (OSError, ValueError):
         return  # no such group in this container
+
+
+@cache
+def second_cache_bytes() -> int:
+    """Return the size of a core's second-level cache; 1 MiB where the system does not say."""
+    try:
+        return int(SECOND_CACHE.read_text().strip().removesuffix("K")) << 10
+    except (OSError, ValueError):
+        return 1 << 20

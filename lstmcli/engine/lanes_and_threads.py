@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lstmcli.blocks import Lengths
+from lstmcli.engine.cpus import second_cache_bytes
 
 # Python adds up so few lengths faster than NumPy: 1 us instead of 5, of a call of 13.
 FEW = 64
@@ -23,8 +24,6 @@ MIN_LANES = 4
 AHEAD = 24
 # No cache holds more weights than this from one step to the next. Input products in advance then read half of them only once.
 STREAMED_BYTES = 16 << 20
-# More weights than this leave a core's second-level cache between two steps, so they are read for as many lanes as possible.
-CACHED_BYTES = 1 << 20
 # A lane takes at least this many sequences in turn: with fewer, the threads end at more different times.
 SEQUENCES_PER_LANE = 5
 # Less work than this, 50 us, is not worth waking another thread.
@@ -68,12 +67,14 @@ class WorkSplit(NamedTuple):
     share_steps  whether all threads compute each step together, each a part of the units; else each takes whole sequences
     lanes        sequences side by side in a thread, or in all that share steps
     ahead        steps whose input products are computed in advance; 0: none
+    fetches      whether the tiles of a panel fetch the one that is next
     """
 
     threads: int
     share_steps: bool
     lanes: int
     ahead: int
+    fetches: bool = False
 
 
 def split_work(cell: CellSize, schedule: Schedule, max_threads: int) -> WorkSplit:
@@ -82,7 +83,11 @@ def split_work(cell: CellSize, schedule: Schedule, max_threads: int) -> WorkSpli
     enough = max(MIN_LANES, rows // 2)  # tiles of AMX have 16 rows: it takes 8 of them before products take longer than weights
     if count <= rows and flops < THREAD_FLOPS:  # one tile does it all
         return WorkSplit(1, False, count, AHEAD if count < enough else 0)
-    streamed, cached = cell.weight_bytes > STREAMED_BYTES, cell.weight_bytes <= CACHED_BYTES
+    streamed = cell.weight_bytes > STREAMED_BYTES
+    # More weights leave a core's second-level cache between two steps, so they are read for as many lanes as possible, and
+    # fetched a panel in advance if that cache holds two panels, and the lanes' rows beside them.
+    cached = cell.weight_bytes <= second_cache_bytes()
+    fetches = not cached and cell.weight_bytes / cell.panels <= 0.4 * second_cache_bytes()
     # So many sequences run side by side until the end, in full tiles, if the lanes end together.
     abreast = min(count, -(-schedule.steps // (schedule.longest * rows)) * rows)
 
@@ -96,4 +101,5 @@ def split_work(cell: CellSize, schedule: Schedule, max_threads: int) -> WorkSpli
         full_tiles = (count // SEQUENCES_PER_LANE if cached else abreast) // threads // rows * rows
         lanes = min(max(enough, full_tiles), -(-count // threads))
     lanes = min(lanes, MAX_LANES)
-    return WorkSplit(threads, share_steps, lanes, AHEAD if lanes < enough or streamed else 0)
+    ahead = AHEAD if lanes < enough or streamed else 0
+    return WorkSplit(threads, share_steps, lanes, ahead, fetches)

@@ -124,7 +124,7 @@ class PackedCell:
             cells=(address(cells.rows), step * cells.rows.strides[0]) if cells else (0, 0),
             sequences=(address(block.lengths), address(schedule.order), len(schedule.order), padded),
             cell=self.packed,
-            split=(split.lanes, split.ahead, split.threads, sharers),
+            split=(split.lanes, split.fetches, split.ahead, split.threads, sharers),
             memory=(
                 table_at + 8 * ARGUMENTS,
                 table_at + 8 * scratch_first,

@@ -12,6 +12,7 @@ AMX, amx.py takes the place of accumulate(), with rows rounded to pairs as well.
 """
 
 import itertools
+from collections.abc import Callable
 
 import llvmlite.ir as ir
 
@@ -79,13 +80,19 @@ def define_rounding(module: ir.Module, width: int, halves: bool) -> ir.Function:
 
 
 def accumulate(
-    simd: Simd, sums: list[list[Vector]], streams: list[ir.Value], rows: list[ir.Value], count: ir.Value
+    simd: Simd,
+    sums: list[list[Vector]],
+    streams: list[ir.Value],
+    rows: list[ir.Value],
+    count: ir.Value,
+    fetch: Callable[[ir.Value], None],
 ) -> list[list[Vector]]:
     """Write the loop that adds rows[row][k] * weights[k, gate] for all k to sums[row][gate], block by block.
 
     streams  where the words (count, together, width) of each group of gates begin
     rows     addresses of float32 numbers that are bfloat16, two for each word
     count    of words, a multiple of PAIRS
+    fetch    called with each k, writes what fetches weights that come later
     """
     builder, together = simd.builder, len(sums[0]) // len(streams)
     before = builder.block
@@ -108,6 +115,7 @@ def accumulate(
     for k in range(UNROLLED):
         word = builder.add(pair, ir.Constant(I64, k))
         here = builder.mul(word, ir.Constant(I64, together * simd.width))
+        fetch(word)
         even = builder.mul(word, ir.Constant(I64, 2))
 
         def values(row: int, even: ir.Value = even) -> list[Vector]:

@@ -6,99 +6,17 @@ panel of weights is read once a step for all lanes.
 """
 
 from collections.abc import Callable
-from typing import Any
 
-import llvmlite.ir as ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic, register_jitable
+from numba.extending import register_jitable
 
 from lstmcli.kernel.layout import BLOCK, GATES, LINE_BYTES, Argument, Column, Options, Shape, Sync, rounded_size
+from lstmcli.kernel.memory import at, clear, copy, get, min_of, prefetch, put
 from lstmcli.kernel.tile_calls import configuring, projection_call, rounding, tile_call
-from lstmcli.kernel.vectors.simd import I64, POINTER
-from lstmcli.kernel.waiting import ADDRESSES, add, now, publish, read, sleep, wait_for
+from lstmcli.kernel.waiting import add, now, publish, read, sleep, wait_for
 
 COLUMNS = len(Column)
 MOST_ARRIVALS = 1 << 30  # after which all meet anew, or a half of Sync.ARRIVED would overflow one day
 LONGEST_LEAVE = 100_000_000  # ns, for which a thread that was late is left out
-
-
-@intrinsic
-def get(context: Any, array: types.Type, index: types.Type) -> Any:
-    """Return array[index]."""
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return builder.load(builder.gep(args[0], [args[1]], source_etype=I64), typ=I64)
-
-    return types.int64(ADDRESSES, types.int64), emit
-
-
-@intrinsic
-def put(context: Any, array: types.Type, index: types.Type, value: types.Type) -> Any:
-    """Set array[index] = value."""
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        builder.store(args[2], builder.gep(args[0], [args[1]], source_etype=I64))
-        return context.get_dummy_value()
-
-    return types.none(ADDRESSES, types.int64, types.int64), emit
-
-
-@intrinsic
-def at(context: Any, address: types.Type) -> Any:
-    """Return the array of int64 at an address."""
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return builder.inttoptr(args[0], context.get_value_type(ADDRESSES))
-
-    return ADDRESSES(types.int64), emit
-
-
-@intrinsic
-def min_of(context: Any, a: types.Type, b: types.Type) -> Any:
-    """Return the smaller one. Numba's own min() brings in code that needs the interpreter."""
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return builder.select(builder.icmp_signed("<", *args), *args)
-
-    return types.int64(types.int64, types.int64), emit
-
-
-@intrinsic
-def copy(context: Any, target: types.Type, source: types.Type, size: types.Type) -> Any:
-    """Copy `size` bytes between places that do not overlap."""
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        target, source = (builder.inttoptr(a, POINTER) for a in args[:2])
-        cgutils.raw_memcpy(builder, target, source, args[2], 1)
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64, types.int64), emit
-
-
-@intrinsic
-def clear(context: Any, target: types.Type, size: types.Type) -> Any:
-    """Set `size` bytes to zero."""
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        cgutils.memset(builder, builder.inttoptr(args[0], POINTER), args[1], 0)
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64), emit
-
-
-@intrinsic
-def prefetch(context: Any, address: types.Type) -> Any:
-    """Bring the cache line of an address near, without waiting for it."""
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [POINTER, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [builder.inttoptr(args[0], POINTER), *(ir.Constant(number, k) for k in (0, 3, 1))])
-        return context.get_dummy_value()
-
-    return types.none(types.int64), emit
 
 
 @register_jitable(inline="always")
@@ -167,7 +85,7 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
     """Return the kernel for one tile shape and one kind of cell, as Numba compiles it with compiled.SIGNATURE."""
     tile_of, projection_of = tile_call(shape, options), projection_call(shape, options)
     width, half, rows, size, projected = shape.width, shape.half, shape.rows, shape.bits // 8, options.projection
-    row_bytes = GATES * width * size  # of a panel
+    row_bytes, k_bytes = GATES * width * size, shape.together * width * size  # of a panel, and of a group of gates in it
     rounds, round_row, together = options.bfloat16, rounding(shape), BLOCK
     rounded_bytes, amx, configure = rounded_size(shape), shape.amx, configuring(shape)
 
@@ -183,7 +101,7 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
         threads, sharers = get(call, Argument.THREADS), get(call, Argument.SHARERS)
         order, sync = at(get(call, Argument.ORDER_AT)), get(call, Argument.SYNC_AT)
         x_step, cells_step = get(call, Argument.X_STEP), get(call, Argument.CELLS_STEP)
-        biases, products = get(call, Argument.BIASES_AT), get(call, Argument.PRODUCTS_AT)
+        fetches, biases, products = get(call, Argument.FETCHES), get(call, Argument.BIASES_AT), get(call, Argument.PRODUCTS_AT)
         is_ahead = ahead + products  # not 0 for either
         scratches, scratch_step = get(call, Argument.SCRATCH_AT), get(call, Argument.SCRATCH_STEP)
         arrived = at(sync + Sync.ARRIVED)
@@ -292,13 +210,15 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                     if block != configured:
                         configure(block)
                         configured = block
+                pace = k_bytes * span // coming_rows if fetches > 0 and span < coming_rows else 0
                 for panel in range(first_panel, end_panel if coming_rows > 0 else 0):
-                    weights = get(call, Argument.PANELS_AT) + panel * panel_bytes
-                    first = 0
+                    weights, unit = get(call, Argument.PANELS_AT) + panel * panel_bytes, panel * width
+                    far = panel_bytes if panel + 1 < end_panel else (first_panel - panel) * panel_bytes
+                    first, turn = 0, 0
                     while first < coming_rows:
                         tile_rows = min_of(span, coming_rows - first)
-                        tile_of(tile_rows, block, call, weights, coming, slots, first, panel * width, half_unit, 0, 1)
-                        first += span
+                        tile_of(tile_rows, block, call, weights, coming, slots, first, far, turn, pace, unit, half_unit, 0, 1)
+                        first, turn = first + span, turn + 1
 
                 if rounds:
                     for lane in range(active):
@@ -315,17 +235,21 @@ def define(shape: Shape, options: Options) -> Callable[..., None]:
                     if block != configured:
                         configure(block)
                         configured = block
+                pace = k_bytes * span // active if fetches > 0 and span < active else 0
                 for panel in range(first_panel, end_panel):
-                    weights = get(call, Argument.PANELS_AT) + panel * panel_bytes
-                    first = 0
+                    weights, unit = get(call, Argument.PANELS_AT) + panel * panel_bytes, panel * width
+                    far = panel_bytes if panel + 1 < end_panel else (first_panel - panel) * panel_bytes
+                    first, turn = 0, 0
                     while first < active:
                         tile_rows = min_of(span, active - first)
-                        tile_of(tile_rows, block, call, weights, table, lanes, first, panel * width, half_unit, is_ahead, 0)
+                        tile_of(
+                            tile_rows, block, call, weights, table, lanes, first, far, turn, pace, unit, half_unit, is_ahead, 0
+                        )
                         for lane in range(first, first + tile_rows if products != 0 and panel + 1 < end_panel else first):
                             coming_sums = get(table, Column.SUMS * lanes + lane) + (panel + 1) * row_bytes
                             for line in range(0, row_bytes, LINE_BYTES):
                                 prefetch(coming_sums + line)
-                        first += span
+                        first, turn = first + span, turn + 1
                 if projected:
                     if crew > 1:
                         met += crew

@@ -101,6 +101,7 @@ class Argument(FromZero):
     PROJECTION_CLIP = auto()
     GATE_CLIP = auto()
     LANES = auto()  # of each thread
+    FETCHES = auto()  # whether the tiles of a panel fetch the panel that is next
     AHEAD = auto()  # steps whose input products are computed in advance; 0: none, input and recurrent products are one pass
     THREADS = auto()  # that make this call; the call of thread 0 ends when all are done
     SHARERS = auto()  # threads that share each step, each with a part of the units; 1: each takes whole sequences
@@ -159,7 +160,7 @@ def write_call(
     cells      (CELLS_AT, CELLS_STEP)
     sequences  (LENGTHS_AT, ORDER_AT, COUNT, PADDED)
     cell       of pack_cell()
-    split      (LANES, AHEAD, THREADS, SHARERS)
+    split      (LANES, FETCHES, AHEAD, THREADS, SHARERS)
     memory     (SYNC_AT, SCRATCH_AT, SCRATCH_STEP, HIDDEN_AT, HIDDEN_STEP, ROUNDED_STEP, PRODUCTS_AT)
 
     Groups, because a name for each number would take a call of a small batch a tenth longer (1.7 us of 13).

@@ -13,16 +13,18 @@ says which chains run side by side. With bfloat16 the chain is another one, that
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import llvmlite.ir as ir
 
 from lstmcli.kernel import bfloat16
 from lstmcli.kernel.layout import GATES, Argument, Column, Options, Shape
 from lstmcli.kernel.vectors.activations import ACTIVATIONS, clipped
-from lstmcli.kernel.vectors.simd import I64, POINTER, Simd, Vector, fma, join, one_nan, split
+from lstmcli.kernel.vectors.simd import I64, POINTER, Simd, Vector, fetch_line, fma, join, one_nan, split
 
-BOOLEAN = ir.IntType(1)
+BOOLEAN, I8 = ir.IntType(1), ir.IntType(8)
 Limits = dict[str, Vector]  # of the clips that a cell has
 Term = tuple[list[ir.Value], ir.Value, ir.Value]  # addresses of rows, the first weight that is theirs, how many are
 
@@ -45,6 +47,18 @@ def clip(x: Vector, limits: Limits, name: str) -> Vector:
     return clipped(x, -limits[name], limits[name]) if name in limits else x
 
 
+class Coming(NamedTuple):
+    """The panel that is next, which the tiles of this one fetch while they compute, each a part of it.
+
+    Else memory would rest while all tiles but the first compute, and that one would wait for it, for twice its time where
+    no cache holds the weights.
+    """
+
+    far: ir.Value  # bytes from this panel to that one
+    turn: ir.Value  # number of the tile among those of the panel
+    pace: ir.Value  # bytes that each tile fetches at a k
+
+
 @dataclass(frozen=True)
 class Tile:
     """What both kinds of tile need while their functions are written."""
@@ -56,6 +70,7 @@ class Tile:
     call: ir.Value
     table: ir.Value
     lanes: ir.Value
+    coming: Coming | None = None
 
     def number(self, field: Argument) -> ir.Value:
         """Load an argument of the kernel call."""
@@ -120,8 +135,9 @@ class Tile:
         streams  where the weights (count, together, width) of each group of gates begin
         """
         if self.options.bfloat16:
-            return bfloat16.accumulate(self.simd, sums, streams, rows, count)
+            return bfloat16.accumulate(self.simd, sums, streams, rows, count, self.fetching(streams, count))
         simd, builder, together = self.simd, self.simd.builder, len(sums[0]) // len(streams)
+        fetch = self.fetching(streams, count)
         before = builder.block
         loop, after = (builder.function.append_basic_block() for _ in range(2))
         builder.cbranch(builder.icmp_signed(">", count, ir.Constant(I64, 0)), loop, after)
@@ -130,6 +146,7 @@ class Tile:
         k = builder.phi(I64)
         running = [[builder.phi(simd.vector) for _ in gates] for gates in sums]
         here = builder.mul(k, ir.Constant(I64, together * self.shape.width))
+        fetch(k)
 
         def value(row: int) -> Vector:
             return simd.broadcast(simd.at(rows[row], k))
@@ -165,6 +182,24 @@ class Tile:
             out.add_incoming(new.value, loop)
         return [[Vector(simd, phi) for phi in gates] for gates in done]
 
+    def fetching(self, streams: list[ir.Value], count: ir.Value) -> Callable[[ir.Value], None]:
+        """Return what fetches, at a k, some of the weights that come a panel after these streams of `count` k.
+
+        With 32 registers the CPU's own prefetching keeps ahead, and this would cost time, as it would in a tile of few rows.
+        """
+        builder, few_registers = self.simd.builder, self.shape.together == (1 if self.options.bfloat16 else 2)
+        if self.coming is None or not few_registers or 2 * self.rows <= self.shape.rows:
+            return lambda k: None
+        far, turn, pace = self.coming
+        skip = builder.add(far, builder.mul(builder.mul(turn, pace), count))
+        starts = [builder.gep(stream, [skip], source_etype=I8) for stream in streams]
+
+        def fetch(k: ir.Value) -> None:
+            for start in starts:
+                fetch_line(builder, builder.gep(start, [builder.mul(k, pace)], source_etype=I8))
+
+        return fetch
+
 
 def internal(module: ir.Module, name: str, kinds: list[ir.Type]) -> ir.Function:
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
@@ -176,7 +211,7 @@ def internal(module: ir.Module, name: str, kinds: list[ir.Type]) -> ir.Function:
 def define(module: ir.Module, shape: Shape, options: Options, rows: int, half: bool) -> ir.Function:
     """Return the function in `module` that is the tile of `rows` lanes, rows <= shape.rows, two gates in a vector where `half`:
 
-    tile(call, weights, table, lanes, unit, resume, pause)
+    tile(call, weights, table, lanes, far, turn, pace, unit, resume, pause)
 
     call             see layout.Argument                 in
     weights          (groups, E + P, together, width)    in      of the units unit .. unit + width
@@ -189,17 +224,18 @@ def define(module: ir.Module, shape: Shape, options: Options, rows: int, half: b
         C            (units,)                            in
         NEW_C        (units,)                            out     may be C
         Y or HIDDEN  (units,)                            out     h, or h before the projection; must not overlap H
+    far, turn, pace  see Coming
     pause            whether the chains stop after the input products, in SUMS
     resume           whether they go on from there; a chain that does not pause ends in NEW_C and Y or HIDDEN
     """
     name = f"lstm_tile_{rows}{'_half' if half else ''}"
     if name in module.globals:
         return module.globals[name]
-    function = internal(module, name, [POINTER, POINTER, POINTER, I64, I64, BOOLEAN, BOOLEAN])
-    call, weights, table, lanes, unit, resume, pause = function.args
+    function = internal(module, name, [POINTER, POINTER, POINTER, *[I64] * 5, BOOLEAN, BOOLEAN])
+    call, weights, table, lanes, *coming, unit, resume, pause = function.args
     builder = ir.IRBuilder(function.append_basic_block())
     simd = Simd(builder, shape.bits, shape.width)
-    tile = Tile(simd, shape, options, rows, call, table, lanes)
+    tile = Tile(simd, shape, options, rows, call, table, lanes, Coming(*coming))
     zero = ir.Constant(I64, 0)
 
     panel = builder.mul(unit, ir.Constant(I64, GATES))

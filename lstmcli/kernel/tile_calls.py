@@ -22,11 +22,14 @@ def tile_call(shape: Shape, options: Options) -> Callable[..., None]:
     """
 
     @intrinsic
-    def call(context, rows, block, call, weights, table, lanes, first, unit, half_unit, resume, pause):  # type: ignore[no-untyped-def]
+    def call(  # type: ignore[no-untyped-def]
+        context, rows, block, call, weights, table, lanes, first, far, turn, pace, unit, half_unit, resume, pause
+    ):
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            rows, block, call, weights, table, lanes, first, unit, half_unit, *flags = args
-            values = [call, builder.inttoptr(weights, POINTER), builder.gep(table, [first], source_etype=I64), lanes, unit]
-            values += [builder.icmp_signed("!=", flag, ir.Constant(I64, 0)) for flag in flags]
+            rows, block, call, weights, table, lanes, first, *coming, unit, half_unit, resume, pause = args
+            values = [call, builder.inttoptr(weights, POINTER), builder.gep(table, [first], source_etype=I64), lanes]
+            values += [unit] if shape.amx else [*coming, unit]
+            values += [builder.icmp_signed("!=", flag, ir.Constant(I64, 0)) for flag in (resume, pause)]
             with builder.if_else(builder.icmp_signed("==", unit, half_unit)) as branches:
                 for half, branch in zip((True, False), branches, strict=True):
                     with branch:
@@ -37,7 +40,7 @@ def tile_call(shape: Shape, options: Options) -> Callable[..., None]:
                             switch_rows(builder, shape, rows, values, define)
             return context.get_dummy_value()
 
-        return types.none(types.int64, types.int64, ADDRESSES, types.int64, ADDRESSES, *[types.int64] * 6), emit
+        return types.none(types.int64, types.int64, ADDRESSES, types.int64, ADDRESSES, *[types.int64] * 9), emit
 
     return call
 

@@ -29,6 +29,10 @@ if "every option" in sys.argv:
     changes += [{"gate_clip": 0.5}, {"input_forget": True}, {"peephole": None, "cell_clip": None}]
     cells = [dataclasses.replace(cell, **change) for change in changes]
     models = [lstmcli.Bidirectional(one, both.backward, merge="mean") for one in cells]
+if "fetching" in sys.argv:
+    from lstmcli.engine import packed_cell
+    split = packed_cell.split_work
+    packed_cell.split_work = lambda *given: split(*given)._replace(lanes=18, fetches=True)
 for model in models:
     chosen = "bfloat16" if "bfloat16" in sys.argv else None
     for dtype in ("float32", "float64"):

@@ -43,7 +43,9 @@ def tile_call(shape: Shape, options: Options) -> Callable[..., None]:
     """A tile of plain cells: sigmoid and tanh, no peepholes, clips or projection."""
     assert options == Options()
 
-    def tile(rows, block, call, weights, table, lane_count, first, unit, half_unit, resume, pause):  # type: ignore[no-untyped-def]
+    def tile(  # type: ignore[no-untyped-def]
+        rows, block, call, weights, table, lane_count, first, far, turn, pace, unit, half_unit, resume, pause
+    ):
         inputs, units, outputs = (get(call, field) for field in (Argument.INPUTS, Argument.UNITS, Argument.OUTPUTS))
         assert unit != half_unit, "choose units for which no panel holds two gates in a vector"
         depth, gates = inputs + outputs, GATES * shape.width

@@ -7,7 +7,7 @@ import llvmlite.ir as ir
 from numba import types
 from numba.extending import intrinsic
 
-from lstmcli.kernel.lanes import get, put
+from lstmcli.kernel.memory import get, put
 from lstmcli.kernel.threads.words import CALLED, LOOKS, RESTS, Word
 from lstmcli.kernel.vectors.simd import I64
 from lstmcli.kernel.waiting import ADDRESSES, emit_pause, emit_yield, now, publish, read

@@ -124,6 +124,13 @@ class Simd:
         return Vector(self, self.call(intrinsic, kind, [a.value for a in args]))
 
 
+def fetch_line(builder: ir.IRBuilder, pointer: ir.Value) -> None:
+    """Bring the cache line of an address near, without waiting for it."""
+    kind, name = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32]), "llvm.prefetch.p0"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    builder.call(function, [pointer, *(ir.Constant(I32, number) for number in (0, 3, 1))])
+
+
 @dataclass(frozen=True)
 class Part:
     """The first floats of a vector: whether there are any, whether it is whole, and their mask.

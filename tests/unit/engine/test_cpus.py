@@ -88,3 +88,13 @@ def test_a_real_quota(one_cpu, sample_x, tmp_path):
         pytest.skip("there is one CPU")
     ran = under(["sh", "-c", f'echo $$ > {one_cpu}/cgroup.procs && exec "$@"', "sh"], *dry, cwd=tmp_path)
     assert (ran.code, ran.json["threads"]) == (0, 1)
+
+
+@pytest.mark.parametrize(("text", "want"), [("512K\n", 512 << 10), ("2048K\n", 2 << 20), ("", 1 << 20), (None, 1 << 20)])
+def test_second_level_cache(text, want, monkeypatch, tmp_path):
+    if text is not None:
+        (tmp_path / "size").write_text(text)
+    monkeypatch.setattr(cpus, "SECOND_CACHE", tmp_path / "size")
+    cpus.second_cache_bytes.cache_clear()
+    assert cpus.second_cache_bytes() == want
+    cpus.second_cache_bytes.cache_clear()

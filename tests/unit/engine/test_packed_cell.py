@@ -109,7 +109,7 @@ def test_the_split_fits_what_it_is_for():
     """Small work stays in one thread; large weights and few sequences are shared; many sequences are not."""
     for units, count, length, shared in [(7, 5, 10, None), (1024, 8, 50, True), (128, 64, 100, False)]:
         forward = PreparedModel(lstmcli.init_model(units, [units]), np.dtype(np.float32), 2)
-        threads, share, lanes, ahead = split_work(forward.cells["0"].size, Schedule.of(np.full(count, length)), 2)
+        threads, share, lanes, ahead, _ = split_work(forward.cells["0"].size, Schedule.of(np.full(count, length)), 2)
         assert (threads, share) == ((1, False) if shared is None else (2, shared))
         assert 1 <= lanes <= count
         assert ahead >= 0

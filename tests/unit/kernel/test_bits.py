@@ -52,8 +52,9 @@ def target(request):
     return {"NUMBA_CPU_NAME": request.param, "NUMBA_CPU_FEATURES": features}
 
 
-def test_other_cpus_give_the_same_bits(target, tmp_path):
-    assert run(target, tmp_path)[0] == HASH
+@pytest.mark.parametrize("args", [[], ["fetching"]], ids=["as it is", "fetching the next panel"])
+def test_other_cpus_give_the_same_bits(target, args, tmp_path):
+    assert run(target, tmp_path, *args)[0] == HASH
 
 
 @pytest.mark.slow

@@ -69,13 +69,14 @@ def test_a_thread_that_is_alone_leaves_input_products_to_the_others(monkeypatch:
     def tile_call(shape: Shape, options: Options) -> Callable[..., None]:
         tile = lanes_in_python.tile_call(shape, options)
 
-        def counted(rows, block, call, weights, table, lane_count, first, unit, half_unit, resume, pause):  # type: ignore[no-untyped-def]
+        def counted(rows, *others):  # type: ignore[no-untyped-def]
+            *_, unit, _, _, pause = others
             if unit == 0 and pause:
                 in_advance[-1] += rows
             elif unit == 0:
                 done.append(rows)
                 in_advance.append(0)
-            tile(rows, block, call, weights, table, lane_count, first, unit, half_unit, resume, pause)
+            tile(rows, *others)
 
         return counted
 

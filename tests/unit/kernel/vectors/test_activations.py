@@ -6,10 +6,10 @@ import pytest
 from numba import types
 from numba.extending import intrinsic
 
-from lstmcli.kernel.lanes import I64, POINTER
 from lstmcli.kernel.layout import tile_shape
 from lstmcli.kernel.native.target import target
 from lstmcli.kernel.vectors import activations, simd
+from lstmcli.kernel.vectors.simd import I64, POINTER
 
 
 def compiled_loop(function, bits):
