@@ -60,7 +60,7 @@ def reading(where: str) -> Iterator[None]:
         yield
     except LstmcliError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
         text = shown(" ".join(str(error).split()))
         # h5py's types say little: a failed read(2) may come as a KeyError that has its errno in the text alone.
         if locked := re.search(r"unable to lock file, errno = (\d+)", text):

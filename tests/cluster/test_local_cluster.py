@@ -13,7 +13,8 @@ from helpers import files
 from helpers.command import SECONDS, Ran, assert_one_line
 from helpers.system_tools import under
 
-pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
+distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
+DASK = tuple(int(number) for number in distributed.__version__.split(".")[:2])
 
 
 def run(folder: Path, prefix: list[object], **env: str) -> Ran:
@@ -34,7 +35,10 @@ def run(folder: Path, prefix: list[object], **env: str) -> Ran:
     ids=["few open files", "little memory", "a deleted folder"],
 )
 def test_limits_that_are_too_low(prefix: list[object], tmp_path: Path) -> None:
-    assert_one_line(run(tmp_path, prefix), 69, "local:1", "do not start")
+    ran = run(tmp_path, prefix)
+    if DASK < (2026, 8):  # its process may print a traceback of its own before
+        ran = ran._replace(err=ran.err[ran.err.rfind("lstmcli: error") :])
+    assert_one_line(ran, 69, "local:1", "do not start")
 
 
 WITHOUT_CALLBACKS = """

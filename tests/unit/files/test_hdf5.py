@@ -24,6 +24,12 @@ def test_device_error_inside_libhdf5(raised):
         raise raised
 
 
+def test_damage_that_h5py_stumbles_over():
+    """An IndexError of h5py 3.12, for a deflate filter that has lost its level."""
+    with pytest.raises(DataError, match=r"^f\.h5: damaged, or not something this program reads"), hdf5.reading("f.h5"):
+        raise IndexError("tuple index out of range")
+
+
 def test_a_float_whose_exponent_has_no_bias_is_listed_without_a_dtype(tmp_path):
     """h5py takes a bias of 0 for a failure."""
     path = tmp_path / "f.h5"
