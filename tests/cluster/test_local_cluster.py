@@ -1,10 +1,11 @@
-"""--scheduler local:N where its processes cannot start: 69, in one line, and soon."""
+"""--scheduler local:N where its processes cannot start: 69 in one line, soon, or after a minute with an old Dask."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def run(folder: Path, prefix: list[object], **env: str) -> Ran:
 def test_limits_that_are_too_low(prefix: list[object], tmp_path: Path) -> None:
     ran = run(tmp_path, prefix)
     if DASK < (2026, 8):  # its process may print a traceback of its own before
-        ran = ran._replace(err=ran.err[ran.err.rfind("lstmcli: error") :])
+        ran = replace(ran, err=ran.err[ran.err.rfind("lstmcli: error") :])
     assert_one_line(ran, 69, "local:1", "do not start")
 
 
