@@ -196,7 +196,9 @@ class Builder:
     def per_feature(self, word: Word, parts: dict[str, Tensor], weight: Floats, bias: Floats | None) -> Layer:
         epsilon = word.named.get("eps", EPSILON)
         if "running_mean" not in parts and bias is None:
-            return Activation("prelu", slopes=weight if len(weight) > 1 else np.repeat(weight, self.width()))
+            if len(weight) == 1:  # of all features, however many
+                return Activation("leaky_relu", float(weight[0]))
+            return Activation("prelu", slopes=weight)
         if "eps" not in word.named:
             self.assumed.append(f"{word}: eps {EPSILON}, PyTorch's default ({word}(eps=...) in the chain says another)")
         if "running_mean" not in parts:
@@ -204,9 +206,6 @@ class Builder:
         mean, variance = (parts[name].array(rank=1).astype(np.float64) for name in ("running_mean", "running_var"))
         scale = weight / np.sqrt(variance + epsilon)
         return Affine(scale, (0 if bias is None else bias) - mean * scale)
-
-    def width(self) -> int:
-        return Chain(tuple(self.layers), tuple(self.names)).output_size
 
     def convolution(self, word: Word, weight: Floats, bias: Floats | None) -> Layer:
         told = {"stride": 1, "padding": 0, "dilation": 1} | {name: int(value) for name, value in word.named.items()}

@@ -100,11 +100,31 @@ def test_what_a_module_is_shows_in_its_tensors() -> None:
     kinds = [Embedding, Conv1D, Affine, Activation, Pool1D, LayerNorm, Pool, Dense, Activation, Activation]
     assert [type(layer) for layer in chain.layers] == kinds
     assert chain.layers[1].stride == 2
-    assert chain.layers[3].slopes.shape == (5,)
+    slope = next(tensor for tensor in tensors if tensor.name == "slope.weight").array(rank=1)
+    assert (chain.layers[3].function, chain.layers[3].alpha) == ("leaky_relu", slope[0])
     assert chain.layers[5].epsilon == 0.1
     assert chain.layers[8].alpha == 0.2
     assert [sentence.split(":")[0] for sentence in assumed] == ["conv", "bn"]
     assert left_out == []
+
+
+@pytest.mark.parametrize("slope", [0.25, -0.7, 3.0, 0.1])
+@pytest.mark.parametrize("line", ["slope, fc", "max, slope, fc", "fc, slope"])
+def test_a_lone_slope_is_that_of_all_features(line: str, slope: float) -> None:
+    """nn.PReLU() has one slope however many features there are, also where no layer before it says how many."""
+    tensors = fake(fc__weight=(4, 4), slope__weight=(1,))
+    alone = Tensor("slope.weight", (1,), "F32", lambda: np.full(1, slope, np.float32))
+    each = Tensor("slope.weight", (4,), "F32", lambda: np.full(4, slope, np.float32))
+    x = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
+    x[0, :3] = 0.0, -0.0, np.nan
+    for dtype in (np.float32, np.float64):
+        got, want = (
+            PreparedChain(build(line, [tensors[0], one], takes_ids=False), np.dtype(dtype), 1)(
+                x.astype(dtype), np.array([2, 4], np.int64)
+            )[0]
+            for one in (alone, each)
+        )
+        assert got.tobytes() == want.tobytes()
 
 
 def test_the_first_matrix_without_a_bias_is_a_table_for_ids_and_a_layer_for_numbers() -> None:
