@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmcli.blocks import Lengths, Valid, packed_starts
+from lstmcli.blocks import Lengths, Valid, is_bfloat16, packed_starts
 from lstmcli.errors import DataError, LstmcliError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, is_several, open_by_kind, split_spec
@@ -76,7 +76,7 @@ class Rows(Array):
     """An array without steps: a row for each sequence, or whatever its first axis is."""
 
     def __init__(self, name: str, table: Table) -> None:
-        super().__init__(name, table.shape, table.dtype)
+        super().__init__(name, table.shape, np.dtype(np.float32) if is_bfloat16(table.dtype) else table.dtype)
         self.table = table
 
     def read(self, piece: Piece, buffer: Values) -> Values:

@@ -208,6 +208,26 @@ def test_arrays_of_other_dtypes(tmp_path: Path) -> None:
     assert (facts["arrays"][0]["max_ulp"], facts["arrays"][0]["first"]["row"], facts["same"]) == (None, 3, False)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(6,), (5, 4)])
+def test_arrays_of_bfloat16_are_compared_as_numbers(shape: tuple[int, ...], order: Any, tmp_path: Path) -> None:
+    """NumPy calls them V2: the upper halves of float32."""
+    wide = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    halves = (wide.view(np.uint32) >> 16).astype("<u2")
+    wide = (wide.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    halves = np.asarray(halves, order=order)
+    np.save(tmp_path / "half.npy", halves.view("V2") if order == "C" else halves.T.view("V2").T)
+    np.savez(tmp_path / "half.npz", halves.view("V2") if order == "C" else halves.T.view("V2").T)
+    np.save(tmp_path / "wide.npy", wide)
+    for half in ("half.npy", "half.npz"):
+        facts = compare(str(tmp_path / half), str(tmp_path / "wide.npy"))
+        assert (facts["equal"], facts["arrays"][0]["compared"]) == (True, wide.size)
+    wide.flat[3] += 1
+    np.save(tmp_path / "other.npy", wide)
+    facts = compare(str(tmp_path / "half.npy"), str(tmp_path / "other.npy"))
+    assert (facts["equal"], facts["arrays"][0]["differing"], facts["arrays"][0]["max_absolute"]) == (False, 1, 1.0)
+
+
 def succeed_with(code: int, *args: object, cwd: Path) -> str:
     ran = lstmcli(*args, cwd=cwd)
     assert (ran.code, ran.err) == (code, "")
