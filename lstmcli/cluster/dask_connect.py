@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -90,9 +91,9 @@ def local_cluster(scheduler: str) -> Iterator["Client"]:
     from distributed import Client, LocalCluster, Security
 
     count = scheduler.removeprefix("local:")
-    if not (count.isascii() and count.isdecimal() and int(count)):
+    if not re.fullmatch("[1-9][0-9]{0,2}", count):  # not a port, for which thousands of processes would start
         raise UsageError(
-            f"--scheduler {shown(scheduler)}: expected local:N for N worker processes, such as local:{os.cpu_count()}"
+            f"--scheduler {shown(scheduler)}: expected local:N for N processes, at most 999, such as local:{os.cpu_count()}"
         )
     options = {
         "n_workers": 0,  # scale() adds them: where one does not start, the constructor waits for ever in Dask before 2026.8

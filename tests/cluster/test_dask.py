@@ -419,6 +419,7 @@ def test_the_example_of_the_page(sample_x: Path, tmp_path: Path) -> None:
     [
         (["--scheduler", "local:0"], "local:N"),
         (["--scheduler", "local:x"], "local:N"),
+        (["--scheduler", "local:8786"], "at most 999"),
         (["--scheduler", "local:2", "--dry-run"], "--dry-run"),
         (["--scheduler", "local:2", "--plan", "p.json", "--shard", "1"], "the plan says"),
         (["--scheduler", "local:2", "-o", "-"], "files as input and output"),
