@@ -8,6 +8,7 @@ from lstmcli.errors import shown
 Rows = Iterator[tuple[str, str]]
 CELL_STATES = 2  # c and h
 LEFT_OUT = 4  # tensors that are named
+LAYERS = 4  # of a whole model in a line: in a pipe nothing else breaks it
 
 
 def run_rows(facts: dict[str, Any], verbose: bool) -> Rows:
@@ -110,7 +111,8 @@ def work_rows(facts: dict[str, Any]) -> Rows:
         yield "model", f"{layers_in_words(model)}, {model['parameters']:,} parameters  {shown(model['from'])}"
     else:
         yield "model", f"{len(model['layers'])} layers, {model['parameters']:,} parameters  {shown(model['from'])}"
-        yield "", shown(", ".join(model["layers"]))
+        for k in range(0, len(model["layers"]), LAYERS):
+            yield "", shown(", ".join(model["layers"][k : k + LAYERS]))
 
 
 def layers_in_words(model: dict[str, Any]) -> str:
