@@ -29,7 +29,7 @@ SUMMED = 256 * BLOCK  # bytes that are summed twice while they are in a cache
 
 AXES = {"N": "sequences", "T": "steps", "E": "features"}
 
-Rows = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.int64]
+Rows = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.int64] | NDArray[np.uint64]
 Sizes = tuple[int, int, int]
 
 
@@ -116,7 +116,7 @@ class Source:
     def exact_dtype(self) -> np.dtype[Any]:
         """The smallest dtype that read() can fill with the values as they are."""
         if self.token_ids:
-            return np.dtype(np.int64)
+            return np.dtype(np.uint64 if self.dtype.str[1:] == "u8" else np.int64)
         return np.dtype(np.float32) if is_bfloat16(self.dtype) else self.dtype.newbyteorder("=")
 
     @property
@@ -151,7 +151,7 @@ class Source:
 
         starts, lengths  (n,)               int64          in   starts[s] + lengths[s] <= T
         rows             (sum(lengths), E)  float32 or 64  out  C-contiguous, native byte order; written in full;
-                                            token ids: int64
+                                            token ids: int64 or uint64
 
         Raises DataError where the file ends early, is damaged, a chunk was never written, or a value does not fit float32;
         StorageError where the system could not read.

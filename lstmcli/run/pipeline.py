@@ -37,7 +37,7 @@ class Sink(Protocol):
 class Buffer(NamedTuple):
     """Memory for one span, used again and again."""
 
-    rows: NDArray[Any]  # (R, features) what is read; token ids: (R, 1) int64
+    rows: NDArray[Any]  # (R, features) what is read; token ids: (R, 1) int64 or uint64
     arrays: dict[str, Floats]  # (R, width) what is computed of it
 
 
@@ -100,7 +100,9 @@ class Pipeline:
             return np.empty((self.limits.rows, width), self.computation.dtype)
 
         arrays = {name: empty(width) for name, width in self.computation.step_widths.items()}
-        rows = np.empty((self.limits.rows, self.computation.input_width), self.computation.input_dtype)
+        source = self.opened.source
+        dtype = source.exact_dtype if source.token_ids else self.computation.input_dtype
+        rows = np.empty((self.limits.rows, self.computation.input_width), dtype)
         return Buffer(rows, arrays)
 
     def run(self, before: StoredSpan | None = None) -> Nonfinite:

@@ -56,6 +56,18 @@ def test_models_of_pytorch(name: str, tmp_path: Path) -> None:
     assert np.abs(got - want).max() <= 3e-6
 
 
+def test_the_layers_of_a_long_model_are_told_in_several_lines(batch: Path, tmp_path: Path) -> None:
+    """A pipe wraps nothing, and a model of Keras easily has twenty layers with names of twenty letters."""
+    words = ("-i", "x.npy", "-l", "lens.npy", *SENTIMENT, "-o", tmp_path / "p.npy", "--dry-run")
+    lines = succeed("predict", *words, cwd=batch).text.splitlines()
+    at = next(k for k, line in enumerate(lines) if line.startswith("model     7 layers"))
+    assert lines[at + 1 : at + 4] == [
+        "          embedding (embedding), lstm (stack), final (pool), fc1 (dense)",
+        "          relu (activation), fc2 (dense), softmax (activation)",
+        "predicts  (300, 3) float32",
+    ]
+
+
 @pytest.mark.parametrize(("model", "result"), [(SENTIMENT, "vectors.h5"), (TAGGER, "steps.h5")])
 @pytest.mark.parametrize("how", [("--threads", 1), ("--threads", 3), ("--max-memory", "160KB"), ("-i", "x.h5")])
 def test_the_same_bytes_however_it_is_computed(
@@ -215,12 +227,14 @@ def test_a_stream(batch: Path) -> None:
 
 def test_what_is_refused(batch: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "wrong.npy", np.array([[1, 2, 3], [4, 5, 400]]))
+    np.save(tmp_path / "large.npy", np.array([[1, 2, 3], [4, 5, 2**64 - 1]], ">u8"))
     np.save(tmp_path / "floats.npy", np.zeros((2, 3, 4), np.float32))
     (tmp_path / "names.txt").write_text("one\ntwo\n")
     weights = ("-w", DATA / "torch_sentiment.safetensors")
     right = ("-i", batch / "x.npy", *SENTIMENT)
     for code, words, args in [
         (65, ["wrong.npy", "sequence 1, step 2", "got 400"], ("-i", "wrong.npy", *SENTIMENT)),
+        (65, ["large.npy", "sequence 1, step 2", f"got {2**64 - 1}"], ("-i", "large.npy", *SENTIMENT)),
         (65, ["takes token ids", "floats.npy"], ("-i", "floats.npy", *SENTIMENT)),
         (2, ["--chain 'embedding, lstm, final, fc1, fc2'"], ("-i", batch / "x.npy", *weights)),
         (2, ["fc3 is no module"], ("-i", batch / "x.npy", *weights, "--chain", "embedding, lstm, final, fc3")),

@@ -107,7 +107,10 @@ def blocks(prepared: Prepared, take: Take, valid: Valid) -> Iterator[tuple[int, 
             before = int(ends[first] - valid.lengths[first])
             stop = max(first + 1, int(np.searchsorted(ends, before + fitting, side="right")))
             rows = take(first, stop)
-            rows = rows[:, None].astype(np.int64) if chain.chain.takes_ids else np.ascontiguousarray(rows, chain.dtype)
+            if chain.chain.takes_ids:
+                rows = rows[:, None].astype(np.uint64 if rows.dtype.kind == "u" else np.int64)
+            else:
+                rows = np.ascontiguousarray(rows, chain.dtype)
             try:
                 yield first, stop, *chain(rows, np.ascontiguousarray(valid.lengths[first:stop]))
             except SequenceError as error:

@@ -20,7 +20,7 @@ from lstmcli.model.layers import ALPHAS, Window
 class Passing:
     """What is between two layers: rows (R, width) of sequences of these lengths, packed, or of one row each (vectors)."""
 
-    rows: Any  # Floats, or ids (R, 1) int64 before an embedding
+    rows: Any  # Floats, or ids (R, 1) int64 or uint64 before an embedding
     lengths: Lengths
     state: State | None = None  # of the LSTM right below: name -> (n, width)
     valid: Any = None  # (R0,) bool, where a mask of the model hid steps: which rows of the input the rows are
@@ -64,13 +64,17 @@ def embed(layer: Any, passing: Passing) -> None:
 
 
 def known_ids(layer: Any, passing: Passing) -> None:
-    """Take the steps out that the embedding hides. Raises SequenceError for an id that its table does not have."""
+    """Make the ids int64, and take the steps out that the embedding hides.
+
+    Raises SequenceError for an id that its table does not have.
+    """
     ids, size = passing.rows[:, 0], len(layer.table)
     if len(ids) and not 0 <= ids.min() <= ids.max() < size:
         bad = int(np.flatnonzero((ids < 0) | (ids >= size))[0])
         row = int(np.searchsorted(np.cumsum(passing.lengths), bad, side="right"))
         step = bad - int(passing.starts[row])
         raise SequenceError(row, step, f"expected a token id from 0 to {size - 1}, got {ids[bad]}")
+    passing.rows = passing.rows.view(np.int64)
     if layer.mask_zero:
         hide(passing, ids != 0)
 

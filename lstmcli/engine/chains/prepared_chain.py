@@ -77,7 +77,7 @@ class PreparedChain:
     def __call__(self, rows: Any, lengths: Lengths) -> tuple[Floats, Lengths]:
         """Run sequences through the chain.
 
-        rows     in   (R, input size) of this dtype, or ids (R, 1) int64, packed
+        rows     in   (R, input size) of this dtype, or ids (R, 1) int64 or uint64, packed
         lengths  in   (n,), C-contiguous
         Returns the predictions: rows (R', K) packed with their lengths (n,), or (n, K) with lengths of 1.
         They are overwritten by the next call. Raises SequenceError for an id that the table does not have.

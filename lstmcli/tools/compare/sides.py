@@ -57,7 +57,7 @@ class Steps(Array):
     """An array that has steps, read through a source."""
 
     def __init__(self, name: str, source: Source, valid: Valid) -> None:
-        super().__init__(name, source.shape, source.exact_dtype)
+        super().__init__(name, source.shape, np.dtype(np.int64) if source.token_ids else source.exact_dtype)
         self.width, self.source = source.shape[2], source
         self.set_valid(valid)
 

@@ -37,6 +37,20 @@ def test_npy(dtype: str, order: str, tmp_path: Path) -> None:
     assert read(tmp_path / "x.npy").tolist() == wanted()
 
 
+@pytest.mark.parametrize("dtype", ["<u8", ">u8"])
+def test_ids_that_no_int64_has_stay_what_they_are(dtype: str, tmp_path: Path) -> None:
+    """No model has them, and the message says them."""
+    stored = np.array([[1, 2**63], [2**64 - 1, 0]], dtype)
+    np.save(tmp_path / "x.npy", stored)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("x", data=stored, chunks=(1, 2), compression="gzip")
+    for spec in (tmp_path / "x.npy", tmp_path / "x.h5"):
+        with closing(open_source(str(spec), token_ids=True)) as source:
+            rows = np.empty((4, 1), source.exact_dtype)
+            source.read(0, np.zeros(2, np.int64), np.array([2, 2]), rows)
+        assert rows[:, 0].tolist() == stored.reshape(-1).tolist()
+
+
 def test_steps_first(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ascontiguousarray(IDS.T))
     assert read(tmp_path / "x.npy", "TNE").tolist() == wanted()

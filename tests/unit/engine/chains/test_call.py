@@ -159,6 +159,10 @@ def test_errors_say_what_came() -> None:
             ids.predict(x)
     with pytest.raises(DataError, match=rf"^x, sequence 1, step 3: expected a token id from 0 to {size - 1}, got -1$"):
         ids.predict(np.array([[0, 0, 0, 0], [0, 0, 0, -1]]), [4, 1], padding="pre")
+    large = 2**64 - 1
+    for x in (np.full((5, 4), large, np.uint64), [np.array(one, ">u8") for one in ([1], [1, large])]):
+        with pytest.raises(DataError, match=rf"expected a token id from 0 to {size - 1}, got {large}$"):
+            ids.predict(x)
     with pytest.raises(DataError, match=r"^x: expected token ids, integers \(batch, time\), got float64 \(5, 4\)$"):
         ids.predict(np.ones((5, 4)))
     with pytest.raises(DataError, match=r"^x\[1\]: expected token ids, integers \(time,\), got int64 \(1, 1\)$"):
