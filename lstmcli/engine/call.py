@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lstmcli.blocks import FLOATS, Block, Floats, Lengths, State, Valid, as_numbers, is_float, packed_starts
 from lstmcli.engine.cpus import available_threads
@@ -48,7 +48,7 @@ def run_padded(
     if type(x) in (list, tuple) and len(x) and getattr(x[0], "ndim", 0) == 2 and lengths is None and mask is None:
         return run_list(model, x, initial_state, threads, chosen)
     try:
-        x = as_numbers(np.asarray(x))
+        x = as_array(x)
     except ValueError as error:
         raise DataError("x: expected an array (batch, time, features), or a list of arrays (length, features)") from error
     prepared = prepare(model, x.dtype, threads, chosen)
@@ -93,7 +93,7 @@ def run_list(
     model: Model, x: Sequence[Any], initial_state: InitialState | None, threads: int | None, chosen: str | None
 ) -> tuple[list[Floats], State]:
     """Runs sequences (length, E) that have no padding. Returns an array (length, output_size) for each, and the state."""
-    given = [as_numbers(np.asarray(one)) for one in x]
+    given = [as_array(one) for one in x]
     prepared = prepare(model, given[0].dtype, threads, chosen)
     dtype = prepared.dtype
     for k, one in enumerate(given):
@@ -107,6 +107,16 @@ def run_list(
     state = start_state(prepared, len(given), initial_state)
     prepared(block, outputs, state)
     return np.split(outputs.rows, np.cumsum(lengths)[:-1]), state
+
+
+def as_array(given: Any) -> NDArray[Any]:
+    """Return what was given as an array, of bfloat16 as float32: also a tensor of PyTorch, of which NumPy makes no array."""
+    try:
+        return as_numbers(np.asarray(given))
+    except TypeError:
+        if str(getattr(given, "dtype", None)) != "torch.bfloat16":
+            raise
+        return np.asarray(given.float())
 
 
 def prepare(model: Model, given: np.dtype[Any], threads: int | None, chosen: str | None) -> PreparedModel:
@@ -199,7 +209,7 @@ def start_state(prepared: PreparedModel, batch: int, given: InitialState | None)
         given = pair_of(given, list(widths))
     if set(given) != set(widths):
         raise DataError(f"initial_state: expected {', '.join(widths)}, got {', '.join(given) or 'nothing'}")
-    state = {name: np.array(given[name], prepared.dtype, order="C") for name in widths}
+    state = {name: np.array(as_array(given[name]), prepared.dtype, order="C") for name in widths}
     for name, width in widths.items():
         if state[name].shape != (batch, width):
             raise DataError(f"initial_state, {name}: expected shape {(batch, width)}, got {state[name].shape}")

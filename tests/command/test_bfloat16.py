@@ -141,3 +141,17 @@ def test_arrays_of_ml_dtypes(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", x)
     succeed("run", "x.npy", "-u", "5", "-o", "out.npy", "-q", cwd=tmp_path)
     assert files.bits(np.load(tmp_path / "out.npy")) == want
+
+
+def test_tensors_of_pytorch() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    x = torch.tensor(np.random.default_rng(1).normal(size=(4, 9, 6)), dtype=torch.bfloat16)
+    start = torch.tensor(np.random.default_rng(2).normal(size=(2, 4, 5)), dtype=torch.bfloat16)
+    model = lstmcli.init_model(6, [5])
+    whole = Chain((model, Pool("final")), ("lstm", "final"))
+    wide = x.float().numpy()
+    assert files.bits(model(x, initial_state=tuple(start))[0]) == files.bits(model(wide, initial_state=tuple(start.float()))[0])
+    assert files.bits(np.stack(model(list(x))[0])) == files.bits(model(wide)[0])
+    assert files.bits(whole.predict(x)) == files.bits(whole.predict(list(x))) == files.bits(whole.predict(wide))
+    with pytest.raises(TypeError, match="Sparse"):  # what else NumPy makes no array of
+        model(x.float().to_sparse())

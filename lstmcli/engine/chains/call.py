@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lstmcli.blocks import FLOATS, Floats, Lengths, Valid, as_numbers, is_float
-from lstmcli.engine.call import FLOAT32, Kept, checked_threads, computed, valid_steps
+from lstmcli.blocks import FLOATS, Floats, Lengths, Valid, is_float
+from lstmcli.engine.call import FLOAT32, Kept, as_array, checked_threads, computed, valid_steps
 from lstmcli.engine.chains.prepared_chain import PreparedChain
 from lstmcli.errors import DataError, SequenceError
 from lstmcli.model.chain import Chain, whole_model
@@ -50,8 +50,8 @@ def predict(
     """
     chain = whole_model(model)
     if isinstance(x, list | tuple) and lengths is None and mask is None:
-        return predict_ragged(chain, [as_numbers(np.asarray(one)) for one in x], threads, dtype)
-    x = checked(as_numbers(np.asarray(x)), chain, "x", ("batch", "time"))
+        return predict_ragged(chain, [as_array(one) for one in x], threads, dtype)
+    x = checked(as_array(x), chain, "x", ("batch", "time"))
     batch, time = x.shape[:2]
     valid = valid_steps(batch, time, lengths, padding, mask)
     steps = np.arange(time)
