@@ -19,6 +19,7 @@ from lstmcli.inputs.source import Source
 LENGTHS = ("lengths", "lens", "sequence_length", "seq_len", "seq_lengths", "sequence_lengths")
 LENGTH_COLUMNS = (*LENGTHS, "length", "len")  # of a table
 MASKS = ("mask", "attention_mask")
+IDS = ("ids", "keys", "names", "texts")  # of datasets beside an input or lengths; the first that can be ids counts
 TEXT_ROW = 256  # bytes of a text with lengths that a sequence may take
 RESULT = "lstmcli-result"  # the format of a file whose lengths may have starts beside them
 SAMPLE = 8  # sequences of which two steps are read to see whether padding may stand in front
@@ -146,7 +147,12 @@ def _named(spec: str, padding: str | None, source: Source, follow: bool) -> Vali
         if kind is FileKind.HDF5:
             with hdf5.open_file(path) as container:
                 item = hdf5_safety.dataset(container, dataset or likely_name(container), follow)
-                return _from_dataset(item, padding, source)
+                found = _from_dataset(item, padding, source)
+                if source.ids is not None and (paths := hdf5_safety.beside(item, IDS, follow)):
+                    from lstmcli.inputs.beside.ids import check_order, ids_in
+
+                    check_order(ids_in(container, paths, source.shape[0], follow).ids or (), source.ids, hdf5.label(item))
+                return found
         if kind is FileKind.ZIP:
             return _from_npz(file, dataset, padding, source)
         if dataset is not None and kind is not FileKind.OTHER:
@@ -248,8 +254,13 @@ def _text_limit(source: Source) -> int:
 def _read_text(pieces: Iterable[bytes], name: str, column: str | None, source: Source) -> TextNumbers:
     from lstmcli.inputs.beside.number_lines import parse_numbers  # loaded for a text alone
 
-    values, floats = parse_numbers(_at_most(_text_limit(source), pieces, name, source), name, column, LENGTH_COLUMNS)
+    ids: list[str] | None = None if source.ids is None else []
+    values, floats = parse_numbers(_at_most(_text_limit(source), pieces, name, source), name, column, LENGTH_COLUMNS, ids)
     _check_form(name, values.shape, values.dtype, source)
+    if ids and source.ids is not None:
+        from lstmcli.inputs.beside.ids import check_order
+
+        check_order(ids, source.ids, name)
     return TextNumbers(name, values, floats)
 
 

@@ -88,6 +88,17 @@ def check_ids(ids: Sequence[str], where: str) -> None:
         raise DataError(f"{where}: the id {shown(bad)} holds a NUL character; rename it")
 
 
+def check_order(ids: Sequence[str], of_input: Sequence[str], where: str) -> None:
+    """Raises DataError where what lies in `where` for each sequence bears the ids of the input in another order."""
+    if len(ids) == len(of_input) and set(ids) == set(of_input):
+        for row, (got, expected) in enumerate(zip(ids, of_input, strict=True)):
+            if got != expected:
+                raise DataError(
+                    f"{where}, row {row}: expected the id {shown(expected)}, which that sequence of the input has, got "
+                    f"{shown(got)}; put the rows into the order of the input"
+                )
+
+
 def rows_by_id(wanted: Iterable[str], ids: Sequence[str], where: str) -> list[int]:
     """Returns the row of each wanted id among `ids`. Raises DataError for the first that is not there."""
     rows = {name: row for row, name in enumerate(ids)}

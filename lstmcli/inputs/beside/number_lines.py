@@ -13,6 +13,7 @@ from lstmcli.errors import DataError, shown
 from lstmcli.files.positioned_file import FileBytes, PipeBytes
 
 TEXT_PIECE = LONG_LINE = 1 << 20  # bytes that are read at a time; that a line has which is cut
+ID_COLUMNS = ("id", "ids", "key", "keys", "name", "names")
 NEAR = 100  # bytes at the end of a text in which a line is cut
 BETWEEN = re.compile(rb"[\s,;]+(?=\d)")
 PLAIN = re.compile(rb"[0-9\s,;]*")  # what most lines are made of
@@ -33,17 +34,22 @@ def pieces_of_stream(data: PipeBytes) -> Iterator[bytes]:
 
 
 def parse_numbers(
-    pieces: Iterable[bytes], name: str, column: str | None = None, known: tuple[str, ...] = ()
+    pieces: Iterable[bytes],
+    name: str,
+    column: str | None = None,
+    known: tuple[str, ...] = (),
+    ids: list[str] | None = None,
 ) -> tuple[Lengths, bool]:
     """Returns the whole numbers of a text, and whether some are written as floats, such as 4.0.
 
     Between them stand ends of lines, spaces, commas or semicolons; around them may stand the brackets of a list. What follows #
     on a line does not count, nor do empty lines. A first line without a number is a header: of a table the column with the name
-    `column` is read, or else the only one that has a known name. Raises DataError for anything else, by its line.
+    `column` is read, or else the only one that has a known name; what a column of ids beside it holds is added to `ids`. Raises
+    DataError for anything else, by its line.
 
     The text comes in pieces, because lines as Python's objects take a hundred bytes each.
     """
-    numbers, reader, before = array("q"), Reader(name, column, known), 0
+    numbers, reader, before = array("q"), Reader(name, column, known, ids), 0
     for text in whole_lines(pieces):
         if (reader.began or column is None) and reader.place is None and PLAIN.fullmatch(text) and not GAP.search(text):
             try:
@@ -63,11 +69,12 @@ def parse_numbers(
 class Reader:
     """Reads the lines of a text one after the other."""
 
-    def __init__(self, name: str, column: str | None, known: tuple[str, ...]) -> None:
-        self.name, self.column, self.known = name, column, known
+    def __init__(self, name: str, column: str | None, known: tuple[str, ...], ids: list[str] | None) -> None:
+        self.name, self.column, self.known, self.ids = name, column, known, ids
         self.line = 0  # the number of the one that is read
         self.began = self.floats = False  # whether there was anything yet; whether a number was written as a float
         self.place: int | None = None  # of the column that is read
+        self.id_place: int | None = None
         self.separator = ","
 
     def read(self, line: str) -> list[int]:
@@ -83,6 +90,8 @@ class Reader:
             row = self._fields(text)
             if self.place >= len(row):
                 raise self._error(f"expected {self.place + 1} columns or more", text)
+            if self.ids is not None and self.id_place is not None:
+                self.ids.extend(row[self.id_place : self.id_place + 1])
             return [self._number(row[self.place], text)]
         text = text.removeprefix("[").removesuffix("]").strip().removesuffix(",").removesuffix(";").strip()
         fields = re.split(r"\s*[,;]\s*|\s+", text) if text else []
@@ -103,6 +112,7 @@ class Reader:
             raise DataError(f"{where}: {got}; there is {shown(', '.join(columns[:10]))}{advice}")
         if len(columns) > 1:
             self.place = wanted[0]
+            self.id_place = next((k for k, column in enumerate(columns) if column.lower() in ID_COLUMNS), None)
 
     def _fields(self, text: str) -> list[str]:
         try:

@@ -10,8 +10,9 @@ from lstmcli.errors import DataError, UsageError
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
+from lstmcli.inputs.beside.ids import ids_in
 from lstmcli.inputs.source import Rows, Source, StoredArray
-from lstmcli.inputs.valid_steps import LENGTH_COLUMNS, Table, TextNumbers, likely_name
+from lstmcli.inputs.valid_steps import IDS, LENGTH_COLUMNS, Table, TextNumbers, likely_name
 
 TEXT_LIMIT = 64 << 20  # bytes of offsets or lengths in a text
 SUMMED = 1 << 14  # numbers below 2^48 whose sum fits an int64
@@ -117,10 +118,11 @@ def from_starts(starts: Lengths, lengths: Lengths, rows: int, name: str, where: 
     return starts
 
 
-def read_numbers(spec: str, option: str) -> tuple[Lengths, str]:
+def read_numbers(spec: str, option: str, ids: list[str] | None = None) -> tuple[Lengths, str]:
     """Returns the numbers in an NPY, NPZ or HDF5 file or a text, and where they lie.
 
-    option: --lens or --offsets, for messages. Raises UsageError for `-`, MissingInputError, DataError and StorageError.
+    option: --lens or --offsets, for messages. ids: gets the ids that lie beside them, if any. Raises UsageError for `-`,
+    MissingInputError, DataError and StorageError.
     """
     path, name = split_spec(spec)
     if path == "-":
@@ -130,7 +132,11 @@ def read_numbers(spec: str, option: str) -> tuple[Lengths, str]:
             with hdf5.open_file(path) as container:
                 default = "offsets" if option == "--offsets" else likely_name
                 found = name or (default if isinstance(default, str) else default(container))
-                return numbers_of(hdf5.DatasetRows(hdf5_safety.dataset(container, found)))
+                item = hdf5_safety.dataset(container, found)
+                numbers, where = numbers_of(hdf5.DatasetRows(item))
+                if ids is not None and (paths := hdf5_safety.beside(item, IDS)):
+                    ids += ids_in(container, paths, len(numbers)).ids or ()
+                return numbers, where
         if kind is FileKind.ZIP:
             from lstmcli.files.zip_reader import NpzMember, npz_names  # loading zipfile takes 10 ms
 
@@ -149,7 +155,7 @@ def read_numbers(spec: str, option: str) -> tuple[Lengths, str]:
         from lstmcli.inputs.beside.number_lines import parse_numbers, pieces_of  # loaded for a text alone
 
         known = LENGTH_COLUMNS if option == "--lens" else ("offsets", "starts")
-        values, floats = parse_numbers(pieces_of(file), file.name, name.lstrip("/") if name else None, known)
+        values, floats = parse_numbers(pieces_of(file), file.name, name.lstrip("/") if name else None, known, ids)
         return numbers_of(TextNumbers(file.name, values, floats))
 
 

@@ -14,9 +14,7 @@ from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes, is_file
 from lstmcli.inputs.open_input import open_source, source_of
 from lstmcli.inputs.source import Source, StoredArray
-from lstmcli.inputs.valid_steps import LENGTHS
-
-IDS = ("ids", "keys", "names", "texts")  # of datasets beside an input; the first that can be ids counts
+from lstmcli.inputs.valid_steps import IDS, LENGTHS
 
 # What reads ragged inputs is imported inside functions, so that a padded one does not load it.
 
@@ -57,10 +55,11 @@ def open_sequences(
         assert found
         if axes != "NTE":
             raise UsageError(f"--axes {axes}: {found.name} is ragged, (steps, features) for each sequence; leave it out")
+        with_ids(found, follow_links)
         if lens not in (None, "none"):
             _check_lengths(found, str(lens))
         failed.pop_all()
-    return with_ids(found, follow_links)
+    return found
 
 
 def _is_file(path: str) -> bool:
@@ -68,11 +67,14 @@ def _is_file(path: str) -> bool:
 
 
 def _check_lengths(source: Source, lens: str) -> None:
-    """Raises DataError unless --lens says the lengths that a ragged input has anyway."""
+    """Raises DataError unless --lens says the lengths that a ragged input has anyway, in the order of its ids."""
+    from lstmcli.inputs.beside.ids import check_order
     from lstmcli.inputs.ragged.flat import read_numbers
 
-    lengths, origin = read_numbers(lens, "--lens")
+    ids: list[str] = []
+    lengths, origin = read_numbers(lens, "--lens", ids)
     assert source.lengths is not None
+    check_order(ids, source.ids or (), origin)
     if len(lengths) != len(source.lengths):
         raise DataError(f"{origin}: expected {len(source.lengths)} lengths, those of {source.name}, got {len(lengths)}")
     if (wrong := np.flatnonzero(lengths != source.lengths)).size:

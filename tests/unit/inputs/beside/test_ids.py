@@ -1,5 +1,7 @@
 """Ids: read where a file has them, as any kind of strings or numbers; refused where two are the same."""
 
+from contextlib import closing
+
 import h5py
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from lstmcli.errors import DataError
 from lstmcli.inputs.beside.ids import as_id, check_ids, rows_by_id
 from lstmcli.inputs.ragged.open_sequences import open_sequences
+from lstmcli.inputs.valid_steps import read_valid_steps
 
 X = np.zeros((3, 4, 2), np.float32)
 NAMES = ["ä/1", "two, three", "P-3"]
@@ -122,3 +125,34 @@ def test_rows_by_id():
     assert rows_by_id(["c", "a"], ["a", "b", "c"], "s") == [2, 0]
     with pytest.raises(DataError, match="s: has no d, sequence 1 of the input; ids like that: 1 of 2"):
         rows_by_id(["a", "d"], ["a", "b", "c"], "s")
+
+
+@pytest.mark.parametrize("form", ["padded", "flat", "ragged"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "h5"])
+def test_lengths_of_the_same_ids_in_another_order(form, kind, tmp_path):
+    def write(lengths, ids):
+        if kind == "h5":
+            with h5py.File(lens, "w") as file:
+                file["lengths"], file["keys"] = lengths, ids
+        else:
+            mark = "," if kind == "csv" else "\t"
+            lens.write_text("".join(f"{a}{mark}{b}\n" for a, b in [("Id", "length"), *zip(ids, lengths, strict=True)]))
+
+    def opened():
+        with closing(open_sequences(str(tmp_path / "x.h5"), str(lens))) as source:
+            return read_valid_steps(str(lens), None, source).valid.lengths.tolist()
+
+    lens, ids = tmp_path / f"lens.{kind}", ["a", "b", "c"]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        if form == "ragged":
+            for length, name in enumerate(ids, 1):
+                file[name] = X[0, :length]
+        else:
+            file["x"], file["ids"] = X if form == "padded" else X.reshape(-1, 2)[:6], ids
+    write([1, 2, 3], ids)
+    assert opened() == [1, 2, 3]
+    write([1, 2, 3], ["a", "B", "c"])  # other ids say nothing about the order
+    assert opened() == [1, 2, 3]
+    write([1, 3, 2], ["a", "c", "b"])
+    with pytest.raises(DataError, match=r"row 1: expected the id b, which that sequence of the input has, got c; put the rows"):
+        opened()
