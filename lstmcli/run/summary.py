@@ -170,6 +170,8 @@ def about_arrays(model: "Model | Chain", compute: Compute, batch: int, time: int
 def notes_on_mask(masked: bool | None, opened: OpenedJob) -> list[str]:
     """Returns what to know where lengths are given and the model's framework had none, or the other way round."""
     padded = bool((opened.lengths < opened.source.shape[1]).any())
+    if masked is False and padded and opened.source.lengths is not None:
+        return ["no mask: in a padded batch the model's framework computes the padding as data; here sequences have none"]
     if masked is False and padded:
         return ["no mask: the model's framework computed the padding as data; --lens none repeats it"]
     if masked and opened.valid_steps.origin is None:

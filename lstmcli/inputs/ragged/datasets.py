@@ -112,17 +112,28 @@ def sequences_below(group: Any, named: bool, token_ids: bool) -> list[Listed]:
             f"{hdf5.label(group).rstrip('/')}/{shown(others[0])}: is a soft or external link, which are not followed in a "
             "ragged input; copy into the file what it points to"
         )
-    return [chosen[k] for k in places_beside(group, [one.name for one in chosen])]
+    names = [one.name for one in chosen]
+    return [chosen[k] for k in places_beside(group, names) or places_in_order(names)]
 
 
-def places_beside(group: Any, names: list[str]) -> list[int]:
-    """Returns the places of names in the order that a dataset `ids` beside the group says, or else as places_in_order()."""
+def places_beside(group: Any, names: list[str]) -> list[int] | None:
+    """Returns the places of names in the order of a dataset `ids` beside the group, if that holds these names."""
     path = posixpath.join(posixpath.dirname(group.name), "ids")
     if names and (ids := ids_in(group.file, [path], len(names))[0]):
         places = {id_of(name): k for k, name in enumerate(names)}
         if places.keys() == set(ids):
             return [places[name] for name in ids]
-    return places_in_order(names)
+    return None
+
+
+def below_ids(file: Any, listed: list[Listed]) -> tuple[Any, list[Listed]]:
+    """Returns the group that the sequences of a file are named in, and the sequences: the root, or a group beside their ids."""
+    head = listed[0].name.partition("/")[0] + "/"
+    if "ids" in file and all(one.name.startswith(head) for one in listed):
+        inner = [one._replace(name=one.name.removeprefix(head)) for one in listed]
+        if places := places_beside(file[head], [one.name for one in inner]):
+            return file[head], [inner[k] for k in places]
+    return file, listed
 
 
 def id_of(name: str) -> str:

@@ -164,7 +164,7 @@ def _in_hdf5(
     import h5py
 
     from lstmcli.files.hdf5_bytes.list_datasets import Listed
-    from lstmcli.inputs.ragged.datasets import in_datasets, sequences_below
+    from lstmcli.inputs.ragged.datasets import below_ids, in_datasets, sequences_below
     from lstmcli.inputs.ragged.placed import PlacedSequences
 
     item = file
@@ -184,6 +184,8 @@ def _in_hdf5(
         group, listed = item, sequences_below(item, bool(name), token_ids)
         if not listed:
             return None
+        if item.name == "/":
+            group, listed = below_ids(file, listed)
     only = hdf5_safety.dataset(group, listed[0].name)
     if len(listed) == 1 and _are_rows(only.shape, hdf5.dtype_of(only), token_ids):
         beside = _beside(only)

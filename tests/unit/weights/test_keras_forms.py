@@ -412,6 +412,10 @@ def test_a_run_says_that_there_was_no_mask(tmp_path: Path) -> None:
         assert note not in lstmcli(*args, cwd=tmp_path).err
         assert ("Masking" in lstmcli(*args, cwd=tmp_path).err) is (name == "masked")
     succeed("run", "-i", "x.npy", "-w", "plain.keras", "-l", "l.npy", "-o", "p.h5", cwd=tmp_path)
+    np.savez(tmp_path / "ragged.npz", a=np.ones((3, 3), "f4"), b=np.ones((1, 3), "f4"))
+    ran = lstmcli("run", "-i", "ragged.npz", "-w", "plain.keras", "-o", "r.h5", cwd=tmp_path)
+    assert "no mask: in a padded batch" in ran.err
+    assert "--lens none" not in ran.err
 
 
 def test_what_is_between_two_that_are_chosen_is_said(tmp_path: Path) -> None:

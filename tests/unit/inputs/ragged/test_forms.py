@@ -500,3 +500,15 @@ def test_ids_in_tables(tmp_path):
     assert opened(write("id", pa.array([4, 4, 5]))).ids is None
     refused(write("id", pa.array(["a", None, "c"])), "t.arrow::id, row 1: expected an id, got a null")
     refused(write("key", pa.array(["b", "a", "a"])), "sequences 1 and 2 have the same id, a")
+
+
+def test_a_file_of_one_group_whose_names_are_the_ids_beside_it(tmp_path):
+    """As `convert --layout per-sequence` writes it."""
+    for path, first in ((tmp_path / "right.h5", "d"), (tmp_path / "other.h5", "e")):
+        with h5py.File(path, "w") as file:
+            for name in ("a", "b/c", "d"):
+                file[f"sequences/{name}"] = np.ones((2, 3), np.float32)
+            file["ids"] = [first, "a", "b/c"]
+    for group in ("", "::/", "::/sequences"):
+        assert opened(f"{tmp_path}/right.h5{group}").ids == ["d", "a", "b/c"]
+    assert opened(f"{tmp_path}/other.h5").ids == ["sequences/a", "sequences/b/c", "sequences/d"]
