@@ -111,7 +111,7 @@ def _read_npz(file: FileBytes, path: str, member: str | None) -> StoredArray:
     array.check_size(data.size)
     beside = [f"{path}::{name}" for name in (*LENGTHS, *MASKS) if name in names and name != member]
     found = StoredArray(data, data.name, array.shape, array.dtype, array.offset, fortran=array.fortran)
-    return found._replace(lengths_beside=beside[0] if beside else None)
+    return found._replace(archive=file, lengths_beside=beside[0] if beside else None)
 
 
 def _read_npy_stream(data: PipeBytes) -> StoredArray:

@@ -17,7 +17,7 @@ from lstmcli.blocks import FLOATS, Lengths, holds_floats, is_bfloat16
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5
 from lstmcli.files.hdf5 import LARGE
-from lstmcli.files.positioned_file import Bytes, Data, as_bytes
+from lstmcli.files.positioned_file import Bytes, Data, FileBytes, as_bytes
 
 STAGING = 1 << 20  # bytes read at a time where values must be converted or moved
 MANY_LENGTHS = 64 << 20  # bytes of lengths, for which there must be data
@@ -45,6 +45,7 @@ class StoredArray(NamedTuple):
     fortran: bool = False  # the first axis is the fastest one, not the last
     dataset: Any = None  # the h5py.Dataset, if it is one
     token_ids: bool = False  # integers, one a step; the shape ends with a 1 that a dataset of rank 2 has not
+    archive: FileBytes | None = None  # the NPZ, if it is an array of one
     lengths_beside: str | None = None  # what --lens would name, of lengths or a mask beside it in an NPZ
 
     @property
@@ -101,7 +102,8 @@ class Source:
         ]:
             if taken > limit and taken > 1000 * stored:
                 raise DataError(f"{name}: declares {what}, but holds only {stored} bytes of data")
-        self.data, self.name, self.dataset, self.lengths_beside = array.data, name, array.dataset, array.lengths_beside
+        self.data, self.name, self.dataset = array.data, name, array.dataset
+        self.archive, self.lengths_beside = array.archive, array.lengths_beside
         self.array = array
         self.dtype = dtype  # as stored: float16, 32 or 64 of either byte order, bfloat16, or integers
         self.token_ids = array.token_ids

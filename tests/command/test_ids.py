@@ -47,6 +47,17 @@ def test_in_results_parts_and_merges(case: Case, ids: list[str], tmp_path: Path)
     assert stored_ids(tmp_path / "next.h5") == ids
 
 
+def test_an_npz_has_its_ids_beside_the_array(case: Case, ids: list[str], tmp_path: Path) -> None:
+    """Also the one that convert writes."""
+    np.savez(tmp_path / "x.npz", x=case.x, lengths=case.lengths, ids=ids)
+    succeed("convert", "x.h5", "converted.npz", cwd=tmp_path)
+    for name in ("x.npz", "converted.npz"):
+        facts = succeed("run", "-i", name, "-w", case.weights, "-o", f"{name}.h5", "--json", cwd=tmp_path).json
+        assert facts["input"]["ids"] == f"{name}::ids"
+        assert stored_ids(tmp_path / f"{name}.h5") == ids
+        files.assert_same_bits(files.read_result(tmp_path / f"{name}.h5"), case.result)
+
+
 def test_a_killed_run_is_resumed(case: Case, ids: list[str], tmp_path: Path) -> None:
     argv = ["run", "-i", "x.h5", "-w", str(case.weights), "--threads", "1", "--max-memory", "50KB", "-q", "-o"]
     succeed(*argv, "want.h5", cwd=tmp_path)

@@ -1,17 +1,28 @@
 """The ids of sequences, as a file says them beside the sequences or in them.
 
-Strings in a dataset `ids` or `keys` must differ. Names, texts and numbers that repeat are no ids but something else, such as
-the speaker of each sequence, and are left alone.
+Strings in a dataset or an array `ids` or `keys` must differ. Names, texts and numbers that repeat are no ids but something
+else, such as the speaker of each sequence, and are left alone.
 """
 
+import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lstmcli.errors import DataError, shown
 from lstmcli.files import hdf5, hdf5_safety
+from lstmcli.files.npy import NpyArray
+from lstmcli.files.positioned_file import FileBytes
 
 SURE = ("ids", "keys")
+
+
+class Candidate(NamedTuple):
+    """What may be the ids of the sequences."""
+
+    where: str
+    ids: list[str]
+    sure: bool  # that they are meant as ids
 
 
 class Found(NamedTuple):
@@ -27,23 +38,52 @@ def ids_in(file: Any, paths: Iterable[str], batch: int, follow_links: bool = Fal
 
     Raises DataError where they are damaged, or two of them are the same.
     """
+    return first_that_differ(candidates_in(file, paths, batch, follow_links))
+
+
+def ids_in_npz(file: FileBytes, names: Iterable[str], batch: int) -> Found:
+    """Reads ids as ids_in() does, from the first of these arrays of an NPZ."""
+    return first_that_differ(candidates_in_npz(file, names, batch))
+
+
+def first_that_differ(candidates: Iterable[Candidate]) -> Found:
+    """Returns the first ids that are all different. Raises DataError where those that are surely meant as ids are not."""
     note = None
-    for path in paths:
-        dataset = hdf5_safety.find(file, path, follow_links)
-        if getattr(dataset, "shape", None) != (batch,) or not may_be_ids(dataset):
-            continue
-        ids = strings_of(hdf5_safety.dataset(file, path, follow_links))
-        if len(set(ids)) < len(ids) and (dataset.dtype.kind in "iu" or path.rpartition("/")[2] not in SURE):
+    for where, ids, sure in candidates:
+        if len(set(ids)) < len(ids) and not sure:
             same = next(name for name, count in Counter(ids).items() if count > 1)
-            note = (
-                note
-                or f"{hdf5.label(dataset)}: holds {shown(same)} more than once, so it is not taken for the ids of sequences"
-            )
+            note = note or f"{where}: holds {shown(same)} more than once, so it is not taken for the ids of sequences"
             continue
-        where = hdf5.label(dataset)
         check_ids(ids, where)
         return Found(ids, where)
     return Found(note=note)
+
+
+def candidates_in(file: Any, paths: Iterable[str], batch: int, follow_links: bool) -> Iterator[Candidate]:
+    for path in paths:
+        dataset = hdf5_safety.find(file, path, follow_links)
+        if getattr(dataset, "shape", None) == (batch,) and may_be_ids(dataset):
+            ids = strings_of(hdf5_safety.dataset(file, path, follow_links))
+            yield Candidate(hdf5.label(dataset), ids, path.rpartition("/")[2] in SURE and dataset.dtype.kind not in "iu")
+
+
+def candidates_in_npz(file: FileBytes, names: Iterable[str], batch: int) -> Iterator[Candidate]:
+    from lstmcli.files.zip_reader import NpzMember, npz_forms, npz_names
+
+    forms, held = npz_forms(file), npz_names(file)
+    for name in names:
+        shape, dtype = forms.get(name, ((), None))
+        if dtype is None or shape != (batch,) or dtype.kind not in "iuSU":
+            continue
+        data = NpzMember(file, held, name)
+        array = NpyArray(data.fetch, data.name)
+        array.check_size(data.size)
+        values = array.rows(0, batch)
+        if dtype.kind == "U" and values.view(f"{dtype.byteorder}u4").max(initial=0) > sys.maxunicode:
+            raise DataError(f"{data.name}: damaged: expected texts, got numbers that are no characters")
+        is_text = dtype.kind in "SU"
+        ids = [as_id(value) if is_text else str(value) for value in values.tolist()]
+        yield Candidate(data.name, ids, name in SURE and is_text)
 
 
 def may_be_ids(item: Any) -> bool:
@@ -82,7 +122,7 @@ def check_ids(ids: Sequence[str], where: str) -> None:
             if (first := rows.setdefault(name, row)) != row:
                 raise DataError(
                     f"{where}: sequences {first} and {row} have the same id, {shown(name)}; ids must differ: give each "
-                    "sequence its own, or call the dataset something else"
+                    "sequence its own, or call them something else"
                 )
     if bad := next((name for name in ids if "\0" in name), None):
         raise DataError(f"{where}: the id {shown(bad)} holds a NUL character; rename it")

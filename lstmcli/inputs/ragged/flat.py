@@ -29,7 +29,7 @@ class FlatSequences(Source):
         count, width, _ = rows.shape
         steps = int(lengths.max(initial=0))
         array = StoredArray(rows.data, rows.name, (len(lengths), steps, width), rows.dtype, dataset=rows.dataset)
-        array = array._replace(token_ids=rows.token_ids)
+        array = array._replace(token_ids=rows.token_ids, archive=rows.archive)
         super().__init__(array, files, count * width * rows.dtype.itemsize + 8 * len(lengths))
         self.flat, self.begins, self.lengths, self.lengths_origin = rows, begins, lengths, origin
 

@@ -2,7 +2,7 @@
 
 import posixpath
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from lstmcli.files.positioned_file import FileBytes, is_file
 from lstmcli.inputs.open_input import open_source, source_of
 from lstmcli.inputs.source import Source, StoredArray
 from lstmcli.inputs.valid_steps import IDS, LENGTHS
+
+if TYPE_CHECKING:
+    from lstmcli.inputs.beside.ids import Found
 
 # What reads ragged inputs is imported inside functions, so that a padded one does not load it.
 
@@ -86,18 +89,32 @@ def _check_lengths(source: Source, lens: str) -> None:
 
 
 def with_ids(source: Source, follow_links: bool = False) -> Source:
-    """Adds the ids that lie beside an HDF5 dataset. Closes the source, and raises DataError, where they are damaged."""
-    if source.ids is None and source.dataset is not None:
+    """Adds the ids beside an array in HDF5 or an NPZ. Closes the source, and raises DataError, where they are damaged."""
+    if source.ids is None:
         try:
-            if paths := hdf5_safety.beside(source.dataset, IDS, follow_links):
-                from lstmcli.inputs.beside.ids import ids_in
-
-                source.ids, source.ids_origin, note = ids_in(source.dataset.file, paths, source.shape[0], follow_links)
+            if found := _ids_beside(source, follow_links):
+                source.ids, source.ids_origin, note = found
                 source.notes += (note,) if note else ()
         except BaseException:
             source.close()
             raise
     return source
+
+
+def _ids_beside(source: Source, follow_links: bool) -> "Found | None":
+    if source.dataset is not None and (paths := hdf5_safety.beside(source.dataset, IDS, follow_links)):
+        from lstmcli.inputs.beside.ids import ids_in
+
+        return ids_in(source.dataset.file, paths, source.shape[0], follow_links)
+    if source.archive is not None:
+        from lstmcli.files.zip_reader import npz_names
+
+        held = npz_names(source.archive)
+        if names := [name for name in IDS if name in held]:
+            from lstmcli.inputs.beside.ids import ids_in_npz
+
+            return ids_in_npz(source.archive, names, source.shape[0])
+    return None
 
 
 def _open_several(paths: tuple[str, ...], name: str | None, token_ids: bool) -> Source:
@@ -150,6 +167,7 @@ def _in_npy(
         return None
     array.check_size(size)
     stored = StoredArray(data, data.name, array.shape, array.dtype, array.offset, fortran=array.fortran)
+    stored = stored._replace(archive=file if kind is FileKind.ZIP else None)
     return _flat(stored, lens, offsets, None, files)
 
 

@@ -77,6 +77,52 @@ def test_bytes_that_are_no_text(tmp_path):
     assert as_id("ä") == "ä"
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("name", ["ids", "keys", "names", "texts"])
+def test_beside_an_array_of_an_npz(name, save, tmp_path):
+    for values, wanted in [
+        (np.array(NAMES), NAMES),
+        (np.array(NAMES, ">U12"), NAMES),
+        (np.array([text.encode() for text in NAMES]), NAMES),
+        (np.array([b"a\xff", b"b", b"c"]), ["a\\xff", "b", "c"]),
+        (np.array([7, -1, 9], np.int16), ["7", "-1", "9"]),
+        (np.array([2**63, 1, 2], np.uint64), [str(2**63), "1", "2"]),
+    ]:
+        save(tmp_path / "x.npz", x=X, lens=np.array([4, 0, 1]), **{name: values})
+        source = open_sequences(f"{tmp_path}/x.npz")
+        assert source.ids == wanted
+        assert source.ids_origin == f"{tmp_path}/x.npz::{name}"
+
+
+def test_beside_a_flat_array_of_an_npz(tmp_path):
+    np.savez(tmp_path / "f.npz", x=X[0], ids=NAMES)
+    np.save(tmp_path / "lens.npy", [3, 0, 1])
+    assert open_sequences(f"{tmp_path}/f.npz::x", f"{tmp_path}/lens.npy").ids == NAMES
+
+
+def test_what_are_no_ids_in_an_npz(tmp_path):
+    others = {"ids": np.zeros(3), "keys": ["too", "few"], "names": ["same", "same", "other"]}
+    np.savez(tmp_path / "x.npz", x=X, **others)
+    source = open_sequences(f"{tmp_path}/x.npz")
+    assert source.ids is None
+    assert "x.npz::names: holds same more than once, so it is not taken for the ids" in source.notes[0]
+    np.savez(tmp_path / "x.npz", x=X, **others, texts=NAMES)
+    assert open_sequences(f"{tmp_path}/x.npz").ids == NAMES
+    np.savez(tmp_path / "x.npz", x=X, ids=np.array(NAMES, object))  # pickled, and never read
+    assert open_sequences(f"{tmp_path}/x.npz").ids is None
+    np.savez(tmp_path / "x.npz", x=X, ids=np.array([4, 4, 5]))
+    assert "holds 4 more than once" in open_sequences(f"{tmp_path}/x.npz").notes[0]
+
+
+def test_refused_in_an_npz(tmp_path):
+    np.savez(tmp_path / "x.npz", x=X, ids=["a", "b", "a"])
+    with pytest.raises(DataError, match=r"x\.npz::ids: sequences 0 and 2 have the same id, a; ids must differ"):
+        open_sequences(f"{tmp_path}/x.npz")
+    np.savez(tmp_path / "x.npz", x=X, ids=np.array([2**31, 1, 2], np.uint32).view("U1"))
+    with pytest.raises(DataError, match=r"x\.npz::ids: damaged"):
+        open_sequences(f"{tmp_path}/x.npz")
+
+
 def test_a_dataset_for_each_sequence(tmp_path):
     with h5py.File(tmp_path / "s.h5", "w") as file:
         for name in ("b", "a/1", "a/c/d"):
