@@ -154,7 +154,12 @@ def _named(spec: str, padding: str | None, source: Source, follow: bool) -> Vali
                     check_order(ids_in(container, paths, source.shape[0], follow).ids or (), source.ids, hdf5.label(item))
                 return found
         if kind is FileKind.ZIP:
-            return _from_npz(file, dataset, padding, source)
+            found = _from_npz(file, dataset, padding, source)
+            if source.ids is not None and spec != source.lengths_beside:
+                from lstmcli.inputs.beside.ids import check_order, ids_in_npz
+
+                check_order(ids_in_npz(file, IDS, source.shape[0]).ids or (), source.ids, str(found.origin))
+            return found
         if dataset is not None and kind is not FileKind.OTHER:
             raise DataError(f"{file.name}: {shown(dataset)} is named, but this is no HDF5 file, NPZ or table")
         if kind is FileKind.STREAM:

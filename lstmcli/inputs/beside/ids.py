@@ -70,8 +70,10 @@ def candidates_in(file: Any, paths: Iterable[str], batch: int, follow_links: boo
 def candidates_in_npz(file: FileBytes, names: Iterable[str], batch: int) -> Iterator[Candidate]:
     from lstmcli.files.zip_reader import NpzMember, npz_forms, npz_names
 
-    forms, held = npz_forms(file), npz_names(file)
-    for name in names:
+    held = npz_names(file)
+    present = [name for name in names if name in held]
+    forms = npz_forms(file) if present else {}
+    for name in present:
         shape, dtype = forms.get(name, ((), None))
         if dtype is None or shape != (batch,) or dtype.kind not in "iuSU":
             continue

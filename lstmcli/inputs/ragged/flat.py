@@ -10,7 +10,7 @@ from lstmcli.errors import DataError, UsageError
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
-from lstmcli.inputs.beside.ids import ids_in
+from lstmcli.inputs.beside.ids import ids_in, ids_in_npz
 from lstmcli.inputs.source import Rows, Source, StoredArray
 from lstmcli.inputs.valid_steps import IDS, LENGTH_COLUMNS, Table, TextNumbers, likely_name
 
@@ -143,7 +143,10 @@ def read_numbers(spec: str, option: str, ids: list[str] | None = None) -> tuple[
             member = NpzMember(file, npz_names(file), (name or option.lstrip("-")).lstrip("/"))
             array = NpyArray(member.fetch, member.name)
             array.check_size(member.size)
-            return numbers_of(array)
+            numbers, where = numbers_of(array)
+            if ids is not None:
+                ids += ids_in_npz(file, IDS, len(numbers)).ids or ()
+            return numbers, where
         if name is not None and kind is not FileKind.OTHER:
             raise DataError(f"{file.name}: {name} is named, but this is no HDF5 file, NPZ or table")
         if kind is FileKind.NPY:

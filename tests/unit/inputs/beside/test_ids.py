@@ -174,12 +174,14 @@ def test_rows_by_id():
 
 
 @pytest.mark.parametrize("form", ["padded", "flat", "ragged"])
-@pytest.mark.parametrize("kind", ["csv", "tsv", "h5"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "h5", "npz"])
 def test_lengths_of_the_same_ids_in_another_order(form, kind, tmp_path):
     def write(lengths, ids):
         if kind == "h5":
             with h5py.File(lens, "w") as file:
                 file["lengths"], file["keys"] = lengths, ids
+        elif kind == "npz":
+            np.savez(lens, lens=lengths, keys=ids)
         else:
             mark = "," if kind == "csv" else "\t"
             lens.write_text("".join(f"{a}{mark}{b}\n" for a, b in [("Id", "length"), *zip(ids, lengths, strict=True)]))
