@@ -109,6 +109,7 @@ def local_cluster(scheduler: str) -> Iterator["Client"]:
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # Python's own processes warn of what is left when they are ended
     with ExitStack() as opened:
         try:
+            Path.cwd()  # where there is none, the processes end, and one of Python 3.13.0's says so in a traceback
             folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="lstmcli-", ignore_cleanup_errors=True))
             opened.enter_context(dask.config.set(NOTHING_ELSE))
             security = Security.temporary()
