@@ -43,7 +43,10 @@ def read_header(fetch: Callable[[memoryview, int], None], name: str) -> tuple[np
 
     magic = take(0, len(NPY_MAGIC))
     if magic != NPY_MAGIC:
-        raise DataError(f"{name}: expected NPY or HDF5 (HDF5 not in a pipe), got a file that begins with {magic!r}")
+        raise DataError(
+            f"{name}: expected NPY or HDF5 (HDF5 not in a pipe), got a file that begins with {magic!r}; `lstmcli help inputs` "
+            "lists what else is read, and how"
+        )
     version, minor = take(6, 2)
     if version not in (1, 2, 3) or minor:
         raise DataError(f"{name}: expected NPY version 1, 2 or 3, got {version}.{minor}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lstmcli.blocks import Lengths, holds_floats
-from lstmcli.errors import DataError, UsageError
+from lstmcli.errors import DataError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, is_several, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
@@ -184,8 +184,14 @@ def _in_hdf5(
     from lstmcli.files.hdf5_bytes.list_datasets import Listed
     from lstmcli.inputs.ragged.datasets import below_ids, in_datasets, sequences_below
     from lstmcli.inputs.ragged.placed import PlacedSequences
+    from lstmcli.model.model_file import FORMAT, RESULT_FORMAT
 
     item = file
+    form = None if name else hdf5.attribute(file, "format")
+    if form == FORMAT:
+        raise DataError(f"{shown(file.filename)}: is a model file, for --weights; expected sequences")
+    if form == RESULT_FORMAT and "outputs" in file:
+        name = "/outputs"
     if name:
         try:
             item = hdf5_safety.find(file, name)

@@ -260,3 +260,18 @@ def test_a_lone_array_of_rank_2_is_one_sequence(tmp_path):
         np.testing.assert_array_equal(read(source, 0, 3, [20]), FLAT[3:23].astype(np.float32))
     source = open_sequences(f"{datasets(tmp_path / 's.h5', [FLAT], 'g/{}')}::/g")
     assert (source.shape, source.notes) == ((1, 27, 4), ())
+
+
+def test_a_result_stands_for_its_outputs_and_a_model_file_for_nothing(tmp_path):
+    """A model of one size has kernels and biases of one width, which could be sequences."""
+    for form in ("lstmcli-result", "lstmcli-model", "another"):
+        with h5py.File(tmp_path / f"{form}.h5", "w") as file:
+            file.attrs["format"] = form
+            file["outputs"], file["offsets"] = FLAT, OFFSETS
+            file["state/0/h"] = np.zeros((len(LENGTHS), FLAT.shape[1]), np.float32)
+    source = open_sequences(f"{tmp_path}/lstmcli-result.h5")
+    assert source.name == f"{tmp_path}/lstmcli-result.h5::/outputs"
+    check(source)
+    with pytest.raises(DataError, match="is a model file, for --weights; expected sequences"):
+        open_sequences(f"{tmp_path}/lstmcli-model.h5")
+    assert open_sequences(f"{tmp_path}/another.h5").shape[0] == 2
