@@ -23,6 +23,7 @@ from lstmcli.model.layers import (
     LayerNorm,
     Masking,
     Pool,
+    Unmask,
     expect_width,
 )
 from lstmcli.model.tree import Model
@@ -109,6 +110,11 @@ class Chain:
         """Whether the model says itself which steps of its input are none."""
         first = self.layers[0]
         return (isinstance(first, Embedding) and first.mask_zero) or any(isinstance(layer, Masking) for layer in self.layers)
+
+    @property
+    def unmasked(self) -> str | None:
+        """The name of the first layer that sees the steps that a mask of the model hides."""
+        return next((self.names[k] for k, layer in enumerate(self.layers[:-1], 1) if isinstance(layer, Unmask)), None)
 
     def output_lengths(self, lengths: Lengths) -> Lengths:
         """Returns the steps of the predictions for sequences of so many valid steps."""

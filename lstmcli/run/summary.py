@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from lstmcli.blocks import Valid, dtype_name
 from lstmcli.engine.cpus import available_threads
+from lstmcli.errors import shown
 from lstmcli.files import hdf5
 from lstmcli.files.positioned_file import without_folder
 from lstmcli.inputs.nonfinite import Nonfinite
@@ -170,10 +171,12 @@ def about_arrays(model: "Model | Chain", compute: Compute, batch: int, time: int
 def notes_on_mask(masked: bool | None, opened: OpenedJob) -> list[str]:
     """Returns what to know where lengths are given and the model's framework had none, or the other way round."""
     padded = bool((opened.lengths < opened.source.shape[1]).any())
-    if masked is False and padded and opened.source.lengths is not None:
-        return ["no mask: in a padded batch the model's framework computes the padding as data; here sequences have none"]
-    if masked is False and padded:
-        return ["no mask: the model's framework computed the padding as data; --lens none repeats it"]
+    unmasked = None if isinstance(opened.model, Model) else opened.model.unmasked
+    reason = "no mask" if masked is False else f"{shown(unmasked)} heeds no mask" if unmasked else None
+    if reason and padded and opened.source.lengths is not None:
+        return [f"{reason}: in a padded batch the model's framework computes the padding as data; here sequences have none"]
+    if reason and padded:
+        return [f"{reason}: the model's framework computed the padding as data; --lens none repeats it"]
     if masked and opened.valid_steps.origin is None:
         return ["a mask: Keras skips the steps that its Masking or mask_zero hides; without --lens they are computed here"]
     return []

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import naive
 from helpers import weight_files as wf
+from helpers.command import lstmcli
 
 from lstmcli.errors import DataError
 from lstmcli.model.chain import Chain
@@ -69,6 +70,18 @@ def test_a_reshape_lets_no_mask_through(tmp_path: Path) -> None:
     config = wf.sequential(INPUT, MASKING, same, lstm("a", return_sequences=False))
     want = naive.run(A, np.where(SHOWN[:, None], X, 0))[0][:, -1]
     np.testing.assert_allclose(predicted(chain(tmp_path, config, lstm=A)), want, atol=3e-6)
+
+
+def test_lengths_beside_a_layer_that_heeds_no_mask_are_noted(tmp_path: Path) -> None:
+    """Keras takes the maximum over what stands past them as well."""
+    np.save(tmp_path / "x.npy", X.astype(np.float32))
+    np.save(tmp_path / "l.npy", [4])
+    for kind, noted in (("GlobalMaxPooling1D", True), ("GlobalAveragePooling1D", False)):
+        chain(tmp_path, wf.sequential(INPUT, MASKING, lstm("a"), layer(kind, "pool")), lstm=A)
+        ran = lstmcli("predict", "-i", "x.npy", "-w", "m.keras", "-l", "l.npy", "-o", f"{kind}.npy", cwd=tmp_path)
+        assert ("note: pool heeds no mask: the model's framework computed the padding as data" in ran.err) is noted
+    ran = lstmcli("predict", "-i", "x.npy", "-w", "m.keras", "-o", "all.npy", cwd=tmp_path)
+    assert "heeds no mask" not in ran.err
 
 
 def test_steps_turned_without_their_mask_are_refused(tmp_path: Path) -> None:
