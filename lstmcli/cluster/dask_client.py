@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ def run_on(scheduler: str, job: Job, on_progress: Progress, stop: Stop, note: Ca
         with suppress(TimeoutError):
             client.wait_for_workers(1, timeout=START)
         began = time.perf_counter()
-        tasks = Tasks(client, opened, stop, on_progress)
+        tasks = Tasks(client, opened, paths.main, stop, on_progress)
         with stop.deferred(), tasks:
             if not tasks.threads:
                 note(f"no workers at {client.scheduler.address}; waits for some")
@@ -141,11 +142,12 @@ def places(fields: dict[str, Field], rows: tuple[int, int]) -> dict[str, Place]:
 class Tasks:
     """The sequences of a run as tasks of a Dask cluster. When a `with` of it ends, tasks that have not ended are cancelled."""
 
-    def __init__(self, client: "Client", opened: OpenedJob, stop: Stop, on_progress: Progress) -> None:
+    def __init__(self, client: "Client", opened: OpenedJob, output: Path, stop: Stop, on_progress: Progress) -> None:
         self.client, self.opened, self.stop, self.on_progress = client, opened, stop, on_progress
         self.name = uuid.uuid4().hex[:8]  # of this client: no task of another client may be taken for its own
         self.total = int(opened.lengths.sum())
         job, self.run = opened.job.with_absolute_names(), opened.fingerprint()
+        self.output = str(output.absolute())
         self.job = job._replace(resources=job.resources._replace(threads=job.resources.threads or 1)).content()
         self.threads = self._count_threads()
         self.count = self.ready = self.resumed = 0
@@ -215,8 +217,8 @@ class Tasks:
         while self.waiting and len(self.running) < max(FEWEST, AHEAD * self.threads):
             rows = self.waiting.popleft()
             future = self.client.submit(
-                run_rows, self.job, self.run, rows, places(result.fields, rows), places(result.checksums, rows),
-                __version__, self.name,
+                run_rows, self.job, self.run, self.output, rows, places(result.fields, rows),
+                places(result.checksums, rows), __version__, self.name,
                 key=f"lstm-{self.run['model']}-{self.name}-{rows[0]}", pure=False, retries=RETRIES,
             )  # fmt: skip
             self.running[future] = rows

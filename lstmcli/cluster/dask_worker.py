@@ -46,6 +46,7 @@ def ask_to_stop(client: str) -> None:
 def run_rows(
     job: dict[str, Any],
     run: Fingerprint,
+    output: str,
     rows: tuple[int, int],
     fields: dict[str, Place],
     sums: dict[str, Place],
@@ -65,7 +66,7 @@ def run_rows(
     if client in stopping:
         return None
     try:
-        return store_rows(Job.from_content(job)._replace(part=Part(*rows, run)), fields, sums)
+        return store_rows(Job.from_content(job)._replace(part=Part(*rows, run)), Path(output), fields, sums)
     except StorageError:
         raise
     except (DataError, UsageError) as error:
@@ -74,8 +75,11 @@ def run_rows(
         return type(error)(f"{where}: {error}; workers must see the files that the client sees, under the same names")
 
 
-def store_rows(job: Job, fields: dict[str, Place], checksums: dict[str, Place]) -> list[list[Any]]:
-    """Runs a part of a job whose arrays lie in files of the client. Returns what the client's journal is to note, for JSON."""
+def store_rows(job: Job, output: Path, fields: dict[str, Place], checksums: dict[str, Place]) -> list[list[Any]]:
+    """Runs a part of a job whose arrays lie in files of the client. Returns what the client's journal is to note, for JSON.
+
+    output: what the client makes of these files, and calls its journal after
+    """
     assert job.part
     run = job.part.run
     stores: dict[str, SharedPartial] = {}
@@ -91,7 +95,7 @@ def store_rows(job: Job, fields: dict[str, Place], checksums: dict[str, Place]) 
     try:
         own_fields = {name: rows_of(place) for name, place in fields.items()}
         own_checksums = {name: rows_of(place) for name, place in checksums.items()}
-        check_run(Path(next(iter(fields.values()))[0]), run)
+        check_run(output, run)
         with open_job(job) as opened:
             work = Work(int(opened.lengths.sum()), job.resources.max_memory)
             computation = computation_of(opened.model, job.compute, job.resources.threads or 1, work)

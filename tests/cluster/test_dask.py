@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from helpers import files, pages
 from helpers.command import LSTMCLI, SECONDS, assert_one_line, lstmcli, shell, succeed
+from helpers.weight_files import write_safetensors
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
 pytest.importorskip("cryptography", reason="cryptography, which local:N takes, is not installed: pip install cryptography")
@@ -189,6 +190,20 @@ def test_npy_and_states(here: Path, cluster: Cluster) -> None:
         succeed(*RUN[:-3], "-o", f"{name}.npy", "--states", f"{name}.npz", *where, cwd=here)
     for suffix in (".npy", ".npz", ".model.h5"):
         assert (here / f"out{suffix}").read_bytes() == (here / f"one{suffix}").read_bytes()
+
+
+def test_tables(here: Path, cluster: Cluster) -> None:
+    """The journal bears the name of the table, and the values lie in another file."""
+    shapes = {"lstm.weight_ih_l0": (20, 6), "lstm.weight_hh_l0": (20, 5), "fc.weight": (3, 5), "fc.bias": (3,)}
+    rng = np.random.default_rng(0)
+    write_safetensors(here / "whole.st", {name: rng.normal(size=shape).astype("f4") for name, shape in shapes.items()})
+    chain = ["-w", "whole.st", "--chain", "lstm, final, fc"]
+    for name, where in (("one", []), ("out", ["--scheduler", cluster.file])):
+        succeed(*RUN[:-3], "-o", f"{name}.csv", "--pool", "mean", *where, cwd=here)
+        succeed("predict", *RUN[1:5], *chain, "-o", f"{name}.tsv", *where, cwd=here)
+    for suffix in (".csv", ".tsv"):
+        assert (here / f"out{suffix}").read_bytes() == (here / f"one{suffix}").read_bytes()
+    assert sorted(path.name for path in here.glob("out.*")) == ["out.csv", "out.tsv"]
 
 
 @pytest.mark.slow
