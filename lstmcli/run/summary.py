@@ -41,7 +41,9 @@ def with_origins(made: Metadata, job: Job, fingerprint: Fingerprint) -> Metadata
     """
     run = job.part.run if job.part else fingerprint
     origins = {
-        "input": origin({"name": without_folder(job.inputs.input)} | run["input"] | {"lengths": run["lengths"]}),
+        "input": origin(
+            {"name": without_folder(job.with_absolute_names().inputs.input)} | run["input"] | {"lengths": run["lengths"]}
+        ),
         "weights": {"name": without_folder(job.model.origin()), "fingerprint": run["model"]},
     }
     if start := run.get("initial_state"):

@@ -124,6 +124,21 @@ def test_the_bytes_of_one_run(name: str, shards: int, inputs: Path, tmp_path: Pa
     assert merged(tmp_path) == serial(inputs, tmp_path, name)
 
 
+def test_files_of_one_name_whose_paths_are_relative_and_absolute(tmp_path: Path) -> None:
+    """Their order is that of the absolute paths, which the plan has."""
+    for name in ("a", "z"):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "e.npz", **{f"{name}{k}": np.full((k + 1, 3), k, np.float32) for k in range(4)})
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/z/e.npz\n")
+    options = ["-i", "@list.txt", "-i", "a/e.npz", "-u", "2"]
+    succeed("plan", *options, "--shards", 2, "-o", "plan.json", cwd=tmp_path)
+    make_parts(tmp_path, 2)
+    succeed("run", *options, "-o", "serial.h5", cwd=tmp_path)
+    assert merged(tmp_path) == (tmp_path / "serial.h5").read_bytes()
+    with h5py.File(tmp_path / "serial.h5") as file:
+        assert file["ids"].asstr()[0] == "a0"
+
+
 @pytest.mark.parametrize("shards", [1, 2, 64])
 def test_any_number_of_parts(shards: int, inputs: Path, tmp_path: Path) -> None:
     count = make_plan(inputs, tmp_path, "nan", shards)

@@ -96,7 +96,10 @@ def names_of(specs: Sequence[str]) -> list[str]:
     if "-" in specs and len(specs) > 1:
         raise UsageError(f"--input: standard input (-) is one of {len(specs)} inputs; give it alone")
     found = [path for spec in specs for path in files_of(spec)]
-    return sorted(found, key=lambda path: (Path(path).name, path))
+    try:  # absolute, because a plan and the workers of a cluster have absolute names, and must find the same order
+        return sorted(found, key=lambda path: (Path(path).name, str(Path(path).absolute())))
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{shown(specs[0])}: the working folder was deleted; go to another one") from error
 
 
 def files_of(spec: str) -> list[str]:
