@@ -54,6 +54,20 @@ class Word(NamedTuple):
     def __str__(self) -> str:
         return shown(self.name)
 
+    def expect(self, *names: str, values: int = 0) -> None:
+        """Raise UsageError where the brackets hold other names, or more numbers without a name."""
+        if len(self.values) > values or not set(self.named) <= set(names):
+            given = [*(f"{value:g}" for value in self.values), *(f"{name}={value:g}" for name, value in self.named.items())]
+            takes = f"takes {', '.join(f'{name}=...' for name in names)}" if names else "takes no number"
+            raise UsageError(f"--chain: {self} {takes}, got {self}({shown(', '.join(given))})")
+
+    def whole(self, name: str, default: int) -> int:
+        """Return the whole number that a name in the brackets has."""
+        value = self.named.get(name, default)
+        if value % 1:
+            raise UsageError(f"--chain: {self}({name}={value:g}): expected a whole number")
+        return int(value)
+
 
 def parse(line: str) -> list[Word]:
     """Return the words of a line. Raises UsageError where it is none."""
@@ -133,7 +147,10 @@ class Builder:
         elif word.name in NOTHING:
             return
         else:
-            made = function(word)
+            try:
+                made = function(word)
+            except DataError as error:
+                raise UsageError(f"--chain: {word}: {error}") from error
             if made is None:
                 raise UsageError(f"--chain: {word} is no module of {self.where} and no function; {self.known()}")
             layer = made
@@ -143,6 +160,8 @@ class Builder:
     def attention(self, words: list[Word]) -> Layer:
         """Return the attention whose scores a linear module with one output gives: attention(fc), attention(tanh, fc)."""
         *before, last = words
+        for word in words:
+            word.expect()
         name = self.resolve(last)
         parts = self.modules[name] if name else {}
         shape = parts["weight"].shape if "weight" in parts else ()
@@ -172,6 +191,7 @@ class Builder:
 
     def module(self, word: Word, parts: dict[str, Tensor]) -> Layer | Model:
         if is_lstm(parts):
+            word.expect()
             return self.read_lstm(word.name)
         weight = parts.get("weight")
         if weight is None:
@@ -181,8 +201,10 @@ class Builder:
             case 1:
                 return self.per_feature(word, parts, weight.array(rank=1), bias)
             case 2 if bias is None and self.is_embedding(word, weight):
+                word.expect()
                 return Embedding(weight.array(rank=2))
             case 2:
+                word.expect()
                 return Dense(weight.array(rank=2).T, bias)
             case 3:
                 return self.convolution(word, weight.array(rank=3), bias)
@@ -196,9 +218,11 @@ class Builder:
     def per_feature(self, word: Word, parts: dict[str, Tensor], weight: Floats, bias: Floats | None) -> Layer:
         epsilon = word.named.get("eps", EPSILON)
         if "running_mean" not in parts and bias is None:
+            word.expect()
             if len(weight) == 1:  # of all features, however many
                 return Activation("leaky_relu", float(weight[0]))
             return Activation("prelu", slopes=weight)
+        word.expect("eps")
         if "eps" not in word.named:
             self.assumed.append(f"{word}: eps {EPSILON}, PyTorch's default ({word}(eps=...) in the chain says another)")
         if "running_mean" not in parts:
@@ -208,7 +232,8 @@ class Builder:
         return Affine(scale, (0 if bias is None else bias) - mean * scale)
 
     def convolution(self, word: Word, weight: Floats, bias: Floats | None) -> Layer:
-        told = {"stride": 1, "padding": 0, "dilation": 1} | {name: int(value) for name, value in word.named.items()}
+        told = {name: word.whole(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))}
+        word.expect(*told)
         if set(word.named) < set(told) and weight.shape[2] > 1:
             self.assumed.append(
                 f"{word}: stride {told['stride']}, padding {told['padding']}, dilation {told['dilation']} "
@@ -231,18 +256,24 @@ def modules_of(tensors: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
 def function(word: Word) -> Layer | None:
     """Return the layer of a function's name; None: it is none."""
     if word.name in POOLS:
+        word.expect()
         return Pool(word.name)
     if word.name == "flip":
+        word.expect()
         return Flip()
     if word.name in POOLED:
-        size = int(word.values[0] if word.values else word.named.get("size", 2))
-        padding = int(word.named.get("padding", 0))
-        stride = int(word.named.get("stride", size))
+        word.expect("size", "stride", "padding", values=1)
+        if word.values:
+            word = word._replace(named={"size": word.values[0]} | word.named)
+        size, padding = word.whole("size", 2), word.whole("padding", 0)
+        stride = word.whole("stride", size)
         return Pool1D(size, stride, padding=(padding, padding), function=POOLED[word.name], count_padding=True)
     if word.name in (*POINTWISE, *OVER_FEATURES) and word.name != "prelu":
+        if word.name in ALPHAS:
+            word.expect("alpha", values=1)
+        else:
+            word.expect()
         alpha = word.values[0] if word.values else word.named.get("alpha")
-        if alpha is not None and word.name not in ALPHAS:
-            raise UsageError(f"--chain: {word} takes no number; {' and '.join(ALPHAS)} do")
         return Activation(word.name, alpha)
     return None
 

@@ -146,6 +146,22 @@ def test_tensors_that_the_line_leaves_out_are_told() -> None:
         ("fc,, relu", "expected names separated by commas"),
         ("fc1, relu", "fc1 is no module of w.pt and no function; modules: fc"),
         ("fc, relu(0.1)", "relu takes no number"),
+        ("fc, softmax(dim=1)", "softmax takes no number, got softmax(dim=1)"),
+        ("fc, leaky_relu(negative_slope=0.2)", "leaky_relu takes alpha=..., got leaky_relu(negative_slope=0.2)"),
+        ("fc, elu(1, 2)", "elu takes alpha=..., got elu(1, 2)"),
+        ("fc, max_pool(kernel_size=3)", "max_pool takes size=..., stride=..., padding=..., got max_pool(kernel_size=3)"),
+        ("fc, max_pool(2, 1)", "got max_pool(2, 1)"),
+        ("fc, max_pool(2.5)", "max_pool(size=2.5): expected a whole number"),
+        ("fc, avg_pool(0)", "--chain: avg_pool: size: expected"),
+        ("fc, last(1)", "last takes no number"),
+        ("fc, flip(1)", "flip takes no number"),
+        ("fc(3)", "fc takes no number"),
+        ("conv(2)", "conv takes stride=..., padding=..., dilation=..., got conv(2)"),
+        ("conv(strides=2)", "conv takes stride=..., padding=..., dilation=..., got conv(strides=2)"),
+        ("conv(stride=1e999)", "conv(stride=inf): expected a whole number"),
+        ("norm(epsilon=1e-3)", "norm takes eps=..., got norm(epsilon=0.001)"),
+        ("lstm(2)", "lstm takes no number"),
+        ("lstm, attention(score(2))", "expected"),
         ("fc, leaky_relu(__import__('os').getpid())", "expected names separated by commas"),
         ("fc, leaky_relu(x)", "expected numbers"),
         ("fc, final", "expected one right before it"),
@@ -154,8 +170,10 @@ def test_tensors_that_the_line_leaves_out_are_told() -> None:
     ],
 )
 def test_lines_that_are_wrong(line: str, words: str) -> None:
+    tensors = fake(fc__weight=(2, 4), odd__strange=(3,), conv__weight=(4, 4, 3), norm__weight=(4,), norm__bias=(4,))
+    tensors += fake(lstm__weight_ih_l0=(12, 2), lstm__weight_hh_l0=(12, 3), score__weight=(1, 3))
     with pytest.raises(LstmcliError) as caught:
-        build(line, fake(fc__weight=(2, 4), odd__strange=(3,)), takes_ids=False)
+        build(line, tensors, takes_ids=False)
     assert words in str(caught.value)
 
 
