@@ -62,7 +62,7 @@ def build(
     with draft.building("configuration"):
         refuse_code(config)
         graph = Graph(config)
-        line = in_one_line(graph)
+        line = to_the_output(graph, in_one_line(graph), draft)
     reader = Reader(draft, graph, version, gates)
     maker = Maker(draft, found, reader, keras_major(version))
     made: list[Named] = []
@@ -106,6 +106,23 @@ def in_one_line(graph: Graph) -> list[LayerRecord]:
         left = ", ".join(str(record) for record in graph.layers.values() if record not in line)
         raise DataError(f"the layers {left} are not in one line with the others")
     return line
+
+
+def to_the_output(graph: Graph, line: list[LayerRecord], draft: Draft) -> list[LayerRecord]:
+    """Return the layers up to the one whose output is the first of the model. Raises DataError where that is a state."""
+    if not graph.outputs:
+        return line
+    first, *others = graph.outputs
+    names = [shown("/".join(output.layer)) for output in graph.outputs]
+    if first.number:
+        raise DataError(
+            f"the model puts out output {first.number} of layer {names[0]}, not 0; expected one whose output is a layer's own, "
+            "not a state: with return_sequences=False, output 0 of an LSTM is its final h"
+        )
+    if others:
+        told = (f"output {output.number} of {name}" for output, name in zip(others, names[1:], strict=True))
+        draft.note(f"the predictions are the output of {names[0]}; not computed: {', '.join(told)}")
+    return line[: 1 + next((k for k, record in enumerate(line) if record.path == first.layer), len(line))]
 
 
 class Maker:

@@ -59,13 +59,15 @@ class LayerRecord:
 
 
 class Graph:
-    """The layers of a model in the order of its configuration; `model` is the class of the whole."""
+    """The layers of a model in the order of its configuration; `model` is the class of the whole, `outputs` what it puts out,
+    as far as the configuration says that."""
 
     def __init__(self, config: dict[str, Json]) -> None:
         self.model = str(config.get("class_name"))
         reader = Reader()
         reader.read(config, (), ())
         self.layers = without_masks({record.path: reader.resolved(record) for record in reader.records})
+        self.outputs = [reader.origin(output) for (path, _), output in reader.outputs.items() if not path]
 
     def source(self, record: LayerRecord) -> Output | None:
         """The output that is a layer's input, of a layer that changes something. None: there is no such, or not just one."""
@@ -155,15 +157,16 @@ class Reader:
                 self.outputs[path, k] = Output((*path, name), index)
 
     def resolved(self, record: LayerRecord) -> LayerRecord:
-        found = []
-        for output in record.inputs:
-            layer, index = output.layer, output.number
-            for _ in range(MAX_DEPTH):
-                if (layer, index) not in self.outputs:
-                    break
-                layer, index = self.outputs[layer, index][:2]
-            found.append(Output(layer, index, output.argument))
-        return LayerRecord(**{**vars(record), "inputs": tuple(found)})
+        return replace(record, inputs=tuple(map(self.origin, record.inputs)))
+
+    def origin(self, output: Output) -> Output:
+        """The output of a layer that the output of a model inside is."""
+        layer, index = output.layer, output.number
+        for _ in range(MAX_DEPTH):
+            if (layer, index) not in self.outputs:
+                break
+            layer, index = self.outputs[layer, index][:2]
+        return Output(layer, index, output.argument)
 
 
 def without_masks(layers: dict[Path, LayerRecord]) -> dict[Path, LayerRecord]:

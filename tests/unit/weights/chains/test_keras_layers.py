@@ -11,6 +11,7 @@ import pytest
 from helpers import naive
 from helpers import weight_files as wf
 
+from lstmcli.errors import DataError
 from lstmcli.weights.chains.load import load_chain
 from lstmcli.weights.draft import Choices
 
@@ -50,3 +51,34 @@ def write(folder: Path, config: object) -> str:
     with h5py.File(image, "w") as file:
         wf.write_keras_h5(file, {"layers/lstm": CELL})
     return str(wf.write_keras(folder / "m.keras", config, image.getvalue(), "3.15.1"))
+
+
+# What a functional model puts out.
+
+
+def functional(*outputs: tuple[str, int]) -> dict[str, object]:
+    def called(entry: dict[str, object], below: str) -> dict[str, object]:
+        history = {"class_name": "__keras_tensor__", "config": {"shape": [None, None, 3], "keras_history": [below, 0, 0]}}
+        return {**entry, "inbound_nodes": [{"args": [history], "kwargs": {}}]}
+
+    tanh = {"class_name": "Activation", "config": {"name": "tanh", "activation": "tanh"}}
+    layers = [{**INPUT, "inbound_nodes": []}, called(wf.keras_lstm("a", 4, return_state=True), "x"), called(tanh, "a")]
+    told = [[name, 0, number] for name, number in outputs]
+    config = {"name": "m", "layers": layers, "input_layers": ["x", 0, 0], "output_layers": told if len(told) > 1 else told[0]}
+    return {"class_name": "Functional", "config": config}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_state_as_the_output_is_refused(number: int, tmp_path: Path) -> None:
+    """Keras puts out the final h or c there, and not the outputs of the steps."""
+    with pytest.raises(DataError, match=f"puts out output {number} of layer a, not 0"):
+        load_chain(write(tmp_path, functional(("a", number))), Choices())
+
+
+@pytest.mark.parametrize("others", [[], [("tanh", 0)], [("a", 1), ("a", 2)]])
+def test_the_predictions_are_the_first_output(others: list[tuple[str, int]], tmp_path: Path) -> None:
+    found = load_chain(write(tmp_path, functional(("a", 0), *others)), Choices())
+    x = np.random.default_rng(0).normal(size=(2, 5, 3))
+    np.testing.assert_allclose(found.chain.predict(x.astype(np.float32)), naive.run(CELL, x)[0], atol=3e-6)
+    told = ", ".join(f"output {number} of {name}" for name, number in others)
+    assert (f"the predictions are the output of a; not computed: {told}" in found.notes) == bool(others)
