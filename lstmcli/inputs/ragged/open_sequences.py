@@ -45,11 +45,12 @@ def open_sequences(
         try:
             return with_ids(open_source(spec, axes, follow_links, token_ids), follow_links)
         except DataError:  # most inputs are padded, so that is looked for first
-            found = _open_ragged(path, name, lens, offsets, token_ids) if _is_file(path) and axes == "NTE" else None
+            ragged = _is_file(path) and axes == "NTE"
+            found = _open_ragged(path, name, lens, offsets, token_ids, follow_links) if ragged else None
             if not found:
                 raise
     elif _is_file(path):
-        found = _open_ragged(path, name, lens, offsets, token_ids)
+        found = _open_ragged(path, name, lens, offsets, token_ids, follow_links)
     with ExitStack() as failed:
         if found:
             failed.callback(found.close)
@@ -128,7 +129,9 @@ def _open_several(paths: tuple[str, ...], name: str | None, token_ids: bool) -> 
     return source
 
 
-def _open_ragged(path: str, name: str | None, lens: str | None, offsets: str | None, token_ids: bool) -> Source | None:
+def _open_ragged(
+    path: str, name: str | None, lens: str | None, offsets: str | None, token_ids: bool, follow: bool
+) -> Source | None:
     """Opens a file as a ragged input; None: it is none."""
     with ExitStack() as failed:
         files = failed.enter_context(ExitStack())
@@ -137,7 +140,7 @@ def _open_ragged(path: str, name: str | None, lens: str | None, offsets: str | N
         source = None
         if kind is FileKind.HDF5:
             file = files.enter_context(hdf5.open_file(path))
-            source = _in_hdf5(file, name, lens, offsets, token_ids, files)
+            source = _in_hdf5(file, name, lens, offsets, token_ids, follow, files)
         elif divided and (kind is FileKind.NPY or (kind is FileKind.ZIP and name)):
             source = _in_npy(data, kind, name, lens, offsets, token_ids, files)
         if source is None and kind is not FileKind.HDF5:
@@ -177,7 +180,7 @@ def _are_rows(shape: tuple[int, ...] | None, dtype: Any, token_ids: bool) -> boo
 
 
 def _in_hdf5(
-    file: Any, name: str | None, lens: str | None, offsets: str | None, token_ids: bool, files: ExitStack
+    file: Any, name: str | None, lens: str | None, offsets: str | None, token_ids: bool, follow: bool, files: ExitStack
 ) -> Source | None:
     import h5py
 
@@ -210,7 +213,7 @@ def _in_hdf5(
             return None
         if item.name == "/":
             group, listed = below_ids(file, listed)
-    only = hdf5_safety.dataset(group, listed[0].name)
+    only = hdf5_safety.dataset(group, listed[0].name, follow and len(listed) == 1)
     if len(listed) == 1 and _are_rows(only.shape, hdf5.dtype_of(only), token_ids):
         beside = _beside(only)
         if lens not in (None, "none") or offsets is not None or beside:

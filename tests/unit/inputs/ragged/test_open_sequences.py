@@ -275,3 +275,22 @@ def test_a_result_stands_for_its_outputs_and_a_model_file_for_nothing(tmp_path):
     with pytest.raises(DataError, match="is a model file, for --weights; expected sequences"):
         open_sequences(f"{tmp_path}/lstmcli-model.h5")
     assert open_sequences(f"{tmp_path}/another.h5").shape[0] == 2
+
+
+def test_a_flat_array_that_lies_in_other_files(tmp_path):
+    """As merge --virtual makes it; links are followed where that is allowed."""
+    layout = h5py.VirtualLayout(FLAT.shape, FLAT.dtype)
+    for k, rows in enumerate((slice(0, 10), slice(10, None))):
+        with h5py.File(tmp_path / f"{k}.h5", "w") as file:
+            file["rows"] = FLAT[rows]
+        layout[rows] = h5py.VirtualSource(f"{k}.h5", "rows", FLAT[rows].shape)
+    with h5py.File(tmp_path / "whole.h5", "w") as file:
+        file.create_virtual_dataset("outputs", layout)
+        file["offsets"] = OFFSETS
+    for spec in (f"{tmp_path}/whole.h5", f"{tmp_path}/whole.h5::/outputs"):
+        check(open_sequences(spec, follow_links=True))
+        with pytest.raises(DataError, match=r"its data lies in other files, which are not read; .* --follow-links"):
+            open_sequences(spec)
+    (tmp_path / "1.h5").unlink()
+    with pytest.raises(DataError, match=r"1\.h5 holds part of it, but is missing"):
+        open_sequences(f"{tmp_path}/whole.h5", follow_links=True)
