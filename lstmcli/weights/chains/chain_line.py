@@ -35,13 +35,20 @@ from lstmcli.model.layers import (
 )
 from lstmcli.model.tree import Model
 from lstmcli.weights.containers.tensor import Tensor
+from lstmcli.weights.pytorch import NORM
 
 EPSILON = 1e-5  # of torch.nn.LayerNorm and BatchNorm1d, unless they are told another one
+PARTS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}  # of the modules that are known
+OVER_BATCH = re.compile(r"(^|[._])(bn|batch|gn|group|inst)", re.IGNORECASE)  # names of norms over more than the features
 NOTHING = ("dropout", "identity")
 ATTENTION = "attention"
 POOLED = {"max_pool": "max", "avg_pool": "mean"}
 WORD = re.compile(r"\s*([^\s,()]+)\s*(?:\(([^()]*)\))?\s*(?:,|$)")
 MANY = 12
+PLAIN = (
+    "save what the module computes with as a plain weight (for PyTorch's own forms: remove_parametrizations, "
+    "remove_weight_norm, prune.remove)"
+)
 TRIES = 10_000  # orders of modules: as many as there are of seven, and all that shapes leave open in a model of many widths
 
 
@@ -170,6 +177,7 @@ class Builder:
                 "--chain: attention(...): expected a linear module with one output, as in attention(fc), or tanh before it, as "
                 f"in attention(tanh, fc); {last} has {f'weights {shape}' if name else 'none'}; other scores are not known"
             )
+        refuse_others(parts)
         self.used.add(name)
         bias = float(parts["bias"].array(rank=1)[0]) if "bias" in parts else 0.0
         return Attention(parts["weight"].array(rank=2)[0], bias, before[0].name if before else "linear")
@@ -195,7 +203,8 @@ class Builder:
             return self.read_lstm(word.name)
         weight = parts.get("weight")
         if weight is None:
-            raise DataError(f"expected a weight, got {', '.join(map(shown, parts))}; what kind of layer is it?")
+            raise DataError(f"expected a weight, got {', '.join(map(shown, parts))}; {PLAIN}")
+        refuse_others(parts)
         bias = parts["bias"].array(rank=1) if "bias" in parts else None
         match len(weight.shape):
             case 1:
@@ -221,11 +230,23 @@ class Builder:
             word.expect()
             if len(weight) == 1:  # of all features, however many
                 return Activation("leaky_relu", float(weight[0]))
+            if NORM.search(word.name):
+                raise DataError(
+                    "a norm without a bias: an RMSNorm, which is not known to this program, or LayerNorm(bias=False), which is "
+                    "read with a bias of zeros in the file"
+                )
+            self.assumed.append(f"{word}: a PReLU, whose weight has a slope for each feature")
             return Activation("prelu", slopes=weight)
         word.expect("eps")
         if "eps" not in word.named:
-            self.assumed.append(f"{word}: eps {EPSILON}, PyTorch's default ({word}(eps=...) in the chain says another)")
+            kind = "BatchNorm" if "running_mean" in parts else "LayerNorm"
+            self.assumed.append(f"{word}: {kind}, eps {EPSILON}, PyTorch's default ({word}(eps=...) in the chain says another)")
         if "running_mean" not in parts:
+            if OVER_BATCH.search(word.name):
+                raise DataError(
+                    "a norm without running_mean, which is not a LayerNorm by its name; one over a batch, a group of features "
+                    "or the steps is not known to this program"
+                )
             return LayerNorm(len(weight), weight, bias, epsilon)
         mean, variance = (parts[name].array(rank=1).astype(np.float64) for name in ("running_mean", "running_var"))
         scale = weight / np.sqrt(variance + epsilon)
@@ -234,13 +255,19 @@ class Builder:
     def convolution(self, word: Word, weight: Floats, bias: Floats | None) -> Layer:
         told = {name: word.whole(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))}
         word.expect(*told)
-        if set(word.named) < set(told) and weight.shape[2] > 1:
+        if set(word.named) < set(told):
             self.assumed.append(
-                f"{word}: stride {told['stride']}, padding {told['padding']}, dilation {told['dilation']} "
+                f"{word}: Conv1d, stride {told['stride']}, padding {told['padding']} of zeros, dilation {told['dilation']} "
                 f"({word}(stride=..., padding=..., dilation=...) in the chain says others)"
             )
         pad = told.pop("padding")
         return Conv1D(size=weight.shape[2], padding=(pad, pad), kernel=weight.transpose(2, 1, 0), bias=bias, **told)
+
+
+def refuse_others(parts: dict[str, Tensor]) -> None:
+    """Raises DataError for what a module has beside its own weights: without it, it computes something else."""
+    if others := [str(tensor) for name, tensor in parts.items() if name not in PARTS]:
+        raise DataError(f"{', '.join(others[:MANY])}: beside the weight, and no part of a layer that is known; {PLAIN}")
 
 
 def modules_of(tensors: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:

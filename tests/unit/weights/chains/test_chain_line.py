@@ -108,6 +108,35 @@ def test_what_a_module_is_shows_in_its_tensors() -> None:
     assert left_out == []
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("fc", r"fc.lora_A \(2, 4\), fc.lora_B \(4, 2\): beside the weight"),
+        ("masked", r"masked.weight_mask .* beside the weight"),
+        ("attention(score)", "score.scale .* beside the weight"),
+        ("weighed", "expected a weight, got weight_g, weight_v; save what the module computes with as a plain weight"),
+        ("post_norm", "a norm without a bias: an RMSNorm"),
+        ("bn", "a norm without running_mean"),
+        ("layers.group_norm", "a norm without running_mean"),
+    ],
+)
+def test_a_module_that_computes_something_else_is_refused(line: str, told: str) -> None:
+    """Left out, these would give the numbers of another model."""
+    tensors = fake(
+        fc__weight=(4, 4), fc__lora_A=(2, 4), fc__lora_B=(4, 2), masked__weight=(4, 4), masked__weight_mask=(4, 4),
+        score__weight=(1, 4), score__scale=(), weighed__weight_g=(4, 1), weighed__weight_v=(4, 4), post_norm__weight=(4,),
+        bn__weight=(4,), bn__bias=(4,), layers__group_norm__weight=(4,), layers__group_norm__bias=(4,),
+    )  # fmt: skip
+    with pytest.raises(LstmcliError, match=told):
+        build(line, tensors, takes_ids=False)
+
+
+def test_what_shapes_leave_open_is_told() -> None:
+    tensors = fake(act__weight=(4,), ln__weight=(4,), ln__bias=(4,), conv__weight=(4, 4, 1))
+    _, assumed, _ = chain_line.build("act, ln, conv", tensors, lstm_of(tensors), "w.pt", False)
+    assert [sentence.split(", ")[0] for sentence in assumed] == ["act: a PReLU", "ln: LayerNorm", "conv: Conv1d"]
+
+
 @pytest.mark.parametrize("slope", [0.25, -0.7, 3.0, 0.1])
 @pytest.mark.parametrize("line", ["slope, fc", "max, slope, fc", "fc, slope"])
 def test_a_lone_slope_is_that_of_all_features(line: str, slope: float) -> None:
