@@ -1,7 +1,7 @@
 """Facts of inputs, lengths, masks, and arrays of any kind."""
 
 import csv
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import numpy as np
@@ -186,3 +186,23 @@ def about_text(spec: str) -> Facts:
             raise error from None
         count = f"{len(lines) - 1:,} lines below them" if whole else "more lines than were looked at"
         return {"what": f"a table of {len(columns)} columns, {count}", "columns": columns, "notes": []}
+
+
+def about_arrow_table(spec: str) -> Facts | None:
+    """Returns the facts of a table of Arrow or Parquet without sequences, as a run writes it; None: it is another file."""
+    from lstmcli.inputs.ragged.arrow import Batches, is_arrow, reading
+
+    path = split_spec(spec)[0]
+    if is_several(path):
+        return None
+    with ExitStack() as files:
+        file, _ = files.enter_context(open_by_kind(path))
+        begin = file.take(0, min(file.opened.st_size, TABLE_BYTES))
+        if not is_arrow(begin):
+            return None
+        try:
+            with reading(file.name):
+                columns = Batches(path, begin, files).schema.names
+        except ModuleNotFoundError as error:
+            raise UsageError(f"{file.name}: Arrow and Parquet need pyarrow: pip install 'lstmcli[parquet]'") from error
+    return {"what": f"a table of {len(columns)} columns", "columns": columns, "notes": []}

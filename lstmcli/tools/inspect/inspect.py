@@ -79,6 +79,8 @@ def about_weights(spec: str, lens: str | None) -> Facts:
         try:
             return data.about_sequences(spec, lens) | {"kind": What.DATA.value}
         except (DataError, UsageError, MissingInputError):
+            if table := data.about_arrow_table(spec):
+                return table | {"kind": What.DATA.value}
             raise error from None
 
 

@@ -319,3 +319,14 @@ def test_a_name_too_long_for_what_a_run_leaves_beside_it(suffix: str, tmp_path: 
     """The system says so instead of saying that there is no such file."""
     with pytest.raises(LstmcliError, match="xxx"):
         inspect(str(tmp_path / f"{'x' * 250}{suffix}"))
+
+
+def test_a_table_of_parquet_without_sequences(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install pyarrow")
+    parquet.write_table(pa.table({"id": ["a"], "pooled": [[0.5, 1.0]]}), tmp_path / "table.parquet")
+    table = inspect(str(tmp_path / "table.parquet"))
+    assert (table["what"], table["columns"]) == ("a table of 2 columns", ["id", "pooled"])
+    (tmp_path / "table.parquet").write_bytes((tmp_path / "table.parquet").read_bytes()[:100])
+    with pytest.raises(DataError, match="damaged"):
+        inspect(str(tmp_path / "table.parquet"))
