@@ -179,14 +179,19 @@ def _from_npz(file: FileBytes, name: str | None, padding: str | None, source: So
     from lstmcli.files.zip_reader import NpzMember, npz_names  # loading zipfile takes 10 ms
 
     names = npz_names(file)
-    likely = [likely for likely in (*LENGTHS, *MASKS) if likely in names]
-    if name is None and not likely:
-        raise DataError(f"{file.name}: expected an NPZ with an array {', '.join((*LENGTHS, *MASKS))}; name another: FILE::NAME")
-    data = NpzMember(file, names, name.lstrip("/") if name else likely[0])
+    data = NpzMember(file, names, name.lstrip("/") if name else likely_array(names, file.name))
     array = NpyArray(data.fetch, data.name)
     _check_form(array.name, array.shape, array.dtype, source)
     array.check_size(data.size)
     return _from_table(array, padding, source)
+
+
+def likely_array(names: list[str], where: str) -> str:
+    """Returns the name of the array of an NPZ that holds lengths or a mask, if one is likely. Raises DataError."""
+    for name in (*LENGTHS, *MASKS):
+        if name in names:
+            return name
+    raise DataError(f"{where}: expected an NPZ with an array {', '.join((*LENGTHS, *MASKS))}; name another: FILE::NAME")
 
 
 def likely_name(file: Any) -> str:

@@ -12,7 +12,7 @@ from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
 from lstmcli.files.npy import NpyArray
 from lstmcli.inputs.beside.ids import ids_in, ids_in_npz
 from lstmcli.inputs.source import Rows, Source, StoredArray
-from lstmcli.inputs.valid_steps import IDS, LENGTH_COLUMNS, Table, TextNumbers, likely_name
+from lstmcli.inputs.valid_steps import IDS, LENGTH_COLUMNS, Table, TextNumbers, likely_array, likely_name
 
 TEXT_LIMIT = 64 << 20  # bytes of offsets or lengths in a text
 SUMMED = 1 << 14  # numbers below 2^48 whose sum fits an int64
@@ -140,7 +140,9 @@ def read_numbers(spec: str, option: str, ids: list[str] | None = None) -> tuple[
         if kind is FileKind.ZIP:
             from lstmcli.files.zip_reader import NpzMember, npz_names  # loading zipfile takes 10 ms
 
-            member = NpzMember(file, npz_names(file), (name or option.lstrip("-")).lstrip("/"))
+            names = npz_names(file)
+            found = name or ("offsets" if option == "--offsets" else likely_array(names, file.name))
+            member = NpzMember(file, names, found.lstrip("/"))
             array = NpyArray(member.fetch, member.name)
             array.check_size(member.size)
             numbers, where = numbers_of(array)

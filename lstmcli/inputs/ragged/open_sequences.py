@@ -138,6 +138,9 @@ def _open_ragged(
         data, kind = files.enter_context(open_by_kind(path))
         divided = lens not in (None, "none") or offsets is not None
         source = None
+        if kind is FileKind.ZIP and not divided:
+            name, lens, offsets = _flat_in_npz(data, path, name, token_ids) or (name, lens, offsets)
+            divided = lens not in (None, "none") or offsets is not None
         if kind is FileKind.HDF5:
             file = files.enter_context(hdf5.open_file(path))
             source = _in_hdf5(file, name, lens, offsets, token_ids, follow, files)
@@ -152,6 +155,20 @@ def _open_ragged(
         if source:
             failed.pop_all()
     return source
+
+
+def _flat_in_npz(file: FileBytes, path: str, name: str | None, token_ids: bool) -> tuple[str, str | None, str | None] | None:
+    """Returns the name of the only array of rows in an NPZ, and --lens and --offsets out of what says lengths beside it."""
+    from lstmcli.files.zip_reader import npz_forms
+
+    forms = npz_forms(file)
+    told = [next((each for each in names if each in forms), None) for names in (LENGTHS, ("offsets",))]
+    others = [one for one in forms if one not in (*LENGTHS, "offsets", *IDS) and name in (None, f"/{one}")]
+    rows = [one for one in others if _are_rows(*forms[one], token_ids)]
+    if len(rows) != 1 or not any(told):
+        return None
+    lens, offsets = (each and f"{path}::{each}" for each in told)
+    return rows[0], lens, offsets
 
 
 def _in_npy(

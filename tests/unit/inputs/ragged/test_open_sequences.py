@@ -1,5 +1,6 @@
 """Ragged inputs: every form gives the rows of the padded one, and every one that does not add up is refused."""
 
+from contextlib import closing
 from itertools import pairwise
 
 import h5py
@@ -116,6 +117,38 @@ def test_offsets_as_text_and_in_hdf5(tmp_path):
         file["offsets"], file["n/lens"] = OFFSETS, LENGTHS
     check(open_sequences(flat, offsets=f"{tmp_path}/o.h5"))
     check(open_sequences(flat, lens=f"{tmp_path}/o.h5::/n/lens"))
+
+
+@pytest.mark.parametrize("name", ["", "::flat"])
+@pytest.mark.parametrize("beside", [{"offsets": OFFSETS}, {"seq_len": LENGTHS}, {"offsets": OFFSETS[:-1], "lengths": LENGTHS}])
+def test_what_says_it_lies_beside_a_flat_array_of_an_npz(beside, name, tmp_path):
+    ids = np.array([f"P{k}" for k in range(len(LENGTHS))])
+    np.savez(tmp_path / "flat.npz", flat=FLAT, ids=ids, **beside)
+    source = open_sequences(f"{tmp_path}/flat.npz{name}")
+    assert source.ids == ids.tolist()
+    check(source)
+
+
+def test_token_ids_of_an_npz_are_divided_by_what_lies_beside_them(tmp_path):
+    np.savez(tmp_path / "flat.npz", sequences=np.arange(len(FLAT)), offsets=OFFSETS)
+    with closing(open_sequences(f"{tmp_path}/flat.npz", token_ids=True)) as source:
+        assert source.lengths.tolist() == LENGTHS.tolist()
+
+
+def test_several_arrays_of_an_npz_are_sequences_whatever_lies_beside_them(tmp_path):
+    np.savez(tmp_path / "two.npz", a=FLAT, b=FLAT[:3], lengths=[1, 2])
+    with closing(open_sequences(f"{tmp_path}/two.npz")) as source:
+        assert source.ids == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["lengths", "sequence_length"])
+def test_lengths_in_an_npz_are_found_by_their_name(name, tmp_path):
+    np.savez(tmp_path / "lens.npz", other=np.zeros(2), **{name: LENGTHS})
+    check(open_sequences(npy(tmp_path, FLAT), lens=f"{tmp_path}/lens.npz"))
+    check(open_sequences(npy(tmp_path, FLAT), lens=f"{tmp_path}/lens.npz", offsets=saved(tmp_path, "starts.npy", OFFSETS[:-1])))
+    np.savez(tmp_path / "others.npz", other=LENGTHS)
+    with pytest.raises(DataError, match=r"expected an NPZ with an array lengths, lens, .*; name another: FILE::NAME"):
+        open_sequences(npy(tmp_path, FLAT), lens=f"{tmp_path}/others.npz")
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "gzip"}], ids=["contiguous", "gzip"])
