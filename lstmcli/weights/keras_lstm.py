@@ -137,6 +137,11 @@ class Reader:
             raise DataError("the configuration and the weights do not agree on whether it is bidirectional")
         if layer.record and is_seeded(layer.record):
             self.draft.assume(f"layer {shown(layer.name)!r} gets its initial state from the graph, which is not imported")
+        if config_of(inner).get("stateful") is True:
+            self.draft.assume(
+                f"layer {shown(layer.name)!r} is stateful: Keras goes on from the batch before; here each sequence starts "
+                "from zeros, or what --initial-state says"
+            )
         sides = {}
         for direction, cells in stored.cells.items():
             configs = [config_of(cell) for cell in self.configs(entry, inner, direction)]

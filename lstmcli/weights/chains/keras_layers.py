@@ -65,6 +65,7 @@ def build(
         line = to_the_output(graph, in_one_line(graph), draft)
     reader = Reader(draft, graph, version, gates)
     maker = Maker(draft, found, reader, keras_major(version))
+    maker.input(line[0].config)  # before TensorFlow 2.2 the first layer of a Sequential model stands for its input
     made: list[Named] = []
     for record in line:
         with draft.building(str(record)):
@@ -173,15 +174,13 @@ class Maker:
         if make is None:
             raise DataError("a layer of this kind is not known to this program; nothing is left out in silence")
         self.refuse_options(config, kind)
-        if "batch_input_shape" in config:  # of Keras 2, whose first layer stands for the input
-            self.input(config)
         yield from make(record, config)
         function = config.get("activation")
         if kind not in ("Activation",) and function not in (None, "linear"):
             yield self.function(function)
 
     def refuse_options(self, config: dict[str, Json], kind: str) -> None:
-        expected = {"data_format": "channels_last", "groups": 1, "keepdims": False, "lora_rank": None}
+        expected = {"data_format": "channels_last", "groups": 1, "keepdims": False, "lora_rank": None, "mode": 0}
         for name, value in expected.items():
             if config.get(name, value) not in (value, None):
                 raise DataError(f"{name} {shown(str(config[name]))} is not known to this program; expected {value}")
@@ -225,7 +224,7 @@ class Maker:
         yield Masking(float(config.get("mask_value", 0.0)))
 
     def make_Dense(self, record: LayerRecord, config: dict[str, Json]) -> Iterator[Layer]:  # noqa: N802
-        yield Dense(*self.arrays(record, *((2, 1) if config.get("use_bias", True) else (2,))))
+        yield Dense(*self.arrays(record, *((2, 1) if old(config, "use_bias", "bias", True) else (2,))))
 
     def make_TimeDistributed(self, record: LayerRecord, config: dict[str, Json]) -> Iterator[Layer | Model]:  # noqa: N802
         inner = config.get("layer")
@@ -233,7 +232,9 @@ class Maker:
         allowed = ("Dense", "Activation", "ReLU", "LeakyReLU", "ELU", "Softmax", "BatchNormalization", "LayerNormalization")
         if kind not in (*allowed, *NOTHING):
             raise DataError(f"of {shown(kind)} is not known to this program; of {', '.join(allowed)} it is")
+        vectors, self.vectors = self.vectors, True  # it sees each step alone, and counts its axes so
         yield from self.made(record, inner, kind, config_of(inner))
+        self.vectors = vectors
 
     def make_Activation(self, record: LayerRecord, config: dict[str, Json]) -> Iterator[Layer]:  # noqa: N802
         if config.get("activation") not in (None, "linear"):
@@ -345,14 +346,19 @@ class Maker:
 
 
 def pooling(config: dict[str, Json], function: str) -> Layer:
-    size = one(config.get("pool_size", 2))
-    stride = config.get("strides")
+    size = one(old(config, "pool_size", "pool_length", 2))
+    stride = old(config, "strides", "stride", None)
     return Pool1D(
         size=size,
         stride=size if stride is None else one(stride),
-        padding=str(config.get("padding", "valid")),
+        padding=str(old(config, "padding", "border_mode", "valid")),
         function=function,
     )
+
+
+def old(config: dict[str, Json], name: str, name_in_keras_1: str, default: Json) -> Json:
+    """Return an option that Keras 1 called otherwise."""
+    return config.get(name, config.get(name_in_keras_1, default))
 
 
 def one(value: Json) -> int:

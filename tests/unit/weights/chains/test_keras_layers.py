@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -82,3 +83,71 @@ def test_the_predictions_are_the_first_output(others: list[tuple[str, int]], tmp
     np.testing.assert_allclose(found.chain.predict(x.astype(np.float32)), naive.run(CELL, x)[0], atol=3e-6)
     told = ", ".join(f"output {number} of {name}" for name, number in others)
     assert (f"the predictions are the output of a; not computed: {told}" in found.notes) == bool(others)
+
+
+# Files of Keras 1 and 2.
+
+
+def write_old(folder: Path, cell: naive.Cell, config: object, version: str, **others: dict[str, np.ndarray]) -> str:
+    lstm = wf.keras1_weights("a", cell) if version[0] == "1" else wf.legacy_weights("a", cell)
+    return str(wf.write_legacy_h5(folder / "m.h5", {"a": lstm, **others}, config, version))
+
+
+def old_lstm(**config: object) -> dict[str, Any]:
+    return wf.keras_lstm("a", 4, batch_input_shape=[None, 8, 3], **config)
+
+
+def layer(kind: str, name: str, **config: object) -> dict[str, Any]:
+    return {"class_name": kind, "config": {"name": name, **config}}
+
+
+X = np.random.default_rng(0).normal(size=(2, 8, 3))
+H = naive.run(CELL, X)[0]
+STATISTICS = np.abs(np.random.default_rng(1).normal(size=(4, 4))).astype(np.float32) + np.float32(0.1)
+
+
+def assert_predicts(path: str, want: np.ndarray) -> None:
+    np.testing.assert_allclose(load_chain(path, Choices()).chain.predict(X.astype(np.float32)), want, atol=3e-6)
+
+
+def test_options_that_keras_1_called_otherwise(tmp_path: Path) -> None:
+    pool = layer("MaxPooling1D", "pool", pool_length=4, stride=2, border_mode="valid")
+    dense = layer("Dense", "dense", output_dim=2, activation="linear", bias=False)
+    kernel = STATISTICS[:, :2]
+    path = write_old(tmp_path, CELL, wf.sequential(old_lstm(), pool, dense), "1.2.2", pool={}, dense={"dense_W": kernel})
+    assert_predicts(path, np.stack([H[:, k : k + 4].max(1) for k in (0, 2, 4)], 1) @ kernel)
+
+
+@pytest.mark.parametrize("mode", [1, 2])
+def test_a_batch_normalization_of_keras_1_by_other_statistics_is_refused(mode: int, tmp_path: Path) -> None:
+    norm = layer("BatchNormalization", "norm", mode=mode, axis=-1, epsilon=1e-3)
+    held = dict(zip(("norm_gamma", "norm_beta", "norm_running_mean", "norm_running_std"), STATISTICS, strict=True))
+    path = write_old(tmp_path, CELL, wf.sequential(old_lstm(), norm), "1.2.2", norm=held)
+    with pytest.raises(DataError, match=f"norm .*: mode {mode} is not known"):
+        load_chain(path, Choices())
+
+
+@pytest.mark.parametrize("first", ["LSTM", "Dropout"])
+def test_the_first_layer_of_keras_2_says_how_many_steps_there_are(first: str, tmp_path: Path) -> None:
+    """Later ones may say it as well, and Keras does not heed them."""
+    begin = (
+        [old_lstm()] if first == "LSTM" else [layer("Dropout", "drop", batch_input_shape=[None, 8, 3]), wf.keras_lstm("a", 4)]
+    )
+    flat = layer("Flatten", "flat", batch_input_shape=[None, 3, 4])
+    path = write_old(tmp_path, CELL, wf.sequential(*begin, flat), "2.1.6", **{name: {} for name in ("drop", "flat")})
+    assert_predicts(path, H.reshape(2, -1))
+
+
+def test_a_time_distributed_normalization_counts_its_axes_without_the_steps(tmp_path: Path) -> None:
+    inner = layer("BatchNormalization", "norm", axis=[1], epsilon=1e-3, center=True, scale=True)
+    held = dict(zip(("gamma:0", "beta:0", "moving_mean:0", "moving_variance:0"), STATISTICS, strict=True))
+    config = wf.sequential(old_lstm(), layer("TimeDistributed", "each", layer=inner), layer("Softmax", "soft", axis=2))
+    path = write_old(tmp_path, CELL, config, "2.9.0", each={f"each/{name}": value for name, value in held.items()}, soft={})
+    gamma, beta, mean, variance = STATISTICS
+    raised = np.exp((H - mean) / np.sqrt(variance + 1e-3) * gamma + beta)
+    assert_predicts(path, raised / raised.sum(-1, keepdims=True))
+
+
+def test_a_stateful_layer_is_told(tmp_path: Path) -> None:
+    found = load_chain(write(tmp_path, wf.sequential(INPUT, wf.keras_lstm("a", 4, stateful=True))), Choices())
+    assert [sentence.split(":")[0] for sentence in found.assumed] == ["layer 'a' is stateful"]
