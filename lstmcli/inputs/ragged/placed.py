@@ -178,6 +178,7 @@ class PlacedSequences(Source):
                 target[:] = as_numbers(self.decode(number, start, count))
             elif end - begin > CALL:
                 self._read_long(begin, target, self.dtypes[kind])
+                staged = range(0)  # which that may have used
             else:
                 if not (staged.start <= begin and end <= staged.stop):
                     staged = range(begin, min(run_end, begin + len(self.staging)))

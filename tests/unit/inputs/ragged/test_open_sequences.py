@@ -327,3 +327,17 @@ def test_a_flat_array_that_lies_in_other_files(tmp_path):
     (tmp_path / "1.h5").unlink()
     with pytest.raises(DataError, match=r"1\.h5 holds part of it, but is missing"):
         open_sequences(f"{tmp_path}/whole.h5", follow_links=True)
+
+
+@pytest.mark.parametrize("stored", [np.float16, np.float32, np.float64])
+def test_a_long_sequence_that_lies_behind_short_ones_which_follow_it(stored, tmp_path):
+    """It is converted in the memory that the short ones were read into with the one before."""
+    rng = np.random.default_rng(0)
+    sequences = [rng.normal(size=(steps, 8)).astype(stored) for steps in (2, 10_000 // (8 * stored().itemsize), 3, 1)]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for number in (0, 2, 3, 1):
+            file[str(number)] = sequences[number]
+    source = open_sequences(f"{tmp_path}/x.h5")
+    for dtype in (np.float32, np.float64):
+        rows = read(source, 0, 0, source.lengths, dtype)
+        np.testing.assert_array_equal(rows, np.concatenate(sequences).astype(dtype))
