@@ -140,7 +140,7 @@ class Reader:
         if config_of(inner).get("stateful") is True:
             self.draft.assume(
                 f"layer {shown(layer.name)!r} is stateful: Keras goes on from the batch before; here each sequence starts "
-                "from zeros, or what --initial-state says"
+                "from zeros, or what --initial-state of run says"
             )
         sides = {}
         for direction, cells in stored.cells.items():

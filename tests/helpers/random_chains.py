@@ -143,4 +143,5 @@ def as_model(node: naive.Node) -> Model:
         case naive.Bidirectional():
             return Bidirectional(as_model(node.forward), as_model(node.backward), node.merge)
     assert isinstance(node, naive.Cell)
-    return Cell(node.input_kernel, node.recurrent_kernel, node.bias, forget_bias=node.forget_bias)
+    states = {"initial_c": node.initial_c, "initial_h": node.initial_h}
+    return Cell(node.input_kernel, node.recurrent_kernel, node.bias, forget_bias=node.forget_bias, **states)

@@ -165,7 +165,7 @@ class LstmStep:
     def __call__(self, passing: Passing) -> None:
         block = Block(passing.rows, passing.starts, passing.lengths)
         outputs = block.like(self.chain._buffer(self.number, len(passing.rows), self.forward.output_size))
-        state = {name: np.zeros((len(passing.lengths), w), self.chain.dtype) for name, w in self.forward.widths.items()}
+        state = self.forward.initial_state(len(passing.lengths))
         self.forward(block, outputs, state)
         passing.rows, passing.state = outputs.rows, state
 

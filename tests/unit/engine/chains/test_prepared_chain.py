@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from helpers import files, naive_chain
+from helpers import files, naive, naive_chain
 from helpers.random_chains import as_chain, random_input, random_layers
 
 from lstmcli.engine.chains.prepared_chain import PreparedChain
@@ -39,6 +41,20 @@ def test_random_chains(seed: int) -> None:
             kept = one if len(one) == len(other) else one[shown_steps(layers, x[row], lengths[row])]
             scale = max(1.0, float(np.abs(other).max(initial=0)))
             assert np.abs(kept - other).max(initial=0) <= tolerance * scale, (row, layers)
+
+
+@pytest.mark.parametrize("pool", [[], [("pool", {"function": "final"})]])
+def test_every_sequence_starts_from_the_learned_state(pool: list[naive_chain.Layer]) -> None:
+    rng = np.random.default_rng(3)
+    lower, upper, back = (
+        replace(files.random_model(features, [4], seed).layers[0], initial_c=rng.normal(size=4), initial_h=rng.normal(size=4))
+        for features, seed in ((3, 0), (4, 1), (4, 2))
+    )
+    below, both = naive.Stack((lower,)), naive.Stack((naive.Bidirectional(upper, back),))
+    layers = [("lstm", {"tree": below}), ("activation", {"function": "relu"}), ("lstm", {"tree": both}), *pool]
+    x, lengths = rng.normal(size=(4, 6, 3)), np.array([6, 1, 4, 0])
+    for one, other in zip(predict(as_chain(layers), x, lengths, DOUBLE), naive_chain.run(layers, x, lengths), strict=True):
+        np.testing.assert_allclose(one, other.reshape(one.shape), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("first", ["embedding", "masking"])
