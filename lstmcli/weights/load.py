@@ -36,6 +36,9 @@ TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # a checkpoint's index
 KERAS_MEMBERS = {"config.json", "model.weights.h5"}  # of a .keras archive
 PICKLES = [bytes([0x80, protocol]) for protocol in range(2, 6)]
 FOLDER_FILES = ("checkpoint", "saved_model.pb", "keras_metadata.pb", "fingerprint.pb")  # that stand for their folder
+SHARD = re.compile(r"-\d{5}-of-(?!0*1\.)\d{5}\.(safetensors|bin|pth?)$")  # as model hubs call a part of a model's weights
+KERAS_SHARD = re.compile(r"_\d{5}(?=\.weights\.h5$)")  # where an X.weights.json lies beside
+INDEX = re.compile(r"\.(index|weights)\.json$")  # of shards
 IR_VERSION = b"\x08"  # the key of the field that comes first in an ONNX model
 
 
@@ -133,6 +136,7 @@ def read_weights(path: str, reader: WeightsReader[Model_co]) -> Model_co:
     with open_by_kind(path) as (file, kind):
         where, size = file.name, file.opened.st_size
         refuse_stand_in(file, path)
+        refuse_shard(path, where)
         if size < SMALLEST:
             raise DataError(f"{where}: expected {KNOWN}; got {f'a file of {size} bytes' if size else 'an empty file'}")
         begin, end = file.take(0, SMALLEST), file.take(size - SMALLEST, SMALLEST)
@@ -169,6 +173,17 @@ def refuse_stand_in(file: FileBytes, path: str) -> None:
         raise DataError(f"{file.name}: is a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`")
     if text.isascii() and text.isprintable() and is_file(target := Path(path).parent / text):
         raise DataError(f"{file.name}: is a link that was copied as text; give what it leads to, {shown(str(target))}")
+
+
+def refuse_shard(path: str, where: str) -> None:
+    """Raises DataError for a part of a model's weights, or their index: layers in the other parts would be missed in silence."""
+    of_keras = KERAS_SHARD.sub("", path) != path and is_file(KERAS_SHARD.sub("", path).removesuffix("h5") + "json")
+    if INDEX.search(path) or SHARD.search(path) or of_keras:
+        what = "the index of shards" if INDEX.search(path) else "one of several shards"
+        raise DataError(
+            f"{where}: is {what}, which together hold a model's weights; load them in the framework and save one file: "
+            "model.save_weights('m.weights.h5') of Keras, torch.save(model.state_dict(), 'm.pt')"
+        )
 
 
 def holds_chain(path: str) -> bool:

@@ -43,6 +43,29 @@ def test_parameters_by_their_names(name: str, prefix: str, tmp_path: Path) -> No
         assert [str(tensor) for tensor in load(path).left_out] == ["head.weight (9, 64)"]
 
 
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [
+        ("model-00001-of-00002.safetensors", ""),
+        ("pytorch_model-00002-of-00011.bin", ""),
+        ("m_00000.weights.h5", "m.weights.json"),
+        ("model.safetensors.index.json", ""),
+        ("m.weights.json", ""),
+    ],
+)
+def test_one_shard_of_a_model_is_refused(name: str, beside: str, tmp_path: Path) -> None:
+    """The upper layer may lie in another one."""
+    path = wf.write_safetensors(tmp_path / name, wf.torch_state_dict(naive.Stack(STACK.layers[:1])))
+    if beside:
+        (tmp_path / beside).touch()
+    assert "save one file" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00001.safetensors", "m_00000.weights.h5"])
+def test_a_model_in_one_shard_is_read(name: str, tmp_path: Path) -> None:
+    assert_same(tree(wf.write_safetensors(tmp_path / name, wf.torch_state_dict(STACK))), STACK)
+
+
 def test_mapping_says_where_each_tensor_went(tmp_path: Path) -> None:
     found = load(wf.write_safetensors(tmp_path / "a", wf.torch_state_dict(PROJECTED, "m.")))
     lines = [(mapped.name, mapped.shape, mapped.path, mapped.field) for mapped in found.mapping]
