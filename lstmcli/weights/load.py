@@ -176,7 +176,7 @@ def refuse_stand_in(file: FileBytes, path: str) -> None:
 
 
 def refuse_shard(path: str, where: str) -> None:
-    """Raises DataError for a part of a model's weights, or their index: layers in the other parts would be missed in silence."""
+    """Raises DataError for a part of a model's weights, or their index: layers in other parts would be missed in silence."""
     of_keras = KERAS_SHARD.sub("", path) != path and is_file(KERAS_SHARD.sub("", path).removesuffix("h5") + "json")
     if INDEX.search(path) or SHARD.search(path) or of_keras:
         what = "the index of shards" if INDEX.search(path) else "one of several shards"
