@@ -201,7 +201,8 @@ def open_job(job: Job) -> Iterator[OpenedJob]:
             from lstmcli.inputs.beside.initial_state import open_states
 
             assert isinstance(model, Model)
-            states = open_states(inputs.initial_state, model.state_widths(), source.shape[0], job.compute.floats, source.ids)
+            start, widths, follow = inputs.initial_state, model.state_widths(), inputs.follow_links
+            states = open_states(start, widths, source.shape[0], job.compute.floats, source.ids, follow)
             initial = opened.enter_context(closing(states))
         yield OpenedJob(job, source, valid_steps, model, about_weights, initial).restricted()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -87,6 +88,42 @@ def test_a_change_of_another_file_is_noticed(case: Case, links: Path) -> None:
     assert again.identity() != before
     again.close()
     np.testing.assert_equal(again.shape, case.x.shape)
+
+
+def test_initial_states_in_other_files(case: Case, tmp_path: Path) -> None:
+    """A run goes on from the parts of a virtual merge as from the merged result."""
+    plan = ["plan", *case.inputs, "--shards", "2", "-o", "plan.json"]
+    for words in (plan, *(["run", "--plan", "plan.json", "--shard", k] for k in (1, 2))):
+        assert lstmcli(*words, cwd=tmp_path).code == 0
+    assert lstmcli("merge", "plan.json", "-o", "parts.h5", "--virtual", cwd=tmp_path).code == 0
+    assert lstmcli("merge", "plan.json", "-o", "whole.h5", cwd=tmp_path).code == 0
+    on = ["run", *case.inputs, "--initial-state"]
+    assert lstmcli(*on, "whole.h5", "-o", "expected.h5", cwd=tmp_path).code == 0
+    assert_one_line(lstmcli(*on, "parts.h5", "-o", "more.h5", cwd=tmp_path), 65, "parts.h5::/state/0/c", "--follow-links")
+    ran = lstmcli(*on, "parts.h5", "--follow-links", "-o", "more.h5", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    files.assert_same_bits(files.read_result(tmp_path / "more.h5"), files.read_result(tmp_path / "expected.h5"))
+
+
+def test_a_change_of_initial_states_in_another_file_is_noticed(tmp_path: Path) -> None:
+    from lstmcli.errors import DataError
+    from lstmcli.inputs.beside.initial_state import open_states
+
+    files.write_h5(tmp_path / "far.h5", x=np.ones((2, 3), "f4"))
+    with h5py.File(tmp_path / "states.h5", "w") as file:
+        layout = h5py.VirtualLayout((2, 3), "<f4")
+        layout[:] = h5py.VirtualSource("far.h5", "x", (2, 3))
+        file.create_virtual_dataset("state/0/c", layout)
+    arguments = (f"{tmp_path}/states.h5", {"0/c": 3}, 2, np.dtype("f4"))
+    with closing(open_states(*arguments, follow_links=True)) as states:
+        before = states.identity()
+        states.finish()
+        with h5py.File(tmp_path / "far.h5", "a") as file:
+            file["x"][0, 0] = 5
+        with pytest.raises(DataError, match=r"far\.h5.*changed"):
+            states.finish()
+    with closing(open_states(*arguments, follow_links=True)) as states:
+        assert states.identity() != before
 
 
 def shown_as_one(path: Path, shape: tuple[int, ...], *parts: tuple[slice, str, slice]) -> None:

@@ -18,7 +18,7 @@ from lstmcli.blocks import FLOATS, Lengths, State, is_float
 from lstmcli.errors import DataError, UsageError, shown
 from lstmcli.files import hdf5, hdf5_safety
 from lstmcli.files.file_kind import FileKind, open_by_kind, split_spec
-from lstmcli.files.positioned_file import FileBytes, without_folder
+from lstmcli.files.positioned_file import FileBytes, open_readable, without_folder
 from lstmcli.inputs.beside.ids import ids_in, rows_by_id
 
 
@@ -43,6 +43,7 @@ class States(NamedTuple):
     data: FileBytes
     files: ExitStack
     places: Lengths | None = None  # (N,) the row of each sequence, where they were found by their ids
+    others: tuple[FileBytes, ...] = ()  # files in which the values of an HDF5 file lie
 
     def read(self, first: int, count: int) -> State:
         """Returns new arrays (count, W) of `dtype` for the sequences first, first + 1, ... Raises DataError, StorageError."""
@@ -68,26 +69,34 @@ class States(NamedTuple):
         found = self.data.identity() | {"name": without_folder(self.name), "arrays": forms}
         if self.places is not None:
             found["rows"] = zlib.crc32(self.places.tobytes())
+        if self.others:
+            found["files"] = [other.identity() for other in self.others]
         return found
 
     def finish(self) -> None:
         """Raises DataError if the file was changed meanwhile, or an array of an NPZ is not what was written."""
         for array in self.arrays.values():
             array.finish()
-        self.data.finish()
+        for file in (self.data, *self.others):
+            file.finish()
 
     def close(self) -> None:
         self.files.close()
 
 
 def open_states(
-    spec: str, widths: dict[str, int], batch: int, dtype: np.dtype[Any], ids: Sequence[str] | None = None
+    spec: str,
+    widths: dict[str, int],
+    batch: int,
+    dtype: np.dtype[Any],
+    ids: Sequence[str] | None = None,
+    follow_links: bool = False,
 ) -> States:
     """Opens the initial state of `batch` sequences, or one row for all: a result, `file.h5::/group`, or an NPZ.
 
     widths: of the model's states by name, as Model.state_widths. NaN passes, as it does in a model called from Python.
     ids: of the sequences; where a dataset `ids` lies beside the group too, a sequence gets the row of its id, and there may be
-    others.
+    others. follow_links: in HDF5 they may be links or lie in other files.
     Raises MissingInputError for no such file, and DataError for the state of another model or batch, or no state at all.
     """
     path, group = split_spec(spec)
@@ -95,11 +104,16 @@ def open_states(
         raise UsageError("--initial-state -: only --input may be -; give a file")
     with ExitStack() as files:
         data, kind = files.enter_context(open_by_kind(path))
-        places = None
+        places, others = None, list[FileBytes]()
         if kind is FileKind.HDF5:
             file = files.enter_context(hdf5.open_file(path))
-            name, arrays = hdf5_arrays(file, data, group or "/state")
-            found = find_ids(file, group or "/state", arrays) if ids else None
+            name, datasets = hdf5_arrays(file, data, group or "/state", follow_links)
+            arrays: dict[str, Array] = {**datasets}
+            for other in sorted({path for rows in datasets.values() for path in hdf5_safety.other_files(rows.item)}):
+                fd = open_readable(str(other))
+                files.callback(os.close, fd)
+                others.append(FileBytes(fd, shown(str(other))))
+            found = find_ids(file, group or "/state", arrays, follow_links) if ids else None
             if ids and found:
                 places, batch = np.array(rows_by_id(ids, found, name), np.int64), len(found)
         elif group is not None:
@@ -112,14 +126,14 @@ def open_states(
         else:
             raise DataError(f"{data.name}: expected the states of a result: HDF5 or NPZ; this is neither, or is damaged")
         check(name, arrays, widths, batch)
-        return States(name, {n: arrays[n] for n in widths}, dtype, data, files.pop_all(), places)
+        return States(name, {n: arrays[n] for n in widths}, dtype, data, files.pop_all(), places, tuple(others))
 
 
-def find_ids(file: Any, group: str, arrays: dict[str, Array]) -> list[str] | None:
+def find_ids(file: Any, group: str, arrays: dict[str, Array], follow_links: bool) -> list[str] | None:
     """Returns the ids of the rows of states, beside their group; None where there are none."""
     batch = max((array.shape[0] for array in arrays.values() if array.shape), default=0)
     path = f"{group.rstrip('/').rpartition('/')[0]}/ids"
-    return ids_in(file, [path], batch)[0]
+    return ids_in(file, [path], batch, follow_links)[0]
 
 
 def gather(array: Array, places: Lengths, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -146,9 +160,9 @@ class ResultRows(hdf5.DatasetRows):
         return rows
 
 
-def hdf5_arrays(file: Any, data: FileBytes, name: str) -> tuple[str, dict[str, Array]]:
+def hdf5_arrays(file: Any, data: FileBytes, name: str, follow_links: bool) -> tuple[str, dict[str, hdf5.DatasetRows]]:
     """Returns where the states in a group of an open h5py.File come from, and its arrays. data: the same file."""
-    group = hdf5_safety.find(file, name)
+    group = hdf5_safety.find(file, name, follow_links)
     if group is None or not hasattr(group, "keys"):
         got = "no such group" if group is None else "a dataset"
         raise DataError(
@@ -156,7 +170,7 @@ def hdf5_arrays(file: Any, data: FileBytes, name: str) -> tuple[str, dict[str, A
             f"with --save outputs), got {got}; name another one: FILE::/group"
         )
     names = [entry.name.removeprefix("/") for entry in hdf5.entries(group)]
-    items = {name: hdf5_safety.dataset(group, name) for name in names}
+    items = {name: hdf5_safety.dataset(group, name, follow_links) for name in names}
     if hdf5_safety.find(file, hdf5.CONTAINER) is None:
         return hdf5.label(group), {name: hdf5.DatasetRows(item) for name, item in items.items()}
     from lstmcli.model.result_container import check_container  # of a result alone
