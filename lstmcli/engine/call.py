@@ -189,7 +189,7 @@ def checked_lengths(lengths: ArrayLike, batch: int, time: int) -> Lengths:
     given = np.asarray(lengths)
     if given.shape == (batch, 1):
         given = given[:, 0]
-    if given.shape != (batch,) or given.dtype.kind not in "iu":
+    if given.shape != (batch,) or (batch and given.dtype.kind not in "iu"):  # NumPy makes floats of []
         raise DataError(f"lengths: expected {batch} integers, got {given.dtype} {given.shape}")
     few = given.tolist() if batch <= FEW else (given.min(), given.max())
     if batch and not 0 <= min(few) <= max(few) <= time:

@@ -12,7 +12,7 @@ from lstmcli.files.npy import NpyArray
 from lstmcli.files.positioned_file import FileBytes, PipeBytes
 from lstmcli.inputs.contiguous import ContiguousArray
 from lstmcli.inputs.source import Source, StoredArray
-from lstmcli.inputs.valid_steps import LENGTHS, MASKS
+from lstmcli.inputs.valid_steps import LENGTHS, MASKS, RESULT
 
 HEADER_BEGIN = 10  # bytes of an NPY file before the text of its header, at least
 
@@ -136,13 +136,15 @@ def _find_dataset(file: Any, name: str | None, follow_links: bool, token_ids: bo
 
 
 def _only_candidate(file: Any, token_ids: bool) -> str:
-    """Returns the name of the only float dataset of rank 3; with token_ids one of integers of rank 2 will do."""
+    """Returns the name of the only float dataset of rank 3, or of a result's outputs. token_ids: integers of rank 2 will do."""
     found = hdf5.entries(file, hdf5.NAMES_LOOKED_AT)
     if len(found) == hdf5.NAMES_LOOKED_AT:
         raise DataError(f"{shown(file.filename)}: has {len(found)} datasets or more; name the one to read: FILE::/dataset")
     ranks = {"f": 3, "i": 2, "u": 2} if token_ids else {"f": 3}
     fitting = [e for e in found if e.dtype is not None and e.shape and len(e.shape) == ranks.get(e.dtype.kind)]
     fitting = [e for e in fitting if e.name.rpartition("/")[2] not in MASKS]
+    if len(fitting) > 1 and hdf5.attribute(file, "format") == RESULT and any(e.name == "/outputs" for e in fitting):
+        return "/outputs"
     if len(fitting) != 1:
         expected = "one float dataset of rank 3" + " or one of token ids, integers of rank 2" * token_ids
         path = shown(file.filename)

@@ -95,7 +95,7 @@ def test_without_lengths_every_sequence_is_full(case: Case) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 5, 20), (4, 0, 20), (0, 0, 20)])
 def test_empty_batches(shape: tuple[int, int, int], case: Case) -> None:
-    outputs, state = lstmcli.load_model(case.weights)(np.zeros(shape, np.float32))
+    outputs, state = lstmcli.load_model(case.weights)(np.zeros(shape, np.float32), lengths=[0] * shape[0])
     assert outputs.shape == (*shape[:2], 5)
     assert state["0/c"].shape == (shape[0], 21)
     assert not any(value.any() for value in state.values())

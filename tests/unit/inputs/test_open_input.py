@@ -31,6 +31,18 @@ def test_contiguous_dataset_that_was_never_written(userblock, tmp_path):
         open_source(str(tmp_path / "x.h5"))
 
 
+def test_a_result_with_several_arrays_gives_its_outputs(tmp_path):
+    for form in ("lstmcli-result", "another"):
+        with h5py.File(tmp_path / f"{form}.h5", "w") as f:
+            f.attrs["format"] = form
+            for name in ("cells", "layers/0", "outputs"):
+                f[name] = np.ones((2, 3, 4))
+    with closing(open_source(f"{tmp_path}/lstmcli-result.h5")) as source:
+        assert source.name.endswith("::/outputs")
+    with pytest.raises(DataError, match="expected one float dataset of rank 3, found 3"):
+        open_source(f"{tmp_path}/another.h5")
+
+
 def test_file_that_another_program_is_writing(tmp_path):
     path = tmp_path / "x.h5"
     save_h5(path, np.ones((2, 3, 4), np.float32))
