@@ -77,8 +77,8 @@ def build(
         return Chain(tuple(layer for layer, _ in layers), tuple(name for _, name in layers))
 
 
-def keras_major(version: str | None) -> int:
-    return int(version[0]) if version and version[0].isdigit() else 3
+def keras_major(version: str | None) -> int | None:
+    return int(version[0]) if version and version[0].isdigit() else None
 
 
 def in_one_line(graph: Graph) -> list[LayerRecord]:
@@ -130,7 +130,7 @@ class Maker:
     """Makes layers of records, one after the other. steps, width: how many steps and features come out of the last one, if
     that is known."""
 
-    def __init__(self, draft: Draft, found: Found, reader: Reader, major: int) -> None:
+    def __init__(self, draft: Draft, found: Found, reader: Reader, major: int | None) -> None:
         self.draft, self.found, self.reader, self.major = draft, found, reader, major
         self.fills: dict[Model, str] = {}  # what LSTMs put out at steps that a mask hides
         self.steps: int | None = None
@@ -245,8 +245,10 @@ class Maker:
         if isinstance(value, dict):
             value = value.get("config") if isinstance(value.get("config"), str) else value.get("class_name")
         name = OTHER_NAMES.get(str(value), str(value))
-        if name == "hard_sigmoid" and self.major < 3:
-            name = "hard_sigmoid_keras2"
+        if name == "hard_sigmoid":
+            if self.major is None:
+                raise DataError("hard_sigmoid is one function in Keras 2 and another in Keras 3; the file does not say which")
+            name = "hard_sigmoid_keras2" if self.major < 3 else name
         if name not in (*POINTWISE, *OVER_FEATURES) or name == "prelu":
             raise DataError(f"activation {shown(str(value))} is not known to this program")
         return Activation(name, LEAKY if name == "leaky_relu" else None)

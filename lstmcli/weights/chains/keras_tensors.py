@@ -10,6 +10,8 @@ ORDER = ("kernel", "embeddings", "gamma", "alpha", "bias", "beta", "moving_mean"
 
 def tensors_of(found: Found, record: LayerRecord, tensors: list[Tensor]) -> list[Tensor]:
     """Return the weights of a layer, none where the file holds none of it."""
+    if record.path in found.weights:
+        return in_keras_order(found.weights[record.path])
     held = {tensor.name.replace("\\", "/"): tensor for tensor in tensors}
     if found.models:
         for member in (member for model in found.models for member in model):

@@ -63,6 +63,7 @@ def placed_layers(tensors: list[Tensor], names: dict[str, str], models: list[lis
             [Member(found.places.get(each.path), each.kind, weights_below(each.path, held)) for each in model]
             for model in models
         ]
+        found.weights = {path_of(place, names, ranks)[0]: weights_below(place, held) for place in names if place}
     return found
 
 

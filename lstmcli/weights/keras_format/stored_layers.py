@@ -78,6 +78,7 @@ class Found:
     by_path: by names: the layers' own in a file of Keras 2, and in another those in `named`. by_class: by what Keras 3
     calls its groups, after the classes of the layers. classes: what the group of a layer says of its class. places: which layer
     is at a place. models: the layers of each model, in their order; by_kind: where only the order within each class is known.
+    weights: of any layer, by its path, where a SavedModel names its layers.
     """
 
     by_path: dict[Path, Stored]
@@ -87,6 +88,7 @@ class Found:
     places: dict[str, Path] = field(default_factory=dict)
     models: list[list[Member]] = field(default_factory=list)
     by_kind: list[list[Member]] = field(default_factory=list)
+    weights: dict[Path, list[Tensor]] = field(default_factory=dict)
 
     def get(self, path: Path, group: Path) -> Stored | None:
         """What is stored of the layer of this path and group in a configuration."""

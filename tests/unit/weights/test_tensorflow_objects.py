@@ -16,6 +16,8 @@ from helpers.command import succeed
 from helpers.weight_imports import assert_same, load, refusal, tree
 
 from lstmcli.errors import DataError
+from lstmcli.weights.chains.load import load_chain
+from lstmcli.weights.draft import Choices
 
 A, B, C = (wf.random_cell(features, units, seed) for seed, (features, units) in enumerate([(3, 4), (4, 5), (5, 2)]))
 FW, BW = wf.random_cell(3, 2, 10), wf.random_cell(3, 2, 11)
@@ -125,10 +127,16 @@ def test_variables_that_only_a_list_holds_have_their_programs_names(tmp_path: Pa
 DROPOUT = {"class_name": "Dropout", "config": {"name": "dropout"}}
 
 
-def saved_model(path: Path, cells: dict[str, naive.Cell], said: dict[str, dict[str, Any]], newer: bool = True) -> Path:
-    """said: of the objects at these places. newer: in keras_metadata.pb, else in saved_model.pb."""
+def saved_model(
+    path: Path,
+    cells: dict[str, naive.Cell],
+    said: dict[str, dict[str, Any]],
+    newer: bool = True,
+    others: wf.Arrays | None = None,
+) -> Path:
+    """said: of the objects at these places. newer: in keras_metadata.pb, else saved_model.pb. others: more variables."""
     (path / "variables").mkdir(parents=True)
-    variables = objects(cells)
+    variables = objects(cells) | (others or {})
     wf.write_objects(path / "variables" / "variables", variables, programs(dict.fromkeys(cells, "l")), listed=True)
     nodes = []
     if newer:
@@ -164,6 +172,26 @@ def test_a_saved_model_has_its_configuration(newer: bool, tmp_path: Path) -> Non
         assert_same(tree(given), want)
     assert load(path).assumed == ()
     assert "says all" in refusal(path, 2, activation="tanh")
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_a_saved_model_is_whole(newer: bool, tmp_path: Path) -> None:
+    """Each layer's weights lie where its name is said, in models inside as well."""
+    rng = np.random.default_rng(0)
+    others = {f"layer_with_weights-1/layer_with_weights-0/{name}": rng.normal(size=size).astype("f4")
+              for name, size in (("kernel", (4, 2)), ("bias", 2))}  # fmt: skip
+    one = wf.keras_lstm("one", 4)
+    dense = {"class_name": "Dense", "config": {"name": "dense", "units": 2, "use_bias": True, "activation": "hard_sigmoid"}}
+    inner = {"class_name": "Sequential", "config": {"name": "head", "layers": [dense]}}
+    said = {"": wf.sequential(one, inner) | {"keras_version": "2.9.0"}}
+    named = {"layer_with_weights-0": one, "layer_with_weights-1": inner, "layer_with_weights-1/layer_with_weights-0": dense}
+    said |= {place: {"name": entry["config"]["name"], **entry} for place, entry in named.items()}  # type: ignore[index]
+    path = saved_model(tmp_path / "export", {"layer_with_weights-0/cell": A}, said, newer, others)
+    x = rng.normal(size=(2, 5, 3))
+    kernel, bias = others.values()
+    want = np.clip(0.2 * (naive.run(A, x)[0] @ kernel + bias) + 0.5, 0, 1)
+    got = load_chain(str(path), Choices()).chain.predict(x.astype(np.float32))
+    np.testing.assert_allclose(got, want, atol=3e-6)
 
 
 def test_a_saved_model_of_an_author_s_class_has_the_configurations_of_its_layers(tmp_path: Path) -> None:

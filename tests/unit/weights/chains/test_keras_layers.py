@@ -151,3 +151,10 @@ def test_a_time_distributed_normalization_counts_its_axes_without_the_steps(tmp_
 def test_a_stateful_layer_is_told(tmp_path: Path) -> None:
     found = load_chain(write(tmp_path, wf.sequential(INPUT, wf.keras_lstm("a", 4, stateful=True))), Choices())
     assert [sentence.split(":")[0] for sentence in found.assumed] == ["layer 'a' is stateful"]
+
+
+def test_a_hard_sigmoid_of_an_unknown_version_is_refused(tmp_path: Path) -> None:
+    config = wf.sequential(old_lstm(), layer("Activation", "hard", activation="hard_sigmoid"))
+    path = wf.write_legacy_h5(tmp_path / "m.h5", {"a": wf.legacy_weights("a", CELL), "hard": {}}, config, None)
+    with pytest.raises(DataError, match="hard_sigmoid is one function in Keras 2 and another in Keras 3"):
+        load_chain(str(path), Choices())
