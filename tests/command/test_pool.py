@@ -148,7 +148,10 @@ def test_parts(case: Case, tmp_path: Path) -> None:
 def test_options_that_do_not_go_together(case: Case, tmp_path: Path) -> None:
     for words, text in (
         (["--save", "pooled"], "--save pooled: expected --pool"),
-        (["--pool", "mean", "--save", "outputs", "-o", "x.npy"], "--save outputs,pooled: x.npy holds"),
+        (
+            ["--pool", "mean", "--save", "outputs", "-o", "x.npy"],
+            "--save outputs,pooled: x.npy holds either outputs or pooled; say --save pooled",
+        ),
         (["--pool", "mean", "-o", "x.csv", "--states", "s.npz"], "--states s.npz: a table holds"),
     ):
         assert_one_line(lstmcli("run", *case.inputs, *words, cwd=tmp_path), 2, text)

@@ -59,7 +59,8 @@ def result_paths(output: str | None, states: str | None, save: tuple[str, ...], 
     if predicts or suffix in TABLES:
         return Paths(None if suffix == "-" else Path(output))
     if set(save) - {"states"} not in ({"outputs"}, {"pooled"}):
-        raise UsageError(f"--save {','.join(save)}: {output} holds the outputs alone; use --output NAME.h5")
+        alone = "either outputs or pooled; say --save pooled, in run or plan, or" if "pooled" in save else "the outputs alone;"
+        raise UsageError(f"--save {','.join(save)}: {output} holds {alone} use --output NAME.h5")
     if states and "states" not in save:
         raise UsageError(f"--states {states}: --save leaves the states out")
     if suffix == "-":
