@@ -118,7 +118,7 @@ def from_starts(starts: Lengths, lengths: Lengths, rows: int, name: str, where: 
     return starts
 
 
-def read_numbers(spec: str, option: str, ids: list[str] | None = None) -> tuple[Lengths, str]:
+def read_numbers(spec: str, option: str, ids: list[str] | None = None, follow_links: bool = False) -> tuple[Lengths, str]:
     """Returns the numbers in an NPY, NPZ or HDF5 file or a text, and where they lie.
 
     option: --lens or --offsets, for messages. ids: gets the ids that lie beside them, if any. Raises UsageError for `-`,
@@ -132,10 +132,10 @@ def read_numbers(spec: str, option: str, ids: list[str] | None = None) -> tuple[
             with hdf5.open_file(path) as container:
                 default = "offsets" if option == "--offsets" else likely_name
                 found = name or (default if isinstance(default, str) else default(container))
-                item = hdf5_safety.dataset(container, found)
+                item = hdf5_safety.dataset(container, found, follow_links)
                 numbers, where = numbers_of(hdf5.DatasetRows(item))
-                if ids is not None and (paths := hdf5_safety.beside(item, IDS)):
-                    ids += ids_in(container, paths, len(numbers)).ids or ()
+                if ids is not None and (paths := hdf5_safety.beside(item, IDS, follow_links)):
+                    ids += ids_in(container, paths, len(numbers), follow_links).ids or ()
                 return numbers, where
         if kind is FileKind.ZIP:
             from lstmcli.files.zip_reader import NpzMember, npz_names  # loading zipfile takes 10 ms

@@ -61,7 +61,7 @@ def open_sequences(
             raise UsageError(f"--axes {axes}: {found.name} is ragged, (steps, features) for each sequence; leave it out")
         with_ids(found, follow_links)
         if lens not in (None, "none"):
-            _check_lengths(found, str(lens))
+            _check_lengths(found, str(lens), follow_links)
         failed.pop_all()
     return found
 
@@ -70,13 +70,13 @@ def _is_file(path: str) -> bool:
     return path != "-" and is_file(path)  # a pipe may be opened only once
 
 
-def _check_lengths(source: Source, lens: str) -> None:
+def _check_lengths(source: Source, lens: str, follow_links: bool) -> None:
     """Raises DataError unless --lens says the lengths that a ragged input has anyway, in the order of its ids."""
     from lstmcli.inputs.beside.ids import check_order
     from lstmcli.inputs.ragged.flat import read_numbers
 
     ids: list[str] = []
-    lengths, origin = read_numbers(lens, "--lens", ids)
+    lengths, origin = read_numbers(lens, "--lens", ids, follow_links)
     assert source.lengths is not None
     check_order(ids, source.ids or (), origin)
     if len(lengths) != len(source.lengths):
@@ -145,7 +145,7 @@ def _open_ragged(
             file = files.enter_context(hdf5.open_file(path))
             source = _in_hdf5(file, name, lens, offsets, token_ids, follow, files)
         elif divided and (kind is FileKind.NPY or (kind is FileKind.ZIP and name)):
-            source = _in_npy(data, kind, name, lens, offsets, token_ids, files)
+            source = _in_npy(data, kind, name, lens, offsets, token_ids, follow, files)
         if source is None and kind is not FileKind.HDF5:
             from lstmcli.inputs.ragged.placed import PlacedSequences
             from lstmcli.inputs.ragged.several_files import in_one_file
@@ -172,7 +172,14 @@ def _flat_in_npz(file: FileBytes, path: str, name: str | None, token_ids: bool) 
 
 
 def _in_npy(
-    file: FileBytes, kind: FileKind, name: str | None, lens: str | None, offsets: str | None, token_ids: bool, files: ExitStack
+    file: FileBytes,
+    kind: FileKind,
+    name: str | None,
+    lens: str | None,
+    offsets: str | None,
+    token_ids: bool,
+    follow: bool,
+    files: ExitStack,
 ) -> Source | None:
     size, data = file.opened.st_size, file
     if kind is FileKind.ZIP:
@@ -188,7 +195,7 @@ def _in_npy(
     array.check_size(size)
     stored = StoredArray(data, data.name, array.shape, array.dtype, array.offset, fortran=array.fortran)
     stored = stored._replace(archive=file if kind is FileKind.ZIP else None)
-    return _flat(stored, lens, offsets, None, files)
+    return _flat(stored, lens, offsets, None, follow, files)
 
 
 def _are_rows(shape: tuple[int, ...] | None, dtype: Any, token_ids: bool) -> bool:
@@ -242,7 +249,7 @@ def _in_hdf5(
                 hdf5.raw_offset(only),
                 dataset=only,
             )
-            return _flat(stored, lens, offsets, beside, files)
+            return _flat(stored, lens, offsets, beside, follow, files)
     found = in_datasets(group, listed, token_ids)
     if len(listed) == 1 and (item is file or item == only):
         label = f"{hdf5.label(only)}: {only.shape}"
@@ -258,7 +265,7 @@ def _beside(item: Any) -> Any:
     return None
 
 
-def _flat(array: StoredArray, lens: str | None, offsets: str | None, beside: Any, files: ExitStack) -> Source:
+def _flat(array: StoredArray, lens: str | None, offsets: str | None, beside: Any, follow: bool, files: ExitStack) -> Source:
     from lstmcli.inputs.ragged.flat import (
         FlatSequences,
         from_lengths,
@@ -275,9 +282,9 @@ def _flat(array: StoredArray, lens: str | None, offsets: str | None, beside: Any
     lengths: Lengths | None = None
     told = origin = ""
     if lens not in (None, "none"):
-        lengths, origin = read_numbers(str(lens), "--lens")
+        lengths, origin = read_numbers(str(lens), "--lens", follow_links=follow)
     if offsets is not None:
-        values, told = read_numbers(offsets, "--offsets")
+        values, told = read_numbers(offsets, "--offsets", follow_links=follow)
     elif lengths is None:
         dataset = hdf5_safety.dataset(beside.parent, posixpath.basename(beside.name))
         values, told = numbers_of(hdf5.DatasetRows(dataset))

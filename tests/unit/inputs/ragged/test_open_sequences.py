@@ -310,6 +310,17 @@ def test_a_result_stands_for_its_outputs_and_a_model_file_for_nothing(tmp_path):
     assert open_sequences(f"{tmp_path}/another.h5").shape[0] == 2
 
 
+def test_offsets_and_lengths_that_are_links(tmp_path):
+    with h5py.File(tmp_path / "links.h5", "w") as file:
+        file["there"], file["lengths there"] = OFFSETS, LENGTHS
+        file["offsets"], file["n"] = h5py.SoftLink("/there"), h5py.SoftLink("/lengths there")
+    flat = npy(tmp_path, FLAT)
+    for told in ({"offsets": f"{tmp_path}/links.h5"}, {"lens": f"{tmp_path}/links.h5::/n"}):
+        check(open_sequences(flat, follow_links=True, **told))
+        with pytest.raises(DataError, match=r"is a soft or external link, .* --follow-links"):
+            open_sequences(flat, **told)
+
+
 def test_a_flat_array_that_lies_in_other_files(tmp_path):
     """As merge --virtual makes it; links are followed where that is allowed."""
     layout = h5py.VirtualLayout(FLAT.shape, FLAT.dtype)
