@@ -180,7 +180,9 @@ def notes_on_mask(masked: bool | None, opened: OpenedJob) -> list[str]:
     if reason and padded:
         return [f"{reason}: the model's framework computed the padding as data; --lens none repeats it"]
     if masked and opened.valid_steps.origin is None:
-        return ["a mask: Keras skips the steps that its Masking or mask_zero hides; without --lens they are computed here"]
+        return [
+            "a mask or lengths: the model's framework skips the steps that these hide; without --lens they are computed here"
+        ]
     return []
 
 

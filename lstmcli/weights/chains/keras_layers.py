@@ -180,6 +180,8 @@ class Maker:
             yield self.function(function)
 
     def refuse_options(self, config: dict[str, Json], kind: str) -> None:
+        if mode := config_of(config.get("dtype")).get("mode"):
+            raise DataError(f"is quantized to {shown(str(mode))}, so that its float weights are gone; save the float model")
         expected = {"data_format": "channels_last", "groups": 1, "keepdims": False, "lora_rank": None, "mode": 0}
         for name, value in expected.items():
             if config.get(name, value) not in (value, None):

@@ -158,3 +158,10 @@ def test_a_hard_sigmoid_of_an_unknown_version_is_refused(tmp_path: Path) -> None
     path = wf.write_legacy_h5(tmp_path / "m.h5", {"a": wf.legacy_weights("a", CELL), "hard": {}}, config, None)
     with pytest.raises(DataError, match="hard_sigmoid is one function in Keras 2 and another in Keras 3"):
         load_chain(str(path), Choices())
+
+
+def test_a_quantized_layer_is_refused(tmp_path: Path) -> None:
+    policy = {"class_name": "QuantizedDTypePolicy", "config": {"mode": "int8", "source_name": "float32"}}
+    config = wf.sequential(INPUT, wf.keras_lstm("a", 4), layer("Dense", "dense", units=2, dtype=policy))
+    with pytest.raises(DataError, match=r"dense .*: is quantized to int8, .* save the float model"):
+        load_chain(write(tmp_path, config), Choices())
