@@ -181,7 +181,8 @@ def notes_on_mask(masked: bool | None, opened: OpenedJob) -> list[str]:
         return [f"{reason}: the model's framework computed the padding as data; --lens none repeats it"]
     if masked and opened.valid_steps.origin is None:
         return [
-            "a mask or lengths: the model's framework skips the steps that these hide; without --lens they are computed here"
+            "a mask or lengths (Masking, mask_zero, sequence_lens): the model's framework skips the steps that these hide; "
+            "without --lens they are computed here"
         ]
     return []
 
