@@ -96,7 +96,7 @@ def local_cluster(scheduler: str) -> Iterator["Client"]:
             f"--scheduler {shown(scheduler)}: expected local:N for N processes, at most 999, such as local:{os.cpu_count()}"
         )
     options = {
-        "n_workers": 0,  # scale() adds them: where one does not start, the constructor waits for ever in Dask before 2026.8
+        "n_workers": 0,  # scale() adds them: where one does not start, the constructor waits for ever in Dask 2025.12
         "threads_per_worker": 1,
         "host": "127.0.0.1",
         "memory_limit": 0,  # --max-memory says it
